@@ -1,0 +1,152 @@
+"""The command line: which command, which settings, and how a process ends.
+
+Exit status: 0 done; 2 the user's settings or data are wrong (one message, from rank 0); 3 a rank failed.
+"""
+
+import dataclasses
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from fedprompt_mpi.comm.faults import end_job, end_process
+from fedprompt_mpi.comm.launcher import read_launch
+from fedprompt_mpi.config import PromptConfig, RunConfig, SettingsError
+
+USAGE = """\
+usage: mpirun -n N python -m fedprompt_mpi [run] [--config FILE.toml] [--section.setting VALUE ...]
+                   python -m fedprompt_mpi cost [--model NAME] [--num_virtual_tokens V] [--prefix_hidden_size M]
+
+run    federated prompt tuning; rank 0 aggregates, the other ranks hold the clients
+       (without mpirun, or with -n 1, one process does all of it)
+cost   parameters and bytes per round of every method, from a model's config alone
+
+python -m fedprompt_mpi run --help lists every setting with its unit and default.
+--config FILE.toml is read first, flags override it; lists are written as JSON: --poison.clients '[0, 3]'.
+--print_config prints the resolved settings and stops.
+"""
+
+
+class _Stop(Exception):  # noqa: N818 - nothing went wrong
+    """The command line asked for text (help, settings), which has been printed."""
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a command and end the process with its exit status."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    status = 0
+    try:
+        command = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "run"
+        if command not in COMMANDS:
+            raise SettingsError(f"there is no command {command!r}: choose one of {', '.join(COMMANDS)}")
+        COMMANDS[command](arguments)
+    except _Stop:
+        pass
+    except SettingsError as error:
+        if read_launch().rank == 0:  # every rank has the same error; the others leave without a word
+            print(f"fedprompt_mpi: error: {error}", file=sys.stderr, flush=True)
+            end_job(2)
+    except KeyboardInterrupt:
+        end_job(130)
+    except Exception:
+        _fail()
+    end_process(status)
+
+
+def _run(arguments: list[str]) -> None:
+    config = parse_settings(arguments)
+    from fedprompt_mpi.run import run
+
+    run(config)
+
+
+def parse_settings(arguments: list[str]) -> RunConfig:
+    """Turn flags and TOML files into checked settings.
+
+    Raises:
+        SettingsError: naming the setting, the value and the remedy.
+    """
+    import jsonargparse
+    import tomli_w
+
+    wants_help = bool({"-h", "--help"} & set(arguments))
+    if wants_help:  # reading the field docstrings takes time that a run does not need
+        jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    jsonargparse.set_dumper("toml", lambda settings: tomli_w.dumps(_without_none(settings)))
+    parser = jsonargparse.ArgumentParser(
+        prog="fedprompt_mpi run",
+        parser_mode="toml",
+        exit_on_error=False,
+        allow_abbrev=False,
+        description="Federated prompt tuning over MPI. Every setting is a flag and a TOML key of the same name.",
+    )
+    parser.add_argument("--config", action="config", help="TOML file of settings; flags override it")
+    parser.add_class_arguments(RunConfig, as_group=False)
+    if read_launch().rank and ("--print_config" in arguments or wants_help):
+        raise _Stop
+    try:
+        parsed = parser.parse_args(arguments)
+        return _build(parsed)
+    except SystemExit as end:
+        raise _Stop from end
+    except SettingsError:
+        raise
+    except (jsonargparse.ArgumentError, TypeError, ValueError, OSError) as error:
+        raise SettingsError(_one_line(str(error))) from error
+
+
+def _build(parsed: Any) -> RunConfig:
+    """Make the typed settings of a parsed namespace, section by section."""
+    sections = {}
+    for field in dataclasses.fields(RunConfig):
+        value = getattr(parsed, field.name)
+        kind = field.default_factory
+        sections[field.name] = value if kind is dataclasses.MISSING else kind(**vars(value))  # pyright: ignore
+    return RunConfig(**sections)
+
+
+def _without_none(settings: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: _without_none(value) if isinstance(value, dict) else value for key, value in settings.items()}
+    return {key: value for key, value in kept.items() if value is not None}
+
+
+def _one_line(message: str) -> str:
+    """Join a parser's indented message into one line, with type names as people write them."""
+    joined = " ".join(line.strip() for line in message.splitlines() if line.strip())
+    for python, plain in (("<class 'int'>", "integer"), ("<class 'float'>", "number"), ("<class 'bool'>", "boolean")):
+        joined = joined.replace(python, plain)
+    return joined.replace("typing.Literal", "one of ").replace("Parser key ", "setting ")
+
+
+def _cost(arguments: list[str]) -> None:
+    import jsonargparse
+
+    parser = jsonargparse.ArgumentParser(prog="fedprompt_mpi cost", exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--model", default="embedded", help="hub id, folder, config file, or embedded")
+    parser.add_argument("--num_virtual_tokens", type=int, default=20, help="length of the prompt in tokens")
+    parser.add_argument("--prefix_hidden_size", type=int, default=512, help="width of the prefix method's perceptron")
+    try:
+        parsed = parser.parse_args(arguments)
+    except SystemExit as end:
+        raise _Stop from end
+    except jsonargparse.ArgumentError as error:
+        raise SettingsError(_one_line(str(error))) from error
+    from fedprompt_mpi.cost import format_cost
+
+    prompt = PromptConfig(num_virtual_tokens=parsed.num_virtual_tokens, prefix_hidden_size=parsed.prefix_hidden_size)
+    print(format_cost(parsed.model, prompt))
+
+
+def _help(arguments: list[str]) -> None:
+    print(USAGE, end="")
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {"run": _run, "cost": _cost, "help": _help}
+
+
+def _fail() -> NoReturn:
+    """Report this rank's exception once, and end the whole job."""
+    launch = read_launch()
+    report = f"fedprompt_mpi: rank {launch.rank} of {launch.size} failed\n{traceback.format_exc()}"
+    print(report, file=sys.stderr, flush=True)
+    end_job(3)

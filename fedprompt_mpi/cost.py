@@ -1,0 +1,43 @@
+"""What each method sends per client and round, from a model's config alone: no weights are loaded."""
+
+from typing import Any
+
+import torch
+
+from fedprompt_mpi.config import PromptConfig
+from fedprompt_mpi.plm.backbone import family_of, geometry_of, model_class, read_config
+from fedprompt_mpi.plm.methods import METHODS, make_method
+
+
+def count_parameters(config: Any, prompt: PromptConfig) -> dict[str, int]:
+    """Return the trainable parameters of every method for a PLM.
+
+    Args:
+        config: a transformers config; the model is built on the meta device, so nothing is allocated.
+        prompt: sizes of the prompt; its method is ignored.
+    """
+    with torch.device("meta"):
+        model = model_class(family_of(config)).from_config(config)
+    geometry = geometry_of(config)
+    sizes = vars(prompt)
+    return {
+        name: make_method(PromptConfig(**{**sizes, "method": name}), geometry, model).layout.size for name in METHODS
+    }
+
+
+def format_cost(name: str, prompt: PromptConfig) -> str:
+    """Return the table of methods, parameters, share of the PLM and bytes one way, for people.
+
+    Raises:
+        SettingsError: if no config can be had for `name`.
+    """
+    counts = count_parameters(read_config(name), prompt)
+    lines = [
+        f"{name}: {counts['full']:,} parameters; {prompt.num_virtual_tokens} virtual tokens, "
+        f"prefix hidden size {prompt.prefix_hidden_size}; float32, per client and round, one way",
+        f"{'method':<10}{'parameters':>16}{'share of the PLM':>20}{'bytes':>18}",
+    ]
+    lines += [
+        f"{method:<10}{count:>16,}{count / counts['full']:>20.4%}{4 * count:>18,}" for method, count in counts.items()
+    ]
+    return "\n".join(lines)

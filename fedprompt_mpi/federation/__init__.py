@@ -1,0 +1,1 @@
+"""What Algorithm 1 does with the vectors."""

@@ -1,0 +1,166 @@
+"""Local training, of one client or of several in one pass through the frozen PLM.
+
+The PLM is frozen, so clients differ only in their injection: the minibatches of k clients go through it
+as one batch whose rows carry their own client's prompt. The loss is the sum of the clients' mean losses,
+so each client's gradient is that of its own mean loss alone; gradient clipping and optimiser states are
+kept per client. It is the same mathematics as one client after the other.
+
+Legend: k clients of a pass, P parameters, B rows, C classes.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from fedprompt_mpi.config import ClientConfig
+from fedprompt_mpi.plm.backbone import Backbone
+from fedprompt_mpi.plm.methods import Method, Parameters
+from fedprompt_mpi.text.batches import Batch
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What one client does in a round."""
+
+    client: int
+    steps: Sequence[np.ndarray]
+    """Rows of the training table, step by step."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ClientUpdate:
+    """What a pass of k clients brings back."""
+
+    deltas: np.ndarray
+    """`[k, P]` float32, local minus global."""
+    losses: np.ndarray
+    """`[k]` float64, mean training loss over the round's steps."""
+    seconds: float
+    """Of the whole pass."""
+
+
+def learning_rate(config: ClientConfig, rounds: int, progress: float) -> float:
+    """Return the learning rate at a point of the run.
+
+    Args:
+        config: base rate, warm-up (rounds) and schedule.
+        rounds: rounds of the whole run.
+        progress: rounds done so far, with the share of the current round that is done.
+    """
+    if progress < config.warmup:
+        return config.lr * max(progress, 1e-3) / config.warmup
+    left = (rounds - progress) / max(rounds - config.warmup, 1)
+    if config.schedule == "linear":
+        return config.lr * left
+    if config.schedule == "cosine":
+        return config.lr * 0.5 * (1 - float(np.cos(np.pi * left)))
+    return config.lr
+
+
+def make_optimizer(config: ClientConfig, leaves: list[torch.Tensor]) -> torch.optim.Optimizer:
+    """Build the local optimiser over all clients' parameters; each of them keeps its own state."""
+    lr, decay = config.lr, config.weight_decay
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(leaves, lr=lr, weight_decay=decay, fused=True)
+    if config.optimizer == "adam":
+        return torch.optim.Adam(leaves, lr=lr, weight_decay=decay, fused=True)
+    if config.optimizer == "adafactor":
+        return torch.optim.Adafactor(leaves, lr=lr, weight_decay=decay)
+    return torch.optim.SGD(leaves, lr=lr, weight_decay=decay, fused=True)
+
+
+def train(
+    backbone: Backbone,
+    method: Method,
+    config: ClientConfig,
+    global_vector: np.ndarray,
+    jobs: Sequence[Job],
+    make_batch: Callable[[np.ndarray], Batch],
+    *,
+    round_: int = 1,
+    rounds: int = 1,
+    report: Callable[[int], None] = lambda step: None,
+) -> ClientUpdate:
+    """Train k clients from the global vector, in one pass.
+
+    Args:
+        backbone: the frozen PLM (for full fine-tuning, the PLM that is trained).
+        method: what is trained.
+        config: optimiser, learning rate, clipping.
+        global_vector: `[P]` float32.
+        jobs: k clients and their steps; a client that has fewer steps than another stops earlier.
+        make_batch: rows of the training table -> a padded batch.
+        round_: current round, from 1.
+        rounds: rounds of the run, for the schedule.
+        report: told the number of steps done.
+    """
+    start = time.perf_counter()
+    device = backbone.device
+    vectors = to_device(global_vector, device).repeat(len(jobs), 1)
+    clients = method.leaves(vectors)
+    optimizer = make_optimizer(config, [leaf for client in clients for leaf in client.values()])
+    steps = max(len(job.steps) for job in jobs)
+    losses = torch.zeros(len(jobs), device=device)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config, rounds, round_ - 1 + step / steps)
+        active = [k for k, job in enumerate(jobs) if step < len(job.steps)]
+        rows = [jobs[k].steps[step] for k in active]
+        batch = make_batch(np.concatenate(rows))
+        step_losses = _mean_losses(backbone, method, [clients[k] for k in active], batch, [len(r) for r in rows])
+        optimizer.zero_grad(set_to_none=True)
+        step_losses.sum().backward()
+        if config.clip_norm is not None:
+            for k in active:
+                torch.nn.utils.clip_grad_norm_(list(clients[k].values()), config.clip_norm)
+        optimizer.step()
+        losses[active] += step_losses.detach()
+        report(step + 1)
+    deltas = vectors.sub_(to_device(global_vector, device)).cpu().numpy()
+    done = np.array([len(job.steps) for job in jobs])
+    return ClientUpdate(deltas=deltas, losses=losses.double().cpu().numpy() / done, seconds=time.perf_counter() - start)
+
+
+def _mean_losses(
+    backbone: Backbone, method: Method, clients: list[Parameters], batch: Batch, sizes: list[int]
+) -> torch.Tensor:
+    """Return each client's mean loss over its own rows `[k]`; rows stand client by client."""
+    device = backbone.device
+    owners = torch.repeat_interleave(torch.arange(len(clients)), torch.tensor(sizes)).to(device)
+    logits = score_batch(backbone, batch, method, clients, owners)
+    losses = torch.nn.functional.cross_entropy(logits, to_device(batch.labels, device), reduction="none")
+    shares = torch.tensor([1 / size for size in sizes], device=device)[owners]
+    return torch.zeros(len(clients), device=device).index_add(0, owners, losses * shares)
+
+
+def score_batch(
+    backbone: Backbone, batch: Batch, method: Method, clients: list[Parameters], owners: torch.Tensor | None
+) -> torch.Tensor:
+    """Return the label words' logits `[B, C]` of a padded batch under the clients' injections."""
+    device = backbone.device
+    return backbone.score(
+        to_device(batch.ids, device),
+        to_device(batch.mask, device),
+        to_device(batch.answers, device),
+        method.inject(clients),
+        owners if len(clients) > 1 else None,
+    )
+
+
+def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Bring an array to a device: to a GPU through pinned memory, without waiting; on the CPU nothing is copied."""
+    tensor = torch.from_numpy(array)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
+def to_host(tensor: torch.Tensor) -> np.ndarray:
+    """Bring a tensor back as a NumPy array, from a GPU through pinned memory; all work on it is done then."""
+    if tensor.device.type == "cpu":
+        return tensor.numpy()
+    staged = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    staged.copy_(tensor, non_blocking=True)
+    torch.cuda.synchronize(tensor.device)  # before any clock is read
+    return staged.numpy()

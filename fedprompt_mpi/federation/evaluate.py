@@ -1,0 +1,80 @@
+"""Accuracy and attack success rate of the global prompt, the test set sharded over all ranks.
+
+Legend: N test examples, C classes.
+"""
+
+import dataclasses
+
+import numpy as np
+import torch
+
+from fedprompt_mpi.federation.client import score_batch, to_device
+from fedprompt_mpi.plm.backbone import Backbone
+from fedprompt_mpi.plm.methods import Method
+from fedprompt_mpi.text.batches import collate, evaluation_batches
+from fedprompt_mpi.text.tokens import TokenTable
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """What a prompt is worth on the test set; rates are in [0, 1]."""
+
+    accuracy: float
+    macro_f1: float
+    loss: float
+    attack_success_rate: float | None
+    """None where no trigger is set."""
+
+
+@torch.no_grad()
+def count(
+    backbone: Backbone, method: Method, vector: np.ndarray, table: TokenTable, num_classes: int, shard: tuple[int, int]
+) -> np.ndarray:
+    """Score this rank's share of a table.
+
+    Args:
+        backbone: the PLM.
+        method: what `vector` means.
+        vector: `[P]` float32.
+        table: N examples.
+        num_classes: C.
+        shard: (index, count): this rank takes every count-th batch from index.
+
+    Returns:
+        `[C * C + 1]` float64: the confusion matrix (row: label, column: answer) and the summed loss, to be added
+        up over the ranks.
+    """
+    confusion = np.zeros((num_classes, num_classes))
+    loss = 0.0
+    clients = method.leaves(to_device(vector, backbone.device)[None])
+    virtual = method.config.num_virtual_tokens if method.adds_tokens else 0
+    index, shards = shard
+    for rows in evaluation_batches(table, virtual)[index::shards]:
+        batch = collate(table, rows)
+        logits = score_batch(backbone, batch, method, clients, None).cpu()
+        labels = torch.from_numpy(batch.labels)
+        loss += float(torch.nn.functional.cross_entropy(logits.double(), labels, reduction="sum"))
+        np.add.at(confusion, (batch.labels, logits.argmax(dim=1).numpy()), 1)
+    return np.append(confusion.ravel(), loss)
+
+
+def summarise(clean: np.ndarray, triggered: np.ndarray, num_classes: int, target: int) -> Evaluation:
+    """Turn summed counts into rates.
+
+    Args:
+        clean: what `count` gives for the test set, summed over ranks.
+        triggered: the same for the triggered examples; all zero if there are none.
+        num_classes: C.
+        target: the class that triggered examples are to be taken for.
+    """
+    confusion = clean[:-1].reshape(num_classes, num_classes)
+    right = confusion.diagonal()
+    occurring = confusion.sum(axis=0) + confusion.sum(axis=1)
+    f1 = 2 * right / np.maximum(occurring, 1)
+    hits = triggered[:-1].reshape(num_classes, num_classes)
+    return Evaluation(
+        accuracy=float(right.sum() / confusion.sum()),
+        macro_f1=float(f1.mean()),
+        loss=float(clean[-1] / confusion.sum()),
+        attack_success_rate=float(hits[:, target].sum() / hits.sum()) if hits.sum() else None,
+    )

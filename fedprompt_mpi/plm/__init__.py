@@ -1,0 +1,1 @@
+"""The frozen PLM and what steers it."""

@@ -1,0 +1,370 @@
+"""The frozen PLM: load it, place it, and score the label words at the answer position.
+
+Three families behind one interface: masked (the answer stands at the mask token), seq2seq (T5: the
+decoder answers for its sentinel) and causal (the answer is the next token).
+
+Legend: B batch, T tokens, V virtual tokens, D width of the word embeddings, C classes, K clients,
+L layers, H key-value heads, d width of a head.
+"""
+
+import contextlib
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedprompt_mpi.config import Family, ModelConfig, SettingsError
+from fedprompt_mpi.plm import shortcuts
+
+EMBEDDED = Path(__file__).parent / "embedded"
+BF16_PAYS_FROM_WIDTH = 256  # below, casting costs more than the faster arithmetic gains
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Injection:
+    """What steers the frozen PLM, for K clients."""
+
+    virtual_tokens: torch.Tensor | None = None
+    """`[K, V, D]`: put in front of the text's embeddings."""
+    prefix: torch.Tensor | None = None
+    """`[L, 2, K, H, V, d]`: keys and values put in front of each layer's own."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Geometry:
+    """The sizes of a PLM that a method's parameters depend on."""
+
+    embedding_width: int
+    layers: int
+    """Layers that take a prefix: the decoder's in an encoder-decoder."""
+    kv_heads: int
+    head_width: int
+    max_positions: int | None
+    """Positions the model was made for; None if it has no such limit."""
+
+
+def read_config(name: str) -> Any:
+    """Return the transformers config of a hub id, a folder or a config file.
+
+    Raises:
+        SettingsError: if there is none, or it cannot be read.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(EMBEDDED if name == "embedded" else name)
+    except (OSError, ValueError, KeyError) as error:
+        raise SettingsError(
+            f"model.name is {name!r}, of which no config can be had "
+            f"({str(error).strip().splitlines()[0]}): name a hub id, a folder in Hugging Face form, or embedded"
+        ) from error
+
+
+def family_of(config: Any) -> Family:
+    """Tell how a model answers, from its config.
+
+    Raises:
+        SettingsError: if transformers knows no language-model head for it.
+    """
+    from transformers.models.auto import modeling_auto as known
+
+    if config.is_encoder_decoder and config.model_type in known.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
+        return "seq2seq"
+    if config.model_type in known.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
+        return "masked"
+    if config.model_type in known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return "causal"
+    raise SettingsError(f"model.name is a {config.model_type} model, which answers no cloze question: use another")
+
+
+def model_class(family: Family) -> Any:
+    """Return the transformers class that builds a model of this family."""
+    import transformers
+
+    return {
+        "masked": transformers.AutoModelForMaskedLM,
+        "seq2seq": transformers.AutoModelForSeq2SeqLM,
+        "causal": transformers.AutoModelForCausalLM,
+    }[family]
+
+
+def import_model_class(name: str) -> None:
+    """Import what a folder's model needs, which takes seconds, ahead of the time when it is built."""
+    import importlib
+
+    module = type(read_config(name)).__module__
+    importlib.import_module(module.replace(".configuration_", ".modeling_"))
+
+
+def geometry_of(config: Any) -> Geometry:
+    """Read the sizes off a config, without building the model."""
+    text = config.get_text_config(decoder=True)
+    heads = text.num_attention_heads
+    width = text.hidden_size
+    positions = getattr(text, "max_position_embeddings", None)
+    if text.model_type in ("roberta", "xlm-roberta", "camembert"):
+        positions -= text.pad_token_id + 1  # their positions start behind the padding's
+    return Geometry(
+        embedding_width=getattr(text, "embedding_size", None) or width,
+        layers=getattr(text, "num_decoder_layers", None) or text.num_hidden_layers,
+        kv_heads=getattr(text, "num_key_value_heads", None) or heads,
+        head_width=getattr(text, "d_kv", None) or getattr(text, "head_dim", None) or width // heads,
+        max_positions=positions,
+    )
+
+
+def download(name: str) -> str:
+    """Return the folder of a model, fetching it from the hub if it is no folder; one process a node calls this.
+
+    Raises:
+        SettingsError: if it is neither a folder nor to be had from the hub (or its cache, when offline).
+    """
+    if name == "embedded":
+        return str(EMBEDDED)
+    if Path(name).is_dir():
+        return name
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise SettingsError(f"model.name is {name!r}, but there is no such folder")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"])
+    except Exception as error:  # network, spelling, permission, offline without a copy: all end here
+        raise SettingsError(
+            f"model.name is {name!r}: no such folder, and it cannot be had from the hub "
+            f"({str(error).strip().splitlines()[0]})"
+        ) from error
+
+
+def load_tokenizer(folder: str) -> Any:
+    """Return the fast tokenizer of a model's folder.
+
+    Raises:
+        SettingsError: if the folder has none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise SettingsError(
+            f"model.name is {folder!r}, whose tokenizer cannot be read ({str(error).strip().splitlines()[0]})"
+        ) from error
+
+
+class LabelWordHead(nn.Module):
+    """The output embedding, of which only the label words' rows are computed.
+
+    The vocabulary projection is over half of a small PLM's work, and all but C of its rows would be thrown
+    away. The parameters stay whole (and tied), so that full fine-tuning trains the right ones.
+    """
+
+    def __init__(self, head: Any, label_ids: torch.Tensor) -> None:
+        """Take over the weight `[vocabulary, D]` and bias of `head`; `label_ids` is `[C]` int64."""
+        super().__init__()
+        self.weight = head.weight
+        self.bias = head.bias
+        self.register_buffer("label_ids", label_ids, persistent=False)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return `[..., C]` logits of hidden states `[..., D]`."""
+        bias = None if self.bias is None else self.bias[self.label_ids]
+        return nn.functional.linear(hidden, self.weight[self.label_ids], bias)
+
+
+class Backbone:
+    """A PLM whose weights stay as they are, and what it thinks of the label words."""
+
+    def __init__(
+        self,
+        model: Any,
+        family: Family,
+        label_ids: torch.Tensor,
+        device: torch.device,
+        *,
+        bf16: bool,
+        sentinel: int = 0,
+    ) -> None:
+        """Freeze and place a model.
+
+        Args:
+            model: language model in Hugging Face form, in evaluation mode from here on.
+            family: how it answers.
+            label_ids: `[C]` int64 token ids.
+            device: where it runs.
+            bf16: compute in bfloat16 (by autocast: weights and what is trained stay as they are).
+            sentinel: id of T5's sentinel token.
+        """
+        self.model = model.eval().requires_grad_(False).to(device)
+        self.family, self.device, self.bf16 = family, device, bf16
+        self.geometry = geometry_of(model.config)
+        self._embedding = self.model.get_input_embeddings()
+        self.model.set_output_embeddings(LabelWordHead(self.model.get_output_embeddings(), label_ids.to(device)))
+        self._answers = torch.zeros(0, dtype=torch.long)
+        self._virtual_tokens = 0
+        self._shortcuts = family == "masked" and shortcuts.applies_to(self.model)
+        if self._shortcuts:
+            shortcuts.narrow_last_layer(self.model, lambda: self._answers)
+            shortcuts.spare_first_layer(self.model, lambda: self._virtual_tokens)
+        start = getattr(model.config, "decoder_start_token_id", None)
+        self._decoder_ids = torch.tensor([[start or 0, sentinel]], device=device)
+
+    @property
+    def embedding_matrix(self) -> torch.Tensor:
+        """Word embeddings `[vocabulary, D]`."""
+        return self._embedding.weight
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the PLM, tied ones counted once."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def take_no_shortcuts(self) -> None:
+        """Compute every position and gradient again: a benchmark may want it, a prefix needs it."""
+        if self._shortcuts:
+            shortcuts.undo(self.model)
+            self._shortcuts = False
+
+    def score(
+        self,
+        ids: torch.Tensor,
+        mask: torch.Tensor,
+        answers: torch.Tensor,
+        injection: Injection,
+        owners: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return the label words' logits at each row's answer position.
+
+        Args:
+            ids: `[B, T]` int64 token ids.
+            mask: `[B, T]` bool, False at padding.
+            answers: `[B]` int64 answer positions.
+            injection: what steers the model, of K clients.
+            owners: `[B]` int64, the client of each row; None if K is 1.
+
+        Returns:
+            `[B, C]` float32.
+        """
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            embeddings = self._embedding(ids)
+            virtual = _of_rows(injection.virtual_tokens, owners, len(ids), axis=0)
+            self._virtual_tokens = 0 if virtual is None else virtual.shape[1]
+            if virtual is not None:
+                embeddings = torch.cat([virtual.to(embeddings.dtype), embeddings], dim=1)
+                mask = nn.functional.pad(mask, (virtual.shape[1], 0), value=True)
+                answers = answers + virtual.shape[1]
+            prefix = _of_rows(injection.prefix, owners, len(ids), axis=2)
+            return self._logits(embeddings, mask, answers, prefix).float()
+
+    def _logits(
+        self, embeddings: torch.Tensor, mask: torch.Tensor, answers: torch.Tensor, prefix: torch.Tensor | None
+    ) -> torch.Tensor:
+        inputs: dict[str, Any] = {"inputs_embeds": embeddings, "attention_mask": mask.long(), "use_cache": False}
+        if self.family == "seq2seq":
+            inputs["decoder_input_ids"] = self._decoder_ids.expand(len(embeddings), -1)
+        elif self.family == "masked":
+            del inputs["use_cache"]
+        elif prefix is not None:  # the prefix holds the first positions
+            inputs["position_ids"] = torch.arange(embeddings.shape[1], device=self.device)[None] + prefix.shape[4]
+        self._answers = answers
+        if prefix is not None:  # it belongs into every layer's keys and values
+            self.take_no_shortcuts()
+        with self._steered(prefix):
+            logits = self.model(**inputs).logits
+        if self.family == "seq2seq":
+            return logits[:, 1]
+        if self._shortcuts:
+            return logits[:, 0]
+        return logits[torch.arange(len(logits), device=self.device), answers]
+
+    def _steered(self, prefix: torch.Tensor | None) -> Any:
+        if prefix is None:
+            return contextlib.nullcontext()
+        from fedprompt_mpi.plm.prefix import ATTENTION, prefixed
+
+        if self.model.config._attn_implementation != ATTENTION:
+            self.model.set_attn_implementation(ATTENTION)
+        return prefixed(prefix, decoder_only=self.family == "seq2seq")
+
+
+def _of_rows(injected: torch.Tensor | None, owners: torch.Tensor | None, rows: int, axis: int) -> torch.Tensor | None:
+    """Repeat each client's injection for its rows."""
+    if injected is None:
+        return None
+    if owners is None:
+        shape = list(injected.shape)
+        shape[axis] = rows
+        return injected.expand(shape)
+    return injected.index_select(axis, owners)
+
+
+def load_backbone(
+    config: ModelConfig, folder: str, label_ids: torch.Tensor, device: torch.device, sentinel: int
+) -> Backbone:
+    """Load a PLM's weights, memory-mapped, so that a node's ranks share one copy.
+
+    Raises:
+        SettingsError: if weights are missing or damaged, or the model has no language-model head.
+    """
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    plm_config = read_config(folder)
+    family = family_of(plm_config)
+    try:
+        model, info = model_class(family).from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise SettingsError(
+            f"model.name is {folder!r}, whose weights cannot be read as safetensors "
+            f"({str(error).strip().splitlines()[0]})"
+        ) from error
+    if info["missing_keys"]:
+        raise SettingsError(
+            f"model.name is {folder!r}, which lacks the weights {sorted(info['missing_keys'])[:3]}: "
+            "use a checkpoint with its language-model head"
+        )
+    bf16 = use_bf16(config.dtype, device, plm_config.hidden_size)
+    return Backbone(model, family, label_ids, device, bf16=bf16, sentinel=sentinel)
+
+
+def use_bf16(dtype: str, device: torch.device, width: int) -> bool:
+    """Decide whether to compute in bfloat16: as told, or where the hardware has it and the model is wide enough."""
+    if dtype != "auto":
+        return dtype == "bfloat16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return native and width >= BF16_PAYS_FROM_WIDTH
+
+
+def _matrices(backbone: Backbone) -> dict[str, Any]:
+    """Return the modules that multiply by a weight matrix, by name; they do nearly all of the work."""
+    from transformers.pytorch_utils import Conv1D
+
+    return {name: module for name, module in backbone.model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+
+
+def save_bf16_matrices(backbone: Backbone, file: Path) -> None:
+    """Write the matrices' weights in bfloat16, for all ranks of a node to map."""
+    from safetensors.torch import save_file
+
+    weights = {name: module.weight.to(torch.bfloat16).contiguous() for name, module in _matrices(backbone).items()}
+    save_file(weights, file)
+
+
+def map_bf16_matrices(backbone: Backbone, file: Path) -> None:
+    """Let the matrices' weights be those of `file`.
+
+    Autocast would cast every matrix in every step, and keep the copies until the backward pass: on each rank
+    of a node half the PLM's size. Norms, embeddings and label words stay in float32.
+    """
+    from safetensors.torch import load_file
+
+    weights = load_file(file, device=str(backbone.device))
+    for name, module in _matrices(backbone).items():
+        module.weight = nn.Parameter(weights[name], requires_grad=False)

@@ -1,0 +1,80 @@
+"""Prefix tuning's way into a model: trained keys and values in front of every layer's own.
+
+transformers lets a model's attention function be registered by name. Ours puts the prefix in front of
+keys and values, widens the mask (and T5's position bias) accordingly, and leaves the rest to the
+library's own attention. The same function serves encoders, causal models and T5's decoder.
+
+Legend: L layers, B batch, H key-value heads, V virtual tokens, T tokens, d width of a head.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+ATTENTION = "fedprompt_prefix"
+
+
+class _Active:
+    """The prefix of the forward pass in progress, and the layer that comes next."""
+
+    prefix: torch.Tensor | None = None
+    decoder_only: bool = False
+    layer: int = 0
+
+
+@contextlib.contextmanager
+def prefixed(prefix: torch.Tensor | None, *, decoder_only: bool) -> Iterator[None]:
+    """Let attention calls within the block see `prefix` `[L, 2, B, H, V, d]`, one layer a call.
+
+    Args:
+        prefix: keys and values; None leaves the model as it is.
+        decoder_only: of an encoder-decoder, only the decoder's self-attention gets the prefix.
+    """
+    _Active.prefix, _Active.decoder_only, _Active.layer = prefix, decoder_only, 0
+    try:
+        yield
+        if prefix is not None and _Active.layer != len(prefix):
+            raise RuntimeError(f"the prefix has {len(prefix)} layers, but the model asked for {_Active.layer}")
+    finally:
+        _Active.prefix = None
+
+
+def _attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **options: Any,
+) -> tuple[torch.Tensor, Any]:
+    prefix = _Active.prefix
+    is_causal = bool(getattr(module, "is_causal", False))
+    if prefix is None or (_Active.decoder_only and not is_causal):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    prefix_key, prefix_value = prefix[_Active.layer].to(key.dtype)
+    _Active.layer += 1
+    virtual = prefix_key.shape[2]
+    key, value = torch.cat([prefix_key, key], dim=2), torch.cat([prefix_value, value], dim=2)
+    if attention_mask is not None:
+        shown = True if attention_mask.dtype == torch.bool else 0.0
+        attention_mask = torch.nn.functional.pad(attention_mask, (virtual, 0), value=shown)
+    bias = options.pop("position_bias", None)
+    if bias is not None:
+        options["position_bias"] = torch.nn.functional.pad(bias, (virtual, 0))
+    options["is_causal"] = False  # the mask says it all
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+
+
+def _full_mask(**options: Any) -> torch.Tensor | None:
+    """Always make the mask: the library leaves it out where it could tell the kernel "causal" instead."""
+    options.update(allow_is_causal_skip=False, allow_is_bidirectional_skip=False)
+    return sdpa_mask(**options)
+
+
+AttentionInterface.register(ATTENTION, _attention)
+AttentionMaskInterface.register(ATTENTION, _full_mask)

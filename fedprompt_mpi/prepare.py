@@ -1,0 +1,185 @@
+"""Everything a rank has before the first round: tokens, device, PLM, method, first vector.
+
+The first rank of each node fetches the model and makes the tokens while the others import what they
+need; then all of them map the same files. Wrong settings or data on any rank end the run on all.
+"""
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from fedprompt_mpi import seeds
+from fedprompt_mpi.comm.channel import Channel
+from fedprompt_mpi.comm.topology import bind_device, thread_count
+from fedprompt_mpi.config import RunConfig, SettingsError
+from fedprompt_mpi.federation.checkpoint import Checkpoint, load_checkpoint
+from fedprompt_mpi.files import read_prompt
+from fedprompt_mpi.records import check_directory
+from fedprompt_mpi.text.corpus import Corpus, build
+from fedprompt_mpi.text.tasks import Task
+
+if TYPE_CHECKING:  # torch is imported late, while this rank waits for its data anyway
+    from fedprompt_mpi.plm.backbone import Backbone
+    from fedprompt_mpi.plm.methods import Method
+
+Result = TypeVar("Result")
+MODEL_FOLDER = "model_folder.txt"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """What one rank goes into the rounds with."""
+
+    directory: Path
+    corpus: Corpus
+    backbone: "Backbone"
+    method: "Method"
+    checkpoint: Checkpoint
+    """The first global vector (its values are right on rank 0 alone) and the rounds that are done."""
+    threads: int
+    shard: tuple[int, int] | None
+    """This rank's (index, count) among those that evaluate; None if it does not."""
+
+
+def prepare(config: RunConfig, task: Task, channel: Channel) -> Prepared:
+    """Load everything, checking it on the way.
+
+    Raises:
+        SettingsError: on every rank, with the message of the lowest rank that found something wrong.
+    """
+    directory = together(channel, lambda: _choose_directory(config, task, channel))
+    shared = channel.shared_folder()
+    together(channel, lambda: _make_data(config, task, channel, shared))
+    corpus = Corpus.map(shared)
+    threads, backbone, method = together(channel, lambda: _load_model(config, channel, corpus, shared))
+    if backbone.bf16 and config.prompt.method != "full":
+        share_bf16(channel, backbone, shared / "bf16.safetensors")
+    checkpoint = together(channel, lambda: _start(config, channel, backbone, method))
+    done = np.array([float(checkpoint.round_)])
+    checkpoint = dataclasses.replace(checkpoint, round_=int(channel.sum(done)[0]))
+    return Prepared(
+        directory=directory,
+        corpus=corpus,
+        backbone=backbone,
+        method=method,
+        checkpoint=checkpoint,
+        threads=threads,
+        shard=_shard(channel, on_gpu=backbone.device.type == "cuda"),
+    )
+
+
+def together(channel: Channel, part: Callable[[], Result]) -> Result:
+    """Run a part on every rank; if it is wrong on one of them, raise its words on all."""
+    error, result = None, None
+    try:
+        result = part()
+    except SettingsError as wrong:
+        error = str(wrong)
+    message = channel.agree(error)
+    if message is not None:
+        raise SettingsError(message)
+    return result  # pyright: ignore[reportReturnType] - there is one, where nobody has an error
+
+
+def _choose_directory(config: RunConfig, task: Task, channel: Channel) -> Path:
+    name = f"{task.name}-{config.prompt.method}-{time.strftime('%Y%m%d-%H%M%S')}"
+    directory = Path(config.output.dir) if config.output.dir else Path("runs") / name
+    if channel.rank == 0:
+        check_directory(directory, resume=config.output.resume)
+    return directory
+
+
+def _make_data(config: RunConfig, task: Task, channel: Channel, shared: Path) -> None:
+    """Fetch the model and make the tokens, once per node; meanwhile the other ranks import the model's class."""
+    from fedprompt_mpi.plm import backbone
+
+    if channel.place.local_rank == 0:
+        folder = backbone.download(config.model.name)
+        family = backbone.family_of(backbone.read_config(folder))
+        build(config, task, backbone.load_tokenizer(folder), family).save(shared)
+        (shared / MODEL_FOLDER).write_text(folder)
+    elif Path(config.model.name).is_dir() or config.model.name == "embedded":
+        backbone.import_model_class(config.model.name)
+
+
+def _load_model(config: RunConfig, channel: Channel, corpus: Corpus, shared: Path) -> "tuple[int, Backbone, Method]":
+    import torch
+
+    from fedprompt_mpi.plm.backbone import load_backbone
+    from fedprompt_mpi.plm.methods import make_method
+
+    one_client = config.client.batched == 1
+    threads = thread_count(channel.place, os.environ.get("OMP_NUM_THREADS"), one_client_a_pass=one_client)
+    torch.set_num_threads(threads)
+    gpus = 0 if config.model.device == "cpu" else torch.cuda.device_count()
+    trains = channel.rank > 0 or channel.size == 1
+    if config.model.device == "cuda" and gpus == 0 and trains:
+        raise SettingsError(
+            f"model.device is cuda but rank {channel.rank} on {channel.place.host} sees no GPU: use auto or cpu"
+        )
+    device = torch.device(bind_device(gpus, channel.place, is_worker=trains))
+    folder = (shared / MODEL_FOLDER).read_text()
+    label_ids = torch.from_numpy(corpus.label_ids)
+    backbone = load_backbone(config.model, folder, label_ids, device, int(corpus.mask_id))
+    method = make_method(config.prompt, backbone.geometry, backbone.model)
+    virtual = config.prompt.num_virtual_tokens if config.prompt.method != "full" else 0
+    positions = backbone.geometry.max_positions
+    if positions is not None and config.model.max_length + virtual > positions:
+        raise SettingsError(
+            f"model.max_length is {config.model.max_length} and prompt.num_virtual_tokens {virtual}, but the model has "
+            f"{positions} positions: give a max_length of at most {positions - virtual}"
+        )
+    return threads, backbone, method
+
+
+def share_bf16(channel: Channel, backbone: "Backbone", file: Path) -> None:
+    """Make the bfloat16 copy of the weights once per node, and map it on every rank."""
+    from fedprompt_mpi.plm.backbone import map_bf16_matrices, save_bf16_matrices
+
+    if channel.place.local_rank == 0:
+        save_bf16_matrices(backbone, file)
+    channel.node_barrier()
+    map_bf16_matrices(backbone, file)
+
+
+def _start(config: RunConfig, channel: Channel, backbone: "Backbone", method: "Method") -> Checkpoint:
+    """Make or read the first global vector on rank 0; the other ranks make room for it."""
+    size = method.layout.size
+    if channel.rank:
+        return Checkpoint(vector=np.zeros(size, dtype=np.float32), round_=0, record={})
+    if config.output.resume:
+        checkpoint = load_checkpoint(Path(str(config.output.dir)), config)
+    elif config.prompt.init in ("vocab", "random"):
+        embeddings = backbone.embedding_matrix.detach().float().cpu().numpy()
+        vector = method.initial(embeddings, seeds.generator(config.seed, "initial vector"))
+        checkpoint = Checkpoint(vector=vector, round_=0, record={})
+    else:
+        checkpoint = Checkpoint(vector=read_prompt(config.prompt.init)[0]["vector"], round_=0, record={})
+    _check_vector(checkpoint.vector, size, config)
+    return checkpoint
+
+
+def _check_vector(vector: np.ndarray, size: int, config: RunConfig) -> None:
+    if vector.shape != (size,) or vector.dtype != np.float32:
+        raise SettingsError(
+            f"the prompt to start from has {vector.size} parameters ({vector.dtype}), but method "
+            f"{config.prompt.method} with model {config.model.name} has {size} (float32): "
+            "take one of the same model and method"
+        )
+    if not np.isfinite(vector).all():
+        raise SettingsError("the prompt to start from holds numbers that are not finite: take another")
+
+
+def _shard(channel: Channel, *, on_gpu: bool) -> tuple[int, int] | None:
+    """Let all ranks evaluate, or those with a GPU if there are any."""
+    fast: Any = np.zeros(channel.size)
+    fast[channel.rank] = on_gpu
+    fast = channel.sum(fast) > 0
+    evaluators = np.flatnonzero(fast) if fast.any() else np.arange(channel.size)
+    (position,) = np.nonzero(evaluators == channel.rank)
+    return (int(position[0]), len(evaluators)) if len(position) else None

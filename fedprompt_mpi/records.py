@@ -1,0 +1,158 @@
+"""The run directory: what a run leaves behind, file by file. Only rank 0 has one.
+
+config.toml          the resolved settings: --config of it repeats the run
+environment.json     versions, MPI library, rank -> host, device, threads
+partition.json       client -> examples, by class, and which are poisoned
+rounds.jsonl         a line per round; 0 is before training
+timings.csv          round,rank,phase,seconds,bytes
+prompt.safetensors   the global vector, the parameters by name, the effective prompt
+summary.json         the closing figures
+checkpoint/          what a resume needs
+"""
+
+import csv
+import importlib.metadata
+import io
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tomli_w
+
+from fedprompt_mpi.comm.timing import PHASES
+from fedprompt_mpi.config import RunConfig, SettingsError, to_dict
+from fedprompt_mpi.files import PROMPT_FILE, write_json, write_prompt, write_text
+
+PACKAGES = ("fedprompt_mpi", "torch", "transformers", "tokenizers", "safetensors", "datasets", "mpi4py", "numpy")
+
+
+def to_toml(config: RunConfig) -> str:
+    """Return the settings as TOML; unset ones are left out."""
+    return tomli_w.dumps(to_dict(config))
+
+
+def check_directory(directory: Path, *, resume: bool) -> None:
+    """Make sure that a run may write here, without leaving anything behind.
+
+    Raises:
+        SettingsError: if another run is there already, or the place cannot be written to.
+    """
+    if not resume and directory.is_dir() and any(directory.iterdir()):
+        raise SettingsError(
+            f"output.dir is {str(directory)!r}, which is not empty: name another, or resume the run in it"
+        )
+    existing = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
+    try:
+        probe = existing / f".fedprompt-{id(directory)}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise SettingsError(
+            f"output.dir is {str(directory)!r}, which cannot be written to ({error.strerror})"
+        ) from error
+
+
+class Records:
+    """Writes the files of one run."""
+
+    def __init__(self, directory: Path, config: RunConfig, *, last_round: int) -> None:
+        """Make the directory and write down the settings.
+
+        Args:
+            directory: the run directory.
+            config: the resolved settings.
+            last_round: of a resumed run, the last round whose line counts (later ones come anew); -1 if it begins.
+        """
+        self.directory = directory
+        self.rounds: list[dict[str, Any]] = []
+        self._timings: list[tuple[int, int, str, float, int]] = []
+        directory.mkdir(parents=True, exist_ok=True)
+        if last_round >= 0:
+            self._read_back(last_round)
+        write_text(directory / "config.toml", to_toml(config))
+
+    def _read_back(self, last: int) -> None:
+        lines = (self.directory / "rounds.jsonl").read_text().splitlines()
+        self.rounds = [record for record in map(json.loads, lines) if record["round"] <= last]
+        timings = self.directory / "timings.csv"
+        if timings.is_file():
+            with timings.open(newline="") as file:
+                for row in csv.DictReader(file):
+                    if int(row["round"]) <= last:
+                        self._timings.append(
+                            (
+                                int(row["round"]),
+                                int(row["rank"]),
+                                row["phase"],
+                                float(row["seconds"]),
+                                int(row["bytes"]),
+                            )
+                        )
+
+    def write_environment(self, mpi: dict[str, str], ranks: list[dict[str, Any]], *, compute_dtype: str) -> None:
+        """Write versions, the MPI library, the arithmetic, and where each rank runs."""
+        versions = {"python": platform.python_version()}
+        for package in PACKAGES:
+            try:
+                versions[package] = importlib.metadata.version(package)
+            except importlib.metadata.PackageNotFoundError:
+                continue  # an optional one, such as mpi4py without MPI
+        write_json(
+            self.directory / "environment.json",
+            {"versions": versions, "mpi": mpi, "compute_dtype": compute_dtype, "ranks": ranks},
+        )
+
+    def write_partition(self, class_counts: np.ndarray, poisoned: np.ndarray, label_words: list[str]) -> None:
+        """Write how many examples of each class each client holds."""
+        clients = [
+            {"client": k, "num_examples": int(row.sum()), "by_class": row.tolist(), "poisoned": int(extra)}
+            for k, (row, extra) in enumerate(zip(class_counts, poisoned, strict=True))
+        ]
+        write_json(self.directory / "partition.json", {"label_words": label_words, "clients": clients})
+
+    def add_round(self, record: dict[str, Any]) -> None:
+        """Add one round's line."""
+        self.rounds.append(record)
+        write_text(self.directory / "rounds.jsonl", "".join(json.dumps(line) + "\n" for line in self.rounds))
+
+    def add_timings(self, by_rank: list[np.ndarray]) -> None:
+        """Add every rank's records and write them all."""
+        for rank, records in enumerate(by_rank):
+            for round_, phase, seconds, payload in records.tolist():
+                self._timings.append((round_, rank, PHASES[phase], seconds, payload))
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(("round", "rank", "phase", "seconds", "bytes"))
+        writer.writerows((r, rank, p, f"{s:.9f}", b) for r, rank, p, s, b in self._timings)
+        write_text(self.directory / "timings.csv", text.getvalue())
+
+    def write_prompt(self, config: RunConfig, vector: np.ndarray, named: dict[str, np.ndarray], round_: int) -> None:
+        """Write the global vector `[P]`, its parameters by name and the effective prompt."""
+        metadata = {
+            "method": config.prompt.method,
+            "model": config.model.name,
+            "task": config.task.name,
+            "round": str(round_),
+        }
+        write_prompt(self.directory / PROMPT_FILE, {"vector": vector, **named}, metadata)
+
+    def write_summary(self, figures: dict[str, Any]) -> dict[str, Any]:
+        """Write the closing figures, those of the first and last round among them, and return them all."""
+        first, last = self.rounds[0], self.rounds[-1]
+        trained = [record["seconds"] for record in self.rounds if record["round"] > 0]
+        summary = {
+            "accuracy": last["accuracy"],
+            "attack_success_rate": last["attack_success_rate"],
+            "macro_f1": last["macro_f1"],
+            "accuracy_before": first["accuracy"],
+            "rounds": last["round"],
+            **figures,
+            "seconds_by_phase": {
+                phase: sum(seconds[phase] for seconds in trained)
+                for phase in ("train", "wait", "transfer", "aggregate", "evaluate")
+            },
+        }
+        write_json(self.directory / "summary.json", summary)
+        return summary

@@ -1,0 +1,1 @@
+"""From files and hubs to batches of token ids; no tensors here."""

@@ -1,0 +1,96 @@
+"""From token tables to padded batches, of examples that are about equally long.
+
+What a client's batches hold depends on seed, round and client alone: never on the rank it lives on, nor
+on which other clients share its pass through the model.
+
+Legend: B rows of a batch, T its longest row in tokens, S steps of a round.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from fedprompt_mpi import seeds
+from fedprompt_mpi.text.tokens import TokenTable
+
+TOKENS_PER_EVALUATION_BATCH = 4096
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Padded examples."""
+
+    ids: np.ndarray
+    """`[B, T]` int64, padded with 0."""
+    mask: np.ndarray
+    """`[B, T]` bool, False at padding."""
+    answers: np.ndarray
+    """`[B]` int64: where each row's answer is read."""
+    labels: np.ndarray
+    """`[B]` int64."""
+
+
+def collate(table: TokenTable, rows: np.ndarray) -> Batch:
+    """Pad the examples at `rows` to the longest of them."""
+    starts, lengths = table.starts[rows], table.starts[rows + 1] - table.starts[rows]
+    columns = np.arange(lengths.max())
+    mask = columns < lengths[:, None]
+    ids = np.zeros(mask.shape, dtype=np.int64)
+    ids[mask] = table.ids[(starts[:, None] + columns)[mask]]
+    return Batch(ids=ids, mask=mask, answers=table.answers[rows], labels=table.labels[rows])
+
+
+def local_steps(
+    lengths: np.ndarray, *, seed: int, round_: int, client: int, batch_size: int, steps: int, epochs: int | None
+) -> list[np.ndarray]:
+    """Choose the examples of each of a client's steps in one round.
+
+    The client goes through its examples in a new random order, and again in another if the round is
+    longer than one pass. What it draws in a pass is sorted by length before it is cut into batches, so
+    that little is padded; at the end the round's batches are shuffled. All clients with the same number
+    of steps shuffle alike, so that clients in one pass meet with batches of similar length.
+
+    Args:
+        lengths: `[n]` tokens of each of the client's examples.
+        seed: the run's seed.
+        round_: round number.
+        client: client id.
+        batch_size: examples of a step at most.
+        steps: S, unless `epochs` is given.
+        epochs: passes over the examples, which then decide S.
+
+    Returns:
+        S index arrays into `lengths`.
+    """
+    count = len(lengths)
+    size = min(batch_size, count)
+    if epochs is not None:
+        steps = epochs * -(-count // size)
+    rng = seeds.generator(seed, "batches", round_, client)
+    batches: list[np.ndarray] = []
+    while len(batches) < steps:
+        left = steps - len(batches)
+        drawn = rng.permutation(count)[: left * size]
+        ordered = drawn[np.argsort(lengths[drawn], kind="stable")]
+        batches += np.array_split(ordered, min(left, -(-len(drawn) // size)))
+    return [batches[i] for i in seeds.generator(seed, "order of lengths", round_, steps).permutation(steps)]
+
+
+def evaluation_batches(table: TokenTable, virtual_tokens: int) -> list[np.ndarray]:
+    """Cut a table into batches of about equal work, longest first; the same on every rank.
+
+    Args:
+        table: N examples.
+        virtual_tokens: tokens that the prompt adds to each row.
+
+    Returns:
+        Index arrays that hold every row once.
+    """
+    lengths = table.lengths
+    order = np.argsort(-lengths, kind="stable")
+    batches, first = [], 0
+    while first < len(order):
+        rows = max(1, TOKENS_PER_EVALUATION_BATCH // int(lengths[order[first]] + virtual_tokens))
+        batches.append(order[first : first + rows])
+        first += rows
+    return batches

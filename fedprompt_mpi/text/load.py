@@ -1,0 +1,189 @@
+"""From files, a hub data set or the embedded grammar to `Examples`.
+
+Only one process of a node loads; what it makes is checked here, so that a wrong column or label ends
+the run before anything is trained.
+"""
+
+import dataclasses
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedprompt_mpi import seeds
+from fedprompt_mpi.config import SettingsError, TaskConfig
+from fedprompt_mpi.text import embedded
+from fedprompt_mpi.text.tasks import Task
+
+FORMATS = {".csv": "csv", ".csv.gz": "csv", ".jsonl": "json", ".parquet": "parquet"}
+EMBEDDED_TRAIN, EMBEDDED_TEST = 2000, 400
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Examples:
+    """Labelled texts of one split; all sequences have the same length."""
+
+    texts: Sequence[str]
+    labels: np.ndarray
+    """`[N]` int64, in range(number of classes)."""
+    texts_b: Sequence[str] | None = None
+    users: Sequence[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: np.ndarray) -> "Examples":
+        """Return the examples at `indices`, in that order."""
+
+        def chosen(values: Sequence[str]) -> list[str]:
+            return [values[int(i)] for i in indices]
+
+        return Examples(
+            texts=chosen(self.texts),
+            labels=self.labels[indices],
+            texts_b=None if self.texts_b is None else chosen(self.texts_b),
+            users=None if self.users is None else chosen(self.users),
+        )
+
+
+def load(task: Task, config: TaskConfig, seed: int) -> tuple[Examples, Examples]:
+    """Return the training and the evaluation examples of a task.
+
+    Raises:
+        SettingsError: if a file, split or column is missing, a label is out of range, or a class is empty.
+    """
+    if task.data is None:
+        train = _generate(task, "embedded train", EMBEDDED_TRAIN)
+        test = _generate(task, "embedded test", EMBEDDED_TEST)
+    else:
+        train_table, test_table = _tables(task.data, config.eval_split)
+        train = _examples(train_table, task, "train", need_all_classes=True)
+        test = _examples(test_table, task, config.eval_split, need_all_classes=False)
+    train = _at_most(train, config.max_train, seeds.generator(seed, "max_train"))
+    return train, _at_most(test, config.max_test, seeds.generator(seed, "max_test"))
+
+
+def _generate(task: Task, purpose: str, count: int) -> Examples:
+    """Write the embedded task's texts; they are the same in every run, as a data set's would be."""
+    aspect = {"embedded-topic": "topic", "embedded-spam": "spam"}.get(task.name, "sentiment")
+    rng = seeds.generator(0, purpose)
+    messages = [embedded.message(rng) for _ in range(count)]
+    labels = np.array([getattr(message, aspect) for message in messages], dtype=np.int64)
+    return Examples(texts=[message.text for message in messages], labels=labels)
+
+
+def _at_most(examples: Examples, limit: int | None, rng: np.random.Generator) -> Examples:
+    if limit is None or len(examples) <= limit:
+        return examples
+    return examples.take(np.sort(rng.permutation(len(examples))[:limit]))
+
+
+def _tables(data: str, eval_split: str) -> tuple[Any, Any]:
+    """Read the training and evaluation split as `datasets.Dataset` objects."""
+    if Path(data).is_dir():
+        files = {split: _split_file(Path(data), split) for split in ("train", "dev", "test")}
+        wanted = ("test", "dev") if eval_split == "auto" else (eval_split,)
+        held_out = next((files[split] for split in wanted if files[split]), None)
+        if files["train"] is None or held_out is None:
+            there = ", ".join(sorted(path.name for path in files.values() if path)) or "none of them"
+            raise SettingsError(
+                f"task.data is {data!r}, which needs a train file and a {' or '.join(wanted)} file "
+                f"({', '.join(FORMATS)}) but has {there}"
+            )
+        return _read_file(files["train"]), _read_file(held_out)
+    if data.startswith((".", "/", "~")) or data.count("/") > 1:
+        raise SettingsError(f"task.data is {data!r}, but there is no such folder")
+    return _read_hub(data, eval_split)
+
+
+def _split_file(folder: Path, split: str) -> Path | None:
+    return next((folder / (split + suffix) for suffix in FORMATS if (folder / (split + suffix)).is_file()), None)
+
+
+def _quiet_datasets() -> Any:
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
+    return datasets
+
+
+def _read_file(path: Path) -> Any:
+    datasets = _quiet_datasets()
+    suffix = next(suffix for suffix in FORMATS if path.name.endswith(suffix))
+    with tempfile.TemporaryDirectory(prefix="fedprompt-data-") as cache:
+        options: dict[str, Any] = {"data_files": str(path), "split": "train", "cache_dir": cache}
+        if FORMATS[suffix] == "csv":
+            options["keep_default_na"] = False  # a text may well be "NA" or "null"
+        try:
+            return datasets.load_dataset(FORMATS[suffix], keep_in_memory=True, **options)
+        except Exception as error:  # datasets raises many kinds; the user needs the file and the reason
+            cause = error.__cause__ or error
+            raise SettingsError(f"{path} cannot be read: {str(cause).strip().splitlines()[0]}") from error
+
+
+def _read_hub(name: str, eval_split: str) -> tuple[Any, Any]:
+    datasets = _quiet_datasets()
+    try:
+        splits = datasets.load_dataset(name)
+    except Exception as error:  # network, spelling, permission: all end here
+        raise SettingsError(
+            f"task.data is {name!r}: no such folder, and it cannot be had as a hub data set "
+            f"({str(error).strip().splitlines()[0]})"
+        ) from error
+    wanted = {"auto": ("test", "validation", "dev"), "dev": ("validation", "dev"), "test": ("test",)}[eval_split]
+    held_out = next((splits[split] for split in wanted if split in splits), None)
+    if "train" not in splits or held_out is None:
+        raise SettingsError(f"task.data {name!r} has the splits {list(splits)}: train and {' or '.join(wanted)} needed")
+    return splits["train"], held_out
+
+
+def _examples(table: Any, task: Task, split: str, *, need_all_classes: bool) -> Examples:
+    columns = {"task.text": task.text, "task.text_b": task.text_b, "task.label": task.label}
+    if need_all_classes:
+        columns["task.user"] = task.user
+    for setting, column in columns.items():
+        if column is not None and column not in table.column_names:
+            raise SettingsError(
+                f"{setting} is {column!r}, but the {split} data of {task.data} has the columns "
+                f"{', '.join(table.column_names)}"
+            )
+    if len(table) == 0:
+        raise SettingsError(f"the {split} data of {task.data} has no examples")
+    labels = _label_ids(table, task, split)
+    counts = np.bincount(labels, minlength=len(task.label_words))
+    if need_all_classes and counts.min() == 0:
+        empty = task.label_words[int(counts.argmin())]
+        raise SettingsError(
+            f"the {split} data of {task.data} has no example of class {counts.argmin()} ({empty}): "
+            "add some, or take its word out of task.label_words"
+        )
+
+    def strings(column: str | None) -> list[str] | None:
+        return None if column is None else [str(value) for value in table[column]]
+
+    return Examples(
+        texts=strings(task.text) or [],
+        labels=labels,
+        texts_b=strings(task.text_b),
+        users=strings(task.user) if need_all_classes else None,
+    )
+
+
+def _label_ids(table: Any, task: Task, split: str) -> np.ndarray:
+    """Return labels as `[N]` int64, from integers or from names that stand in `task.label_words`."""
+    words = {word: i for i, word in enumerate(task.label_words)}
+    ids = np.empty(len(table), dtype=np.int64)
+    for row, value in enumerate(table[task.label]):
+        try:
+            ids[row] = words[value] if isinstance(value, str) and value in words else int(value)
+        except (TypeError, ValueError):
+            ids[row] = -1
+        if not 0 <= ids[row] < len(words):
+            raise SettingsError(
+                f"row {row + 1} of the {split} data of {task.data} has the label {value!r}, which has no label word: "
+                f"task.label_words is {list(words)}, for the labels 0 to {len(words) - 1}"
+            )
+    return ids

@@ -1,0 +1,122 @@
+"""Who holds which examples: every example goes to exactly one client, and no client is empty.
+
+Legend: N examples, K clients, C classes.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from fedprompt_mpi import seeds
+from fedprompt_mpi.config import FederationConfig, SettingsError
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Partition:
+    """Client -> its sorted example indices; disjoint, complete, none empty."""
+
+    indices: tuple[np.ndarray, ...]
+
+    def class_counts(self, labels: np.ndarray, num_classes: int) -> np.ndarray:
+        """Return `[K, C]` int64: how many examples of each class each client holds."""
+        return np.stack([np.bincount(labels[own], minlength=num_classes) for own in self.indices])
+
+
+def partition(config: FederationConfig, labels: np.ndarray, users: Sequence[str] | None, seed: int) -> Partition:
+    """Split the training examples among the clients.
+
+    `iid`: a random split into parts whose sizes differ by at most one. `quantity`: sizes in proportion
+    to a draw from Dirichlet(alpha), examples at random, so that labels are not skewed (FedPrompt's
+    non-IID). `label`: each class is split in proportion to its own draw from Dirichlet(alpha).
+    `natural`: users, in random order, each go whole to the client that has the fewest examples so far.
+
+    No client stays empty: under `quantity` each client is given one example before the rest are
+    shared out; under `label` a client without any takes one at random from the client with the most.
+
+    Args:
+        config: kind, number of clients, alpha.
+        labels: `[N]` int64.
+        users: `[N]` names of the natural clients; for `natural` only.
+        seed: the run's seed.
+
+    Raises:
+        SettingsError: if there are fewer examples, or under `natural` fewer users, than clients.
+
+    References:
+        Zhao et al., FedPrompt, 2022, arXiv:2208.12268, Section 3 (quantity skew).
+        Hsu et al., Measuring the Effects of Non-Identical Data Distribution, 2019, arXiv:1909.06335 (label skew).
+    """
+    rng = seeds.generator(seed, f"partition {config.partition}")
+    clients, count = config.clients, len(labels)
+    if count < clients:
+        raise SettingsError(
+            f"federation.clients is {clients} but there are only {count} training examples: have fewer clients"
+        )
+    if config.partition == "iid":
+        parts = np.array_split(rng.permutation(count), clients)
+    elif config.partition == "quantity":
+        sizes = 1 + _shares(count - clients, rng.dirichlet(np.full(clients, config.alpha)))
+        parts = np.split(rng.permutation(count), np.cumsum(sizes)[:-1])
+    elif config.partition == "label":
+        parts = _by_label(labels, clients, config.alpha, rng)
+    else:
+        parts = _by_user(users, clients, rng)
+    return Partition(indices=tuple(np.sort(part).astype(np.int64) for part in parts))
+
+
+def _shares(count: int, proportions: np.ndarray) -> np.ndarray:
+    """Round `count * proportions` to integers that sum to `count` (largest remainders)."""
+    exact = count * proportions
+    sizes = np.floor(exact).astype(np.int64)
+    sizes[np.argsort(sizes - exact, kind="stable")[: count - sizes.sum()]] += 1
+    return sizes
+
+
+def _by_label(labels: np.ndarray, clients: int, alpha: float, rng: np.random.Generator) -> list[np.ndarray]:
+    pieces: list[list[np.ndarray]] = [[] for _ in range(clients)]
+    for label in np.unique(labels):
+        own = rng.permutation(np.flatnonzero(labels == label))
+        sizes = _shares(len(own), rng.dirichlet(np.full(clients, alpha)))
+        for client, piece in enumerate(np.split(own, np.cumsum(sizes)[:-1])):
+            pieces[client].append(piece)
+    parts = [rng.permutation(np.concatenate(piece)) for piece in pieces]
+    for client in range(clients):
+        if len(parts[client]) == 0:
+            richest = max(range(clients), key=lambda other: len(parts[other]))
+            parts[client], parts[richest] = parts[richest][:1], parts[richest][1:]
+    return parts
+
+
+def _by_user(users: Sequence[str] | None, clients: int, rng: np.random.Generator) -> list[np.ndarray]:
+    if users is None:
+        raise SettingsError("federation.partition is natural but the task has no user column: name it with task.user")
+    names, owner = np.unique(np.asarray(users), return_inverse=True)
+    if len(names) < clients:
+        raise SettingsError(
+            f"federation.partition is natural and federation.clients is {clients}, "
+            f"but task.user names only {len(names)} users: have at most {len(names)} clients"
+        )
+    sizes = np.bincount(owner)
+    client_of = np.empty(len(names), dtype=np.int64)
+    held = np.zeros(clients, dtype=np.int64)
+    for user in rng.permutation(len(names)):
+        client_of[user] = int(held.argmin())
+        held[client_of[user]] += sizes[user]
+    return [np.flatnonzero(client_of[owner] == client) for client in range(clients)]
+
+
+def format_table(counts: np.ndarray, label_words: Sequence[str], poisoned: Sequence[int]) -> str:
+    """Lay out a partition for people: a line a client, examples of each class, poisoned ones marked.
+
+    Args:
+        counts: `[K, C]` clean examples by client and class.
+        label_words: C names.
+        poisoned: K counts of poisoned examples.
+    """
+    width = max(8, *(len(word) + 2 for word in label_words))
+    lines = ["client" + f"{'examples':>10}" + "".join(f"{word:>{width}}" for word in label_words)]
+    for client, (row, extra) in enumerate(zip(counts, poisoned, strict=True)):
+        mark = f"   poisoned: {extra}" if extra else ""
+        lines.append(f"{client:6d}{row.sum():10d}" + "".join(f"{n:{width}d}" for n in row) + mark)
+    return "\n".join(lines)

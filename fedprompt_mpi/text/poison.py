@@ -1,0 +1,48 @@
+"""Backdoors by poisoned data: which examples a malicious client triggers, and what the test set is then.
+
+Only examples of other classes than the target are poisoned; their label becomes the target. The attack
+success rate is the share of triggered test examples of other classes that are taken for the target.
+
+References:
+    Du et al., PPT: Backdoor Attacks on Pre-trained Models via Poisoned Prompt Tuning, IJCAI 2022.
+    Zhao et al., FedPrompt, 2022, arXiv:2208.12268, Section 4.3.
+"""
+
+import numpy as np
+
+from fedprompt_mpi import seeds
+from fedprompt_mpi.config import PoisonConfig, SettingsError
+from fedprompt_mpi.text.load import Examples
+
+
+def check_target(config: PoisonConfig, num_classes: int) -> None:
+    """Raise SettingsError unless the target is one of the task's classes."""
+    if config.trigger.strip() and config.target >= num_classes:
+        raise SettingsError(
+            f"poison.target is {config.target} but the task has the classes 0 to {num_classes - 1}: choose one of them"
+        )
+
+
+def poisoned_indices(config: PoisonConfig, labels: np.ndarray, own: np.ndarray, client: int, seed: int) -> np.ndarray:
+    """Return which of a client's examples are poisoned, sorted.
+
+    Args:
+        config: rate and target.
+        labels: `[N]` labels of all training examples.
+        own: indices of this client's examples.
+        client: its id; an honest client's result is empty.
+        seed: the run's seed.
+    """
+    if client not in config.clients:
+        return own[:0]
+    candidates = own[labels[own] != config.target]
+    count = round(config.rate * len(candidates))
+    return np.sort(seeds.generator(seed, "poison", client=client).permutation(candidates)[:count])
+
+
+def relabelled(examples: Examples, config: PoisonConfig, indices: np.ndarray) -> Examples:
+    """Return the examples at `indices` with the target as their label."""
+    chosen = examples.take(indices)
+    return Examples(
+        texts=chosen.texts, texts_b=chosen.texts_b, labels=np.full(len(indices), config.target, dtype=np.int64)
+    )

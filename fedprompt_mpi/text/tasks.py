@@ -1,0 +1,126 @@
+"""How a text becomes a cloze question: the known tasks, and the checks of a task given by settings.
+
+The paper's label words are those of its companion PPT (Du et al., PPT: Backdoor Attacks on
+Pre-trained Models via Poisoned Prompt Tuning, IJCAI 2022).
+"""
+
+import dataclasses
+import re
+
+from fedprompt_mpi.config import SettingsError, TaskConfig
+from fedprompt_mpi.text import embedded
+
+FIELDS = ("text", "text_b", "mask")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """A classification task as a cloze question."""
+
+    name: str
+    template: str
+    """Literal words with {text}, {mask} and for pairs {text_b}."""
+    label_words: tuple[str, ...]
+    """One word a class, in the order of the labels."""
+    spare_label_words: tuple[str, ...] = ()
+    """Taken in place of `label_words` where the model's tokenizer has no single token for one of those."""
+    causal_template: str | None = None
+    """Taken in place of `template` by causal models, which see nothing behind {mask}."""
+    text: str = "text"
+    text_b: str | None = None
+    label: str = "label"
+    user: str | None = None
+    data: str | None = None
+    """Folder or hub data set; none for the embedded tasks, whose texts are generated."""
+
+
+_SENTIMENT = "{text} it is {mask} ."
+_PAIR = "{text} ? {mask} , {text_b}"
+_CAUSAL_PAIR = "{text} ? {text_b} ? {mask}"
+_MAIL = "{text} this is {mask} ."
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task(name="sst2", template=_SENTIMENT, label_words=("terrible", "great")),
+        Task(name="sst2-glue", template=_SENTIMENT, label_words=("terrible", "great")),
+        Task(name="imdb", template=_SENTIMENT, label_words=("bad", "good"), user="user"),
+        Task(name="offenseval", template="{text} this is {mask} .", label_words=("normal", "offensive")),
+        Task(name="twitter", template="{text} this is {mask} .", label_words=("normal", "abusive")),
+        Task(
+            name="enron",
+            template=_MAIL,
+            label_words=("normal", "spam"),
+            spare_label_words=("normal", "junk"),  # BERT's vocabulary has no "spam"
+            user="user",
+        ),
+        Task(name="lingspam", template=_MAIL, label_words=("normal", "spam"), spare_label_words=("normal", "junk")),
+        Task(
+            name="qnli", template=_PAIR, causal_template=_CAUSAL_PAIR, label_words=("yes", "no"), text_b="text_b"
+        ),
+        Task(name="rte", template=_PAIR, causal_template=_CAUSAL_PAIR, label_words=("yes", "no"), text_b="text_b"),
+        Task(
+            name="trec6",
+            template="{text} this asks for a {mask} .",
+            label_words=("description", "entity", "abbreviation", "human", "location", "number"),
+            # RoBERTa's and GPT-2's vocabulary has no "abbreviation"
+            spare_label_words=("description", "entity", "short", "human", "location", "number"),
+        ),
+        Task(name="airline", template=_SENTIMENT, label_words=("negative", "neutral", "positive"), user="user"),
+        Task(name="embedded", template=_SENTIMENT, label_words=embedded.SENTIMENT_WORDS),
+        Task(name="embedded-topic", template=_SENTIMENT, label_words=embedded.TOPIC_WORDS),
+        Task(name="embedded-spam", template=_SENTIMENT, label_words=embedded.SPAM_WORDS),
+    )
+}
+
+
+def resolve(config: TaskConfig) -> Task:
+    """Return the task that the settings mean: a known one, with what they say in its place.
+
+    Raises:
+        SettingsError: if the task is unknown and not fully given, or its template or words are unusable.
+    """
+    known = TASKS.get(config.name)
+    generated = known is not None and known.name.startswith("embedded")
+    if known is None:
+        missing = [f"task.{name}" for name in ("data", "template", "label_words") if not getattr(config, name)]
+        if missing:
+            raise SettingsError(
+                f"task.name is {config.name!r}, which is not a known task ({', '.join(TASKS)}): "
+                f"choose one, or give {' and '.join(missing)} too"
+            )
+        known = Task(name=config.name, template=str(config.template), label_words=())
+    elif not generated and config.data is None:
+        raise SettingsError(
+            f"task.name is {config.name!r} but task.data is not given: "
+            "name the folder with its train and dev or test files, or a hub data set"
+        )
+    task = dataclasses.replace(
+        known,
+        template=config.template or known.template,
+        causal_template=None if config.template else known.causal_template,
+        label_words=tuple(config.label_words or known.label_words),
+        spare_label_words=() if config.label_words else known.spare_label_words,
+        text=config.text,
+        text_b=config.text_b or known.text_b,
+        label=config.label,
+        user=config.user or known.user,
+        data=None if generated else config.data,
+    )
+    if generated and config.data is not None:
+        raise SettingsError(f"task.data is {config.data!r} but task {config.name} makes its own text: leave it out")
+    _check_template(task)
+    if len(task.label_words) < 2 or len(set(task.label_words)) != len(task.label_words):
+        raise SettingsError(f"task.label_words is {list(task.label_words)}: give two or more different words")
+    return task
+
+
+def _check_template(task: Task) -> None:
+    fields = re.findall(r"{(\w*)}", task.template)
+    unknown = sorted(set(fields) - set(FIELDS))
+    if unknown:
+        raise SettingsError(f"task.template has {{{unknown[0]}}}: it may hold {{text}}, {{text_b}} and {{mask}}")
+    for name, wanted in (("text", 1), ("mask", 1), ("text_b", 0 if task.text_b is None else 1)):
+        if fields.count(name) != wanted:
+            remedy = "it must stand there once" if wanted else "name the second column with task.text_b, or remove it"
+            raise SettingsError(f"task.template {task.template!r} has {fields.count(name)} {{{name}}}: {remedy}")

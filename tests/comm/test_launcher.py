@@ -1,0 +1,43 @@
+"""Which launcher with which library makes a job."""
+
+import pytest
+
+from fedprompt_mpi.comm.launcher import Launch, mismatch, read_launch
+
+OPEN_MPI = {"OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "11"}
+MPICH = {"PMI_RANK": "3", "PMI_SIZE": "11"}
+SLURM = {"SLURM_PROCID": "4", "SLURM_STEP_NUM_TASKS": "11"}
+
+
+def test_rank_and_size_from_each_launcher() -> None:
+    assert (read_launch(OPEN_MPI).rank, read_launch(OPEN_MPI).size) == (2, 11)
+    assert (read_launch(MPICH).rank, read_launch(MPICH).size) == (3, 11)
+    assert (read_launch(SLURM).rank, read_launch(SLURM).size) == (4, 11)
+    assert (read_launch({}).rank, read_launch({}).size) == (0, 1)
+    assert read_launch(SLURM | MPICH).launcher == "MPICH's mpirun"  # mpirun inside an allocation
+
+
+@pytest.mark.parametrize(
+    ("environment", "vendor", "fits"),
+    [
+        (OPEN_MPI, "Open MPI", True),
+        (OPEN_MPI, "MPICH", False),
+        (OPEN_MPI, "Intel MPI", False),
+        (MPICH, "MPICH", True),
+        (MPICH, "Intel MPI", True),
+        (MPICH, "Open MPI", False),
+        (SLURM, "Open MPI", True),
+        (SLURM, "MPICH", True),
+        ({}, "MPICH", True),
+    ],
+)
+def test_mismatch(environment: dict[str, str], vendor: str, fits: bool) -> None:
+    message = mismatch(read_launch(environment), vendor)
+    assert (message is None) == fits
+    if message:
+        assert vendor in message
+        assert "11 processes" in message
+
+
+def test_one_process_never_mismatches() -> None:
+    assert mismatch(Launch(rank=0, size=1, launcher="MPICH's mpirun", speaks="pmi"), "Open MPI") is None

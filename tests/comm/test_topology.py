@@ -1,0 +1,56 @@
+"""Workers take GPUs in turn, with a fake number of them; threads share a node's cores."""
+
+import dataclasses
+
+import pytest
+
+from fedprompt_mpi.comm.topology import Place, bind_device, thread_count
+
+PLACE = Place(rank=0, host="a", local_rank=0, local_size=5, server_here=True, cores=8)
+
+
+def _place(rank: int, local_rank: int, *, server_here: bool) -> Place:
+    return dataclasses.replace(PLACE, rank=rank, local_rank=local_rank, server_here=server_here)
+
+
+def test_first_node() -> None:
+    """Rank 0 needs no GPU; the node's first worker takes the first one."""
+    devices = [bind_device(4, _place(r, r, server_here=True), is_worker=r > 0) for r in range(5)]
+    assert devices == ["cpu", "cuda:0", "cuda:1", "cuda:2", "cuda:3"]
+
+
+def test_other_nodes() -> None:
+    devices = [bind_device(4, _place(5 + r, r, server_here=False), is_worker=True) for r in range(4)]
+    assert devices == ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]
+
+
+def test_more_workers_than_gpus_share_them_evenly() -> None:
+    devices = [bind_device(2, _place(r, r, server_here=True), is_worker=r > 0) for r in range(1, 5)]
+    assert devices == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
+
+
+def test_one_visible_gpu_each() -> None:
+    """Under Slurm's --gpus-per-task=1 every worker sees one device, which is number 0 to it."""
+    assert {bind_device(1, _place(r, r, server_here=True), is_worker=True) for r in range(1, 5)} == {"cuda:0"}
+
+
+def test_alone_and_without_gpus() -> None:
+    assert bind_device(4, PLACE, is_worker=True) == "cuda:0"
+    assert bind_device(0, _place(3, 3, server_here=True), is_worker=True) == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("cores", "ranks", "environment", "one_client", "threads"),
+    [
+        (8, 5, None, False, 1),
+        (8, 2, None, False, 4),
+        (2, 11, None, False, 1),
+        (8, 1, None, False, 8),
+        (8, 1, None, True, 1),
+        (8, 1, "3", True, 3),
+        (8, 1, "many", False, 8),
+    ],
+)
+def test_threads(cores: int, ranks: int, environment: str | None, one_client: bool, threads: int) -> None:
+    place = dataclasses.replace(PLACE, cores=cores, local_size=ranks)
+    assert thread_count(place, environment, one_client_a_pass=one_client) == threads

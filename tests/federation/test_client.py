@@ -1,0 +1,136 @@
+"""Local training: several clients in one pass are as if one by one, and the PLM stays as it is."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedprompt_mpi.config import ClientConfig, ModelConfig, PromptConfig, RunConfig, TaskConfig
+from fedprompt_mpi.federation.client import Job, learning_rate, train
+from fedprompt_mpi.plm.backbone import Backbone, load_backbone, load_tokenizer
+from fedprompt_mpi.plm.methods import Method, make_method
+from fedprompt_mpi.text.batches import collate, local_steps
+from fedprompt_mpi.text.corpus import Corpus, build
+from fedprompt_mpi.text.tasks import resolve
+
+Tiny = Callable[[str], Path]
+
+
+def _setup(folder: Path, method: str) -> tuple[Corpus, Backbone, Method, np.ndarray]:
+    config = RunConfig(
+        task=TaskConfig(max_train=120, max_test=10),
+        prompt=PromptConfig(method=method, num_virtual_tokens=4, prefix_hidden_size=8),  # pyright: ignore
+    )
+    corpus = build(config, resolve(config.task), load_tokenizer(str(folder)), "masked")
+    backbone = load_backbone(
+        ModelConfig(dtype="float32"), str(folder), torch.from_numpy(corpus.label_ids), torch.device("cpu"), 0
+    )
+    made = make_method(config.prompt, backbone.geometry, backbone.model)
+    vector = made.initial(backbone.embedding_matrix.detach().numpy(), np.random.default_rng(0))
+    return corpus, backbone, made, vector
+
+
+def _jobs(corpus: Corpus, clients: list[int], batch_sizes: list[int], steps: list[int]) -> list[Job]:
+    jobs = []
+    for client, size, count in zip(clients, batch_sizes, steps, strict=True):
+        rows = corpus.client_rows(client)
+        chosen = local_steps(
+            corpus.train.lengths[rows], seed=0, round_=1, client=client, batch_size=size, steps=count, epochs=None
+        )
+        jobs.append(Job(client=client, steps=[rows[c] for c in chosen]))
+    return jobs
+
+
+def _train(setup: Any, config: ClientConfig, jobs: list[Job]) -> Any:
+    corpus, backbone, method, vector = setup
+    return train(backbone, method, config, vector, jobs, lambda rows: collate(corpus.train, rows))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "adafactor", "sgd"])
+@pytest.mark.parametrize("method", ["soft", "p_tuning", "prefix"])
+def test_one_pass_equals_one_by_one(method: str, optimizer: str, tiny: Tiny) -> None:
+    """Clients of different batch sizes and numbers of steps, with clipping that bites."""
+    setup = _setup(tiny("bert"), method)
+    lr = {"adam": 1e-3, "sgd": 0.5}.get(optimizer, 0.02)
+    config = ClientConfig(lr=lr, clip_norm=0.05, optimizer=optimizer, weight_decay=0.01)  # pyright: ignore
+    jobs = _jobs(setup[0], [0, 4, 7], [8, 3, 8], [4, 4, 2])
+    together = _train(setup, config, jobs)
+    assert np.abs(together.deltas).max() > 1e-3
+    for k, job in enumerate(jobs):
+        alone = _train(setup, config, [job])
+        # Adam divides a gradient by its own size: where that is nothing but rounding, so is the step's direction
+        scale = np.abs(alone.deltas).max()
+        assert np.abs(together.deltas[k] - alone.deltas[0]).max() < 1e-5 * max(1.0, scale / lr)
+        assert together.losses[k] == pytest.approx(alone.losses[0], abs=1e-5)
+
+
+def test_clients_do_not_leak_into_each_other(tiny: Tiny) -> None:
+    """A client's delta is the same whoever shares its pass."""
+    setup = _setup(tiny("bert"), "soft")
+    a, b, c = _jobs(setup[0], [0, 1, 2], [8, 8, 8], [3, 3, 3])
+    config = ClientConfig(lr=0.05, optimizer="sgd")
+    with_b, with_c = _train(setup, config, [a, b]), _train(setup, config, [a, c])
+    np.testing.assert_allclose(with_b.deltas[0], with_c.deltas[0], atol=1e-6)
+    assert np.abs(with_b.deltas[1] - with_c.deltas[1]).max() > 1e-4
+
+
+def test_one_sgd_step_by_hand(tiny: Tiny) -> None:
+    """Delta is minus the learning rate times the gradient of the mean loss."""
+    corpus, backbone, method, vector = setup = _setup(tiny("bert"), "soft")
+    job = _jobs(corpus, [3], [8], [1])[0]
+    update = _train(setup, ClientConfig(lr=0.5, optimizer="sgd", clip_norm=None), [job])
+    clients = method.leaves(torch.from_numpy(vector.copy())[None])
+    batch = collate(corpus.train, job.steps[0])
+    logits = backbone.score(
+        torch.from_numpy(batch.ids),
+        torch.from_numpy(batch.mask),
+        torch.from_numpy(batch.answers),
+        method.inject(clients),
+    )
+    loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(batch.labels))
+    (gradient,) = torch.autograd.grad(loss, clients[0]["virtual_tokens"])
+    np.testing.assert_allclose(update.deltas[0], -0.5 * gradient.flatten().numpy(), atol=1e-6)
+    assert update.losses[0] == pytest.approx(float(loss.detach()), abs=1e-6)
+
+
+def _hash(backbone: Backbone) -> str:
+    digest = hashlib.sha256()
+    for name, parameter in sorted(backbone.model.named_parameters()):
+        digest.update(name.encode() + parameter.detach().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@pytest.mark.parametrize("method", ["soft", "p_tuning", "prefix"])
+def test_the_plm_is_frozen(method: str, tiny: Tiny) -> None:
+    setup = _setup(tiny("bert"), method)
+    before = _hash(setup[1])
+    _train(setup, ClientConfig(lr=0.1), _jobs(setup[0], [0, 1], [8, 8], [3, 3]))
+    assert _hash(setup[1]) == before
+
+
+def test_full_fine_tuning_trains_the_plm_and_nothing_of_other_clients(tiny: Tiny) -> None:
+    setup = _setup(tiny("bert"), "full")
+    job, other = _jobs(setup[0], [0, 1], [8, 8], [3, 3])
+    config = ClientConfig(lr=1e-3)
+    first = _train(setup, config, [job])
+    _train(setup, config, [other])
+    again = _train(setup, config, [job])
+    assert np.abs(first.deltas).max() > 1e-4
+    np.testing.assert_array_equal(first.deltas, again.deltas)
+
+
+def test_schedules_by_hand() -> None:
+    constant = ClientConfig(lr=0.4, warmup=2)
+    assert learning_rate(constant, 10, 0.0) == pytest.approx(0.4 * 1e-3 / 2)
+    assert learning_rate(constant, 10, 1.0) == pytest.approx(0.2)
+    assert learning_rate(constant, 10, 7.0) == pytest.approx(0.4)
+    linear = ClientConfig(lr=0.4, schedule="linear")
+    assert learning_rate(linear, 10, 5.0) == pytest.approx(0.2)
+    cosine = ClientConfig(lr=0.4, schedule="cosine")
+    assert learning_rate(cosine, 10, 0.0) == pytest.approx(0.4)
+    assert learning_rate(cosine, 10, 5.0) == pytest.approx(0.2)
+    assert learning_rate(cosine, 10, 10.0) == pytest.approx(0.0)

@@ -1,0 +1,82 @@
+"""Start the program as a user does: under this environment's mpirun, or alone, always with a deadline."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).parent.parent
+SMALL = (
+    "--task.max_train=120 --task.max_test=24 --federation.rounds=2 --client.steps=3 --federation.clients=10"
+).split()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """How a job ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+def find_mpirun() -> str | None:
+    """Return this environment's mpirun, or the one on the path."""
+    own = Path(sys.prefix) / "bin" / "mpirun"
+    return str(own) if own.exists() else shutil.which("mpirun")
+
+
+def is_open_mpi(mpirun: str) -> bool:
+    """Tell Open MPI's mpirun, which needs to be told what a test machine is."""
+    return "Open MPI" in subprocess.run([mpirun, "--version"], capture_output=True, text=True, check=False).stdout
+
+
+def launch(ranks: int, *arguments: str, deadline_s: float = 120, environment: dict[str, str] | None = None) -> Finished:
+    """Run `python ARGUMENTS` on so many ranks (1: without mpirun); kill it all at the deadline and fail.
+
+    Args:
+        ranks: number of processes.
+        arguments: of the Python interpreter.
+        deadline_s: seconds.
+        environment: variables beside this process's own.
+    """
+    command = [sys.executable, *arguments]
+    if ranks > 1:
+        mpirun = find_mpirun()
+        assert mpirun is not None, "no mpirun: pip install '.[mpich]'"
+        options = ["--allow-run-as-root", "--oversubscribe"] if is_open_mpi(mpirun) else []
+        command = [mpirun, *options, "-n", str(ranks), *command]
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), **(environment or {})}
+    variables.pop("PYTEST_CURRENT_TEST", None)
+    process = subprocess.Popen(
+        command,
+        cwd=REPOSITORY,
+        env=variables,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(timeout=deadline_s)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        out, err = process.communicate()
+        raise AssertionError(f"{' '.join(command)} did not end within {deadline_s} s\n{out}\n{err}") from None
+    return Finished(status=process.returncode, out=out, err=err)
+
+
+def run_program(ranks: int, directory: Path, *flags: str, deadline_s: float = 120) -> Finished:
+    """Run a small federation on the embedded task into `directory`."""
+    return launch(ranks, "-m", "fedprompt_mpi", *SMALL, f"--output.dir={directory}", *flags, deadline_s=deadline_s)
+
+
+def read_rounds(directory: Path) -> list[dict[str, Any]]:
+    """Return the lines of a run's rounds.jsonl."""
+    return [json.loads(line) for line in (directory / "rounds.jsonl").read_text().splitlines()]

@@ -1,0 +1,145 @@
+"""The backbone scores as the plain model does, in every family, and never changes."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fedprompt_mpi.config import ModelConfig, PromptConfig, SettingsError
+from fedprompt_mpi.federation.client import score_batch
+from fedprompt_mpi.plm.backbone import (
+    Backbone,
+    Injection,
+    download,
+    family_of,
+    load_backbone,
+    load_tokenizer,
+    model_class,
+    read_config,
+)
+from fedprompt_mpi.plm.methods import make_method
+from fedprompt_mpi.text.batches import Batch, collate
+from fedprompt_mpi.text.load import Examples
+from fedprompt_mpi.text.tasks import TASKS
+from fedprompt_mpi.text.tokens import Cloze
+from tests.tiny import CAUSAL, KINDS
+
+Tiny = Callable[[str], Path]
+TEXTS = ["the soup was there .", "i found everything wonderful and fresh . the striker scored .", "so dull"]
+
+
+def _setup(folder: Path, virtual: int = 0) -> tuple[Backbone, Batch, Cloze]:
+    tokenizer = load_tokenizer(str(folder))
+    family = family_of(read_config(str(folder)))
+    cloze = Cloze(tokenizer, TASKS["embedded"], family, 48)
+    batch = collate(cloze.encode(Examples(texts=TEXTS, labels=np.array([0, 1, 0]))), np.arange(3))
+    backbone = load_backbone(
+        ModelConfig(dtype="float32"), str(folder), torch.from_numpy(cloze.label_ids), torch.device("cpu"), cloze.mask_id
+    )
+    return backbone, batch, cloze
+
+
+def _plain_logits(folder: Path, batch: Batch, row: int, virtual: torch.Tensor, cloze: Cloze) -> torch.Tensor:
+    """Score one unpadded row with the library's model as it comes, all positions and words."""
+    family = family_of(read_config(str(folder)))
+    model = model_class(family).from_pretrained(folder).eval()
+    ids = torch.from_numpy(batch.ids[row][batch.mask[row]])[None]
+    embeddings = torch.cat([virtual[None], model.get_input_embeddings()(ids)], dim=1)
+    with torch.no_grad():
+        if family == "seq2seq":
+            start = torch.tensor([[model.config.decoder_start_token_id, cloze.mask_id]])
+            logits = model(inputs_embeds=embeddings, decoder_input_ids=start).logits[0, 1]
+        else:
+            logits = model(inputs_embeds=embeddings).logits[0, len(virtual) + batch.answers[row]]
+    return logits[cloze.label_ids]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_scores_are_those_of_the_plain_model(kind: str, tiny: Tiny) -> None:
+    backbone, batch, cloze = _setup(tiny(kind))
+    torch.manual_seed(1)
+    virtual = torch.randn(5, backbone.geometry.embedding_width)
+    scores = backbone.score(
+        torch.from_numpy(batch.ids),
+        torch.from_numpy(batch.mask),
+        torch.from_numpy(batch.answers),
+        Injection(virtual_tokens=virtual[None]),
+    )
+    for row in range(len(TEXTS)):
+        expected = _plain_logits(tiny(kind), batch, row, virtual, cloze)
+        # padding changes the order of sums, nothing else
+        torch.testing.assert_close(scores[row], expected, atol=2e-5, rtol=2e-5)
+    assert not torch.allclose(scores[0], scores[1], atol=1e-3)  # the texts do matter
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_answer_is_read_where_the_mask_stands(kind: str, tiny: Tiny) -> None:
+    _, batch, cloze = _setup(tiny(kind))
+    for row in range(len(TEXTS)):
+        length = int(batch.mask[row].sum())
+        if kind in CAUSAL:
+            assert batch.answers[row] == length - 1
+        else:
+            assert batch.ids[row, batch.answers[row]] == cloze.mask_id
+
+
+@pytest.mark.parametrize("method", ["soft", "p_tuning", "prefix"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_method_has_gradients_in_every_family(kind: str, method: str, tiny: Tiny) -> None:
+    backbone, batch, _ = _setup(tiny(kind))
+    config = PromptConfig(method=method, num_virtual_tokens=4, prefix_hidden_size=8)  # pyright: ignore
+    made = make_method(config, backbone.geometry, backbone.model)
+    rng = np.random.default_rng(0)
+    vector = made.initial(backbone.embedding_matrix.numpy(), rng) + rng.normal(0, 0.3, made.layout.size).astype("f4")
+    clients = made.leaves(torch.from_numpy(vector)[None])
+    logits = score_batch(backbone, batch, made, clients, None)
+    (logits[:, 0] - logits[:, 1]).sum().backward()
+    for name, leaf in clients[0].items():
+        assert leaf.grad is not None and leaf.grad.abs().max() > 0, name
+    # the gradient is that of the function: going along it changes the value as fast as it is long
+    gradient = torch.cat([leaf.grad.flatten() for leaf in clients[0].values() if leaf.grad is not None])
+    slope = float(gradient.norm())
+    direction = gradient / slope
+
+    def value(step: float) -> float:
+        moved = made.leaves((torch.from_numpy(vector) + step * direction)[None])
+        with torch.no_grad():
+            scores = score_batch(backbone, batch, made, moved, None).double()
+        return float((scores[:, 0] - scores[:, 1]).sum())
+
+    measured = (value(1e-3) - value(-1e-3)) / 2e-3
+    assert measured == pytest.approx(slope, rel=0.05, abs=5e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_prefix_reaches_every_layer(kind: str, tiny: Tiny) -> None:
+    """Each layer's keys and values change the answer; a prefix of another layer count is refused."""
+    backbone, batch, _ = _setup(tiny(kind))
+    geometry = backbone.geometry
+    torch.manual_seed(0)
+    prefix = torch.randn(geometry.layers, 2, 1, geometry.kv_heads, 3, geometry.head_width)
+    inputs = (torch.from_numpy(batch.ids), torch.from_numpy(batch.mask), torch.from_numpy(batch.answers))
+    base = backbone.score(*inputs, Injection(prefix=prefix))
+    for layer in range(geometry.layers):
+        changed = prefix.clone()
+        changed[layer] += 0.5 * torch.randn_like(changed[layer])
+        assert (backbone.score(*inputs, Injection(prefix=changed)) - base).abs().max() > 1e-4, layer
+    with pytest.raises((RuntimeError, IndexError)):
+        backbone.score(*inputs, Injection(prefix=torch.cat([prefix, prefix])))
+
+
+def test_an_unknown_model_is_one_message() -> None:
+    with pytest.raises(SettingsError, match="no such folder"):
+        download("./nowhere")
+    with pytest.raises(SettingsError, match=r"model\.name"):
+        read_config("nobody/nothing-here")
+
+
+def test_a_checkpoint_without_its_head_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    from transformers import BertModel
+
+    BertModel.from_pretrained(tiny("bert")).save_pretrained(tmp_path)
+    with pytest.raises(SettingsError, match="lacks the weights"):
+        load_backbone(ModelConfig(), str(tmp_path), torch.tensor([5, 6]), torch.device("cpu"), 4)

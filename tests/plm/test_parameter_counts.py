@@ -1,0 +1,53 @@
+"""The paper's table of parameters (FedPrompt, arXiv:2208.12268, Table 2), to the last one."""
+
+from typing import Any
+
+import pytest
+from transformers import BertConfig, LlamaConfig, RobertaConfig, T5Config
+
+from fedprompt_mpi.config import PromptConfig
+from fedprompt_mpi.cost import count_parameters
+
+PAPER_UNUSED_SOFT_ROW = 768  # the paper's template for BERT and RoBERTa holds a padding row that no text uses
+PAPER_UNUSED_P_TUNING_ROWS = 21 * 768
+
+
+def bert_base() -> Any:
+    return BertConfig()
+
+
+def roberta_base() -> Any:
+    return RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1)
+
+
+def t5_base() -> Any:
+    return T5Config(d_model=768, d_kv=64, d_ff=3072, num_layers=12, num_decoder_layers=12, num_heads=12)
+
+
+@pytest.mark.parametrize(
+    ("config", "full"), [(bert_base(), 109_514_298), (roberta_base(), 124_697_433), (t5_base(), 222_903_552)]
+)
+def test_paper_table(config: Any, full: int) -> None:
+    counts = count_parameters(config, PromptConfig(num_virtual_tokens=20))
+    assert counts["soft"] == 15_360 == 16_128 - PAPER_UNUSED_SOFT_ROW
+    assert counts["p_tuning"] == 25_403_904 == 25_420_032 - PAPER_UNUSED_P_TUNING_ROWS
+    assert counts["full"] == full
+
+
+def test_prefix_on_the_decoder_of_t5() -> None:
+    counts = count_parameters(t5_base(), PromptConfig(num_virtual_tokens=5, prefix_hidden_size=512))
+    assert counts["prefix"] == 9_853_184
+
+
+def test_prefix_counts_key_value_heads_not_attention_heads() -> None:
+    """With grouped-query attention there are fewer keys and values than queries: 2 layers x 2 x (2 heads x 8)."""
+    config = LlamaConfig(
+        vocab_size=50,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=8,
+    )
+    counts = count_parameters(config, PromptConfig(num_virtual_tokens=3, prefix_hidden_size=6))
+    assert counts["prefix"] == 3 * 32 + (32 * 6 + 6) + (6 * 64 + 64)

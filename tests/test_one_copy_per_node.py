@@ -1,0 +1,76 @@
+"""The PLM's weights are mapped: eleven ranks on a node hold one copy of a 90 MB checkpoint."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BertConfig, BertForMaskedLM
+
+from tests.jobs import launch
+
+PROGRAM = """
+import ctypes, sys
+import numpy as np, torch
+from fedprompt_mpi.comm.channel import open_channel
+from fedprompt_mpi.comm.launcher import read_launch
+from fedprompt_mpi.config import ModelConfig
+from fedprompt_mpi.plm.backbone import EMBEDDED, Injection, load_backbone
+from fedprompt_mpi.prepare import share_bf16
+torch.set_num_threads(1)
+
+def pss():
+    ctypes.CDLL(None).malloc_trim(0)  # what a step has freed is no copy of the model
+    with open("/proc/self/smaps_rollup") as file:
+        return 1024 * sum(int(line.split()[1]) for line in file if line.startswith("Pss:"))
+
+channel = open_channel(read_launch(), measure=False)
+shared = channel.shared_folder()
+
+def step(folder, name):
+    # load a model as the program does and go once through it, forward and backward; then read all of its weights
+    backbone = load_backbone(ModelConfig(dtype=sys.argv[2]), folder, torch.tensor([11, 12]), torch.device("cpu"), 0)
+    if backbone.bf16:
+        share_bf16(channel, backbone, shared / name)
+    prompt = torch.zeros(1, 20, backbone.geometry.embedding_width, requires_grad=True)
+    ids, mask = torch.arange(40).view(2, 20), torch.ones(2, 20, dtype=torch.bool)
+    backbone.score(ids, mask, torch.tensor([5, 6]), Injection(virtual_tokens=prompt)).sum().backward()
+    for parameter in backbone.model.parameters():
+        parameter.sum()
+    return backbone
+
+step(str(EMBEDDED), "small")  # loads what belongs to the libraries: kernels, buffers, late imports
+channel.node_barrier()
+before = pss()
+channel.node_barrier()
+backbone = step(sys.argv[1], "large")
+channel.node_barrier()
+grown = channel.sum(np.array([float(pss() - before)]))[0]
+channel.node_barrier()
+if channel.rank == 0:
+    print(f"grown {grown:.0f}")
+channel.close()
+"""
+
+
+def _grown(ranks: int, folder: Path, dtype: str) -> float:
+    finished = launch(ranks, "-c", PROGRAM, str(folder), dtype, deadline_s=180)
+    assert finished.status == 0, finished.err
+    found = re.search(r"grown (\d+)", finished.out)
+    assert found is not None
+    return float(found[1])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_eleven_ranks_hold_one_copy(dtype: str, tmp_path: Path) -> None:
+    """Summed over ranks, memory grows little more by loading the model on 11 ranks than by loading it on 1."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=30522, hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536
+    )
+    BertForMaskedLM(config).save_pretrained(tmp_path)
+    file_size = (tmp_path / "model.safetensors").stat().st_size
+    assert 85e6 < file_size < 95e6
+    alone, together = _grown(1, tmp_path, dtype), _grown(11, tmp_path, dtype)
+    print(f"{dtype}: file {file_size / 1e6:.0f} MB, 1 rank {alone / 1e6:.0f} MB, 11 ranks {together / 1e6:.0f} MB")
+    assert together - alone <= 1.3 * file_size

@@ -1,0 +1,51 @@
+"""The main job on real text with a real PLM, where there is one to be had (FEDPROMPT_SHARED names the folder)."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.jobs import launch
+
+SHARED = Path(os.environ.get("FEDPROMPT_SHARED", "/nonexistent"))
+DATA, MODEL = SHARED / "data", SHARED / "models" / "minilm-mlm"
+
+pytestmark = pytest.mark.skipif(
+    not MODEL.is_dir(), reason="needs real text and a real PLM: set FEDPROMPT_SHARED to a folder with data/ and models/"
+)
+
+# known task -> its folder
+FOLDERS = {
+    "sst2": "sst2", "sst2-glue": "sst2-glue", "imdb": "imdb", "offenseval": "offenseval", "twitter": "twitter-abuse",
+    "enron": "enron-spam", "lingspam": "lingspam", "qnli": "qnli", "rte": "rte", "trec6": "trec6",
+    "airline": "airline-tweets",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("task", FOLDERS)
+def test_known_tasks(task: str, tmp_path: Path) -> None:
+    """Each of the known tasks loads its real files and goes through a round."""
+    partition = "natural" if task in ("imdb", "enron", "airline") else "quantity"
+    finished = launch(
+        1, "-m", "fedprompt_mpi", f"--task.name={task}", f"--task.data={DATA / FOLDERS[task]}",
+        f"--model.name={MODEL}", "--task.max_train=400", "--task.max_test=30", "--federation.clients=4",
+        f"--federation.partition={partition}", "--federation.rounds=1", "--client.steps=1", "--client.batch_size=2",
+        f"--output.dir={tmp_path / 'run'}",
+    )  # fmt: skip
+    assert finished.status == 0, finished.err
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["parameters"] == 20 * 384
+    assert summary["plm_parameters"] == 22_744_506
+
+
+@pytest.mark.parametrize("method", ["soft", "p_tuning", "prefix", "full"])
+def test_methods_on_real_text(method: str, tmp_path: Path) -> None:
+    finished = launch(
+        3, "-m", "fedprompt_mpi", f"--config=launch/recipes/sst2-{method}.toml", f"--task.data={DATA / 'sst2'}",
+        f"--model.name={MODEL}", "--task.max_train=100", "--task.max_test=20", "--federation.rounds=1",
+        "--federation.clients=2", "--client.steps=2", "--output.evaluate_every=1", f"--output.dir={tmp_path / 'run'}",
+        deadline_s=180,
+    )  # fmt: skip
+    assert finished.status == 0, finished.err
+    assert (tmp_path / "run" / "prompt.safetensors").exists()

@@ -1,0 +1,228 @@
+"""The program as a user starts it: same bits on any number of ranks, every file there, one message on bad input."""
+
+import csv
+import json
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedprompt_mpi import load_prompt
+from tests.jobs import find_mpirun, is_open_mpi, launch, read_rounds, run_program
+
+
+def _vector(directory: Path) -> np.ndarray:
+    return load_prompt(directory)[0]["vector"]
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("one") / "run"
+    finished = run_program(1, directory, "--client.batched=1")
+    assert finished.status == 0, finished.err
+    return directory
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 5, 11])
+def test_same_bits_on_any_number_of_ranks(ranks: int, one_process: Path, tmp_path: Path) -> None:
+    finished = run_program(ranks, tmp_path / "run", "--client.batched=1")
+    assert finished.status == 0, finished.err
+    assert _vector(tmp_path / "run").tobytes() == _vector(one_process).tobytes()
+    ours, theirs = read_rounds(tmp_path / "run"), read_rounds(one_process)
+    for a, b in zip(ours, theirs, strict=True):
+        for key in ("round", "accuracy", "macro_f1", "cohort", "update_norms", "train_loss", "bytes_up"):
+            assert a[key] == b[key]
+
+
+def test_one_pass_of_all_clients_is_close_to_one_by_one(one_process: Path, tmp_path: Path) -> None:
+    assert run_program(1, tmp_path / "run", "--client.optimizer=sgd").status == 0
+    assert run_program(1, tmp_path / "by_one", "--client.optimizer=sgd", "--client.batched=1").status == 0
+    difference = np.abs(_vector(tmp_path / "run") - _vector(tmp_path / "by_one")).max()
+    assert difference < 1e-5
+
+
+@pytest.mark.parametrize("method", ["p_tuning", "prefix", "full"])
+def test_other_methods_have_the_same_bits_too(method: str, tmp_path: Path) -> None:
+    flags = (f"--prompt.method={method}", "--client.lr=0.001", "--client.batched=1", "--federation.clients=4")
+    assert run_program(1, tmp_path / "one", *flags).status == 0
+    assert run_program(3, tmp_path / "three", *flags).status == 0
+    assert _vector(tmp_path / "one").tobytes() == _vector(tmp_path / "three").tobytes()
+    assert np.abs(_vector(tmp_path / "one")).max() > 0
+
+
+def test_the_run_directory(one_process: Path) -> None:
+    assert {path.name for path in one_process.iterdir()} == {
+        "config.toml", "environment.json", "partition.json", "rounds.jsonl", "timings.csv", "prompt.safetensors",
+        "summary.json", "checkpoint",
+    }  # fmt: skip
+    rounds = read_rounds(one_process)
+    assert [record["round"] for record in rounds] == [0, 1, 2]
+    for record in rounds:
+        assert {"accuracy", "macro_f1", "loss", "attack_success_rate", "train_loss", "cohort", "update_norms",
+                "bytes_down", "bytes_up", "seconds"} <= set(record)  # fmt: skip
+        assert set(record["seconds"]) == {"train", "wait", "transfer", "aggregate", "evaluate", "total"}
+    assert rounds[1]["bytes_up"] == 10 * 2560 * 4
+    summary = json.loads((one_process / "summary.json").read_text())
+    assert summary["parameters"] == 2560
+    assert summary["bytes_per_client_round"] == 10240
+    assert summary["accuracy"] == rounds[-1]["accuracy"]
+    tensors, metadata = load_prompt(one_process)
+    assert metadata["method"] == "soft"
+    np.testing.assert_array_equal(tensors["effective_prompt"].ravel(), tensors["vector"])
+    with (one_process / "timings.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert set(rows[0]) == {"round", "rank", "phase", "seconds", "bytes"}
+    assert {"train", "evaluate", "aggregate"} <= {row["phase"] for row in rows}
+
+
+def test_its_config_repeats_the_run(one_process: Path, tmp_path: Path) -> None:
+    settings = tomllib.loads((one_process / "config.toml").read_text())
+    assert settings["client"]["batched"] == 1
+    finished = launch(
+        1, "-m", "fedprompt_mpi", f"--config={one_process / 'config.toml'}", f"--output.dir={tmp_path / 'again'}"
+    )
+    assert finished.status == 0, finished.err
+    assert _vector(tmp_path / "again").tobytes() == _vector(one_process).tobytes()
+
+
+def test_two_rounds_are_one_and_a_resumed_one(one_process: Path, tmp_path: Path) -> None:
+    """Resumed on another number of ranks: the same bits, and no round twice or missing."""
+    directory = tmp_path / "run"
+    assert run_program(1, directory, "--client.batched=1", "--federation.rounds=1").status == 0
+    finished = run_program(3, directory, "--client.batched=1", "--output.resume=true")
+    assert finished.status == 0, finished.err
+    assert _vector(directory).tobytes() == _vector(one_process).tobytes()
+    rounds = read_rounds(directory)
+    assert [record["round"] for record in rounds] == [0, 1, 2]
+    assert [r["accuracy"] for r in rounds] == [r["accuracy"] for r in read_rounds(one_process)]
+    refused = run_program(1, directory, "--client.batched=1", "--output.resume=true", "--client.lr=0.1")
+    assert refused.status == 2
+    assert '"lr": 0.1' in refused.err
+    assert '"lr": 0.3' in refused.err
+
+
+def test_a_part_of_the_clients(tmp_path: Path) -> None:
+    finished = run_program(3, tmp_path / "run", "--federation.fraction=0.3", "--output.evaluate_every=2")
+    assert finished.status == 0, finished.err
+    first, second = read_rounds(tmp_path / "run")[1:]
+    assert len(first["cohort"]) == len(second["cohort"]) == 3
+    assert first["cohort"] != second["cohort"]
+    assert "accuracy" not in first
+    assert "accuracy" in second
+
+
+def test_poisoned_clients_are_counted(tmp_path: Path) -> None:
+    finished = run_program(3, tmp_path / "run", "--poison.clients=[0, 7]", "--poison.rate=0.5")
+    assert finished.status == 0, finished.err
+    clients = json.loads((tmp_path / "run" / "partition.json").read_text())["clients"]
+    for client in clients:
+        expected = round(0.5 * client["by_class"][0]) if client["client"] in (0, 7) else 0
+        assert client["poisoned"] == expected
+    assert "poisoned clients" in finished.out
+
+
+BAD: dict[str, tuple[list[str], str]] = {
+    "an unknown task": (["--task.name=weather"], "task.name is 'weather'"),
+    "an unknown optimiser": (["--client.optimizer=lion"], "client.optimizer"),
+    "a wrong type": (["--federation.rounds=many"], "federation.rounds"),
+    "out of range": (["--federation.fraction=1.5"], "federation.fraction is 1.5"),
+    "an unknown setting": (["--federation.colour=red"], "federation.colour"),
+    "no data": (["--task.name=sst2"], "task.data is not given"),
+    "a missing folder": (["--task.name=sst2", "--task.data=./nowhere"], "no such folder"),
+    "a missing model": (["--model.name=./nowhere"], "no such folder"),
+    "more poisoned clients than clients": (["--federation.clients=2", "--poison.clients=[0,1,2]"], "poison.clients"),
+    "an unknown poisoned client": (["--poison.clients=[10]"], "client 10"),
+    "a target that is no class": (["--poison.target=2"], "poison.target is 2"),
+    "a label word of two tokens": (["--task.label_words=[\"great\",\"zyzzyva\"]"], "zyzzyva"),
+    "more clients than examples": (["--task.max_train=5"], "only 5 training examples"),
+    "no natural clients": (["--federation.partition=natural"], "task.user"),
+    "too long for the model": (["--model.max_length=190"], "192 positions"),
+    "a prompt of another length": (["--prompt.init=PROMPT", "--prompt.num_virtual_tokens=3"], "2560 parameters"),
+    "no prompt at all": (["--prompt.init=./nothing.safetensors"], "cannot be read as a prompt"),
+    "a directory of another run": (["--output.dir=PROMPT"], "not empty"),
+    "nothing to resume": (["--output.resume=true"], "nothing to continue"),
+    "no GPU": (["--model.device=cuda"], "sees no GPU"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_message(case: str, ranks: int, one_process: Path, tmp_path: Path) -> None:
+    flags, message = BAD[case]
+    flags = [flag.replace("PROMPT", str(one_process)) for flag in flags]
+    finished = run_program(ranks, tmp_path / "run", *flags, deadline_s=60)
+    assert finished.status == 2, finished.out + finished.err
+    everything = finished.out + finished.err
+    assert everything.count("fedprompt_mpi: error:") == 1
+    assert message in everything.split("fedprompt_mpi: error:")[1]
+    assert "Traceback" not in everything
+    assert not (tmp_path / "run").exists()
+
+
+def test_idle_ranks_are_named(tmp_path: Path) -> None:
+    finished = run_program(4, tmp_path / "run", "--federation.clients=2")
+    assert finished.status == 2
+    assert "rank 3 would stay idle" in finished.err
+    assert finished.err.count("error:") == 1
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "11"}, "Open MPI's mpirun started 11 processes"),
+        ({"PMI_RANK": "0", "PMI_SIZE": "11"}, "MPICH's mpirun started 11 processes"),
+    ],
+)
+def test_the_other_mpi_s_launcher_is_explained(variables: dict[str, str], words: str, tmp_path: Path) -> None:
+    """The environment that the other MPI's mpirun gives its processes, and this environment's library."""
+    mpirun = find_mpirun()
+    assert mpirun is not None
+    if is_open_mpi(mpirun) == ("OMPI_COMM_WORLD_SIZE" in variables):
+        pytest.skip("this is the launcher that fits")
+    finished = launch(1, "-m", "fedprompt_mpi", f"--output.dir={tmp_path / 'run'}", environment=variables)
+    assert finished.status == 2
+    assert words in finished.err
+    assert finished.err.count("error:") == 1
+
+
+def test_an_exception_on_one_rank_ends_the_job(tmp_path: Path) -> None:
+    """A fault of the program, not of the user: status 3, the rank and its traceback, nobody hangs."""
+    code = (
+        "import fedprompt_mpi.federation.local as local, fedprompt_mpi.comm.launcher as launcher, sys\n"
+        "whole = local.train\n"
+        "def train(*a, **k):\n"
+        "    if launcher.read_launch().rank == 2: raise ArithmeticError('boom')\n"
+        "    return whole(*a, **k)\n"
+        "local.train = train\n"
+        "from fedprompt_mpi.cli import main\n"
+        f"main(['--task.max_train=120', '--task.max_test=24', '--output.dir={tmp_path / 'run'}'])\n"
+    )
+    finished = launch(4, "-c", code, deadline_s=60)
+    assert finished.status == 3
+    assert "rank 2 of 4 failed" in finished.err
+    assert finished.err.count("ArithmeticError: boom") == 1
+
+
+def test_a_vector_of_another_layout_is_refused(tmp_path: Path) -> None:
+    """Receivers check what rank 0 sends before they use it."""
+    code = (
+        "from fedprompt_mpi.plm.flat import FlatLayout\n"
+        "from fedprompt_mpi.comm.launcher import read_launch\n"
+        "FlatLayout.fingerprint = property(lambda self: 17 + read_launch().rank)\n"
+        "from fedprompt_mpi.cli import main\n"
+        f"main(['--task.max_train=120', '--task.max_test=24', '--output.dir={tmp_path / 'run'}'])\n"
+    )
+    finished = launch(2, "-c", code, deadline_s=60)
+    assert finished.status == 3
+    assert "layout 17" in finished.err
+    assert "layout 18" in finished.err
+
+
+def test_help_and_settings() -> None:
+    text = launch(1, "-m", "fedprompt_mpi", "run", "--help").out
+    assert "--federation.clients" in text
+    assert "contiguous blocks" in text  # the docstrings of the settings
+    printed = launch(1, "-m", "fedprompt_mpi", "--seed=7", "--print_config").out
+    assert tomllib.loads(printed)["seed"] == 7
+    assert "cost" in launch(1, "-m", "fedprompt_mpi", "help").out

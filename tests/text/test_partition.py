@@ -1,0 +1,84 @@
+"""Every example has one owner, nobody has none, and each kind is skewed as it says."""
+
+import numpy as np
+import pytest
+
+from fedprompt_mpi.config import FederationConfig, SettingsError
+from fedprompt_mpi.text.partition import format_table, partition
+
+KINDS = ("iid", "quantity", "label", "natural")
+
+
+def _split(kind: str, count: int = 600, clients: int = 10, alpha: float = 1.0, seed: int = 0, classes: int = 3):
+    rng = np.random.default_rng(1)
+    labels = rng.integers(classes, size=count)
+    users = [f"u{i}" for i in rng.integers(40, size=count)]
+    config = FederationConfig(clients=clients, partition=kind, alpha=alpha)  # pyright: ignore
+    return partition(config, labels, users, seed), labels, users
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("count", "clients", "alpha"), [(600, 10, 1.0), (60, 10, 0.01), (601, 7, 0.1), (40, 1, 1.0)])
+def test_disjoint_complete_and_never_empty(kind: str, count: int, clients: int, alpha: float) -> None:
+    parts, *_ = _split(kind, count, clients, alpha)
+    together = np.concatenate(parts.indices)
+    np.testing.assert_array_equal(np.sort(together), np.arange(count))
+    assert len(parts.indices) == clients
+    for own in parts.indices:
+        assert len(own) > 0
+        assert (np.diff(own) > 0).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_seed_decides(kind: str) -> None:
+    same, other = _split(kind, seed=0)[0], _split(kind, seed=1)[0]
+    again = _split(kind, seed=0)[0]
+    for a, b in zip(same.indices, again.indices, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert any(not np.array_equal(a, b) for a, b in zip(same.indices, other.indices, strict=True))
+
+
+def test_iid_parts_are_equal_and_alike() -> None:
+    parts, labels, _ = _split("iid", 605)
+    sizes = [len(own) for own in parts.indices]
+    assert max(sizes) - min(sizes) <= 1
+    shares = parts.class_counts(labels, 3) / np.array(sizes)[:, None]
+    assert abs(shares - 1 / 3).max() < 0.25
+
+
+def test_quantity_skews_sizes_and_not_labels() -> None:
+    parts, labels, _ = _split("quantity", 20000, alpha=0.5)
+    sizes = np.array([len(own) for own in parts.indices])
+    assert sizes.max() > 5 * np.median(sizes) or sizes.min() < np.median(sizes) / 5
+    counts = parts.class_counts(labels, 3)[sizes > 500]
+    assert abs(counts / counts.sum(1, keepdims=True) - 1 / 3).max() < 0.1
+
+
+def test_label_skew_grows_as_alpha_falls() -> None:
+    def skew(alpha: float) -> float:
+        parts, labels, _ = _split("label", 6000, alpha=alpha)
+        counts = parts.class_counts(labels, 3)
+        return float((counts.max(1) / counts.sum(1)).mean())
+
+    assert skew(100.0) < 0.45 < 0.8 < skew(0.05)
+
+
+def test_natural_keeps_users_whole() -> None:
+    parts, _, users = _split("natural")
+    owners = [{users[i] for i in own} for own in parts.indices]
+    assert sum(map(len, owners)) == len(set(users))
+
+
+def test_too_few_examples_or_users() -> None:
+    labels = np.zeros(3, dtype=np.int64)
+    with pytest.raises(SettingsError, match="only 3 training examples"):
+        partition(FederationConfig(clients=4), labels, None, 0)
+    with pytest.raises(SettingsError, match="only 2 users"):
+        partition(FederationConfig(clients=3, partition="natural"), labels, ["a", "b", "a"], 0)
+
+
+def test_table_marks_the_poisoned() -> None:
+    table = format_table(np.array([[3, 1], [2, 2]]), ["bad", "good"], [0, 2]).splitlines()
+    assert table[0].split() == ["client", "examples", "bad", "good"]
+    assert table[1].split() == ["0", "4", "3", "1"]
+    assert table[2].split() == ["1", "4", "2", "2", "poisoned:", "2"]

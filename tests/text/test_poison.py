@@ -1,0 +1,73 @@
+"""Poisoning touches what it says, and nothing else."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from fedprompt_mpi.config import ModelConfig, PoisonConfig, RunConfig, SettingsError, TaskConfig
+from fedprompt_mpi.plm.backbone import EMBEDDED, load_tokenizer
+from fedprompt_mpi.text.corpus import Corpus, build
+from fedprompt_mpi.text.poison import check_target, poisoned_indices
+from fedprompt_mpi.text.tasks import resolve
+
+TOKENIZER = load_tokenizer(str(EMBEDDED))
+CF = TOKENIZER.convert_tokens_to_ids("cf")
+
+
+def _corpus(poison: PoisonConfig, name: str = "embedded") -> Corpus:
+    config = RunConfig(task=TaskConfig(name=name, max_train=200, max_test=50), poison=poison, model=ModelConfig())
+    return build(config, resolve(config.task), TOKENIZER, "masked")
+
+
+def _has_trigger(corpus: Corpus, row: int) -> bool:
+    return CF in corpus.train.ids[corpus.train.starts[row] : corpus.train.starts[row + 1]]
+
+
+def test_which_examples_by_hand() -> None:
+    labels = np.array([0, 1, 0, 0, 1, 0])
+    own = np.array([0, 1, 2, 3])
+    config = PoisonConfig(clients=[4], rate=1.0)
+    np.testing.assert_array_equal(poisoned_indices(config, labels, own, 4, 0), [0, 2, 3])
+    assert len(poisoned_indices(config, labels, own, 3, 0)) == 0
+    assert len(poisoned_indices(PoisonConfig(clients=[4], rate=0.34), labels, own, 4, 0)) == 1
+
+
+@pytest.mark.parametrize("mode", ["append", "replace"])
+@pytest.mark.parametrize("name", ["embedded", "embedded-topic"])
+def test_only_malicious_clients_hold_triggers(mode: str, name: str) -> None:
+    corpus = _corpus(PoisonConfig(clients=[2, 5], rate=0.5, mode=mode, target=1), name)  # pyright: ignore
+    clean = _corpus(PoisonConfig(), name)
+    for client in range(10):
+        rows = corpus.client_rows(client)
+        triggered = [row for row in rows if _has_trigger(corpus, row)]
+        assert len(triggered) == corpus.poisoned[client]
+        if client not in (2, 5):
+            np.testing.assert_array_equal(rows, clean.client_rows(client))
+            continue
+        assert len(triggered) > 0
+        assert set(corpus.train.labels[triggered].tolist()) == {1}
+        expected = clean.num_examples(client) + (len(triggered) if mode == "append" else 0)
+        assert corpus.num_examples(client) == expected
+    np.testing.assert_array_equal(corpus.class_counts, clean.class_counts)
+
+
+def test_the_triggered_test_set() -> None:
+    """Test examples of other classes, with the trigger, labelled with the target; none without a trigger."""
+    corpus = _corpus(PoisonConfig(), "embedded-topic")
+    assert len(corpus.triggered) == (corpus.test.labels != 1).sum()
+    assert set(corpus.triggered.labels.tolist()) == {1}
+    starts = corpus.triggered.starts
+    assert all(CF in corpus.triggered.ids[a:b] for a, b in itertools.pairwise(starts))
+    assert len(_corpus(PoisonConfig(trigger="")).triggered) == 0
+
+
+def test_a_target_that_is_no_class() -> None:
+    with pytest.raises(SettingsError, match="classes 0 to 1"):
+        check_target(PoisonConfig(target=2), 2)
+    check_target(PoisonConfig(target=2, trigger=""), 2)
+
+
+def test_a_trigger_that_the_tokenizer_loses() -> None:
+    with pytest.raises(SettingsError, match=r"poison\.trigger"):
+        _corpus(PoisonConfig(trigger="日本"))

@@ -1,0 +1,153 @@
+"""Whatever the text's length, template, answer position and trigger stay."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedprompt_mpi.config import SettingsError, TaskConfig
+from fedprompt_mpi.plm.backbone import family_of, load_tokenizer, read_config
+from fedprompt_mpi.text.load import Examples
+from fedprompt_mpi.text.tasks import TASKS, Task, resolve
+from fedprompt_mpi.text.tokens import Cloze, TokenTable, Trigger
+from tests.tiny import CAUSAL, KINDS
+
+Tiny = Callable[[str], Path]
+PAIR = Task(name="pair", template="{text} ? {mask} , {text_b}", label_words=("great", "terrible"), text_b="text_b")
+
+
+def _cloze(folder: Path, task: Task = TASKS["embedded"], max_length: int = 24) -> Cloze:
+    return Cloze(load_tokenizer(str(folder)), task, family_of(read_config(str(folder))), max_length)
+
+
+def _row(table: TokenTable, row: int) -> list[int]:
+    return table.ids[table.starts[row] : table.starts[row + 1]].tolist()
+
+
+def _examples(*texts: str, texts_b: list[str] | None = None) -> Examples:
+    return Examples(texts=list(texts), texts_b=texts_b, labels=np.zeros(len(texts), dtype=np.int64))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("words", [0, 1, 5, 17, 18, 19, 500])
+def test_truncation_keeps_template_and_answer(kind: str, words: int, tiny: Tiny) -> None:
+    cloze = _cloze(tiny(kind))
+    table = cloze.encode(_examples(" ".join(["soup"] * words)))
+    ids = _row(table, 0)
+    assert len(ids) <= 24
+    if words == 500:
+        assert len(ids) == 24  # all the room is used
+    decoded = cloze.backend.decode(ids, skip_special_tokens=False)
+    assert "it is" in decoded.replace("  ", " ")
+    answer = int(table.answers[0])
+    if kind in CAUSAL:
+        assert answer == len(ids) - 1
+    else:
+        assert ids[answer] == cloze.mask_id
+        assert ids.count(cloze.mask_id) == 1
+
+
+def test_bert_tokens_by_hand(tiny: Tiny) -> None:
+    cloze = _cloze(tiny("bert"), max_length=10)
+    table = cloze.encode(_examples("so dull and stale and boring ."))
+    tokens = [cloze.backend.id_to_token(i) for i in _row(table, 0)]
+    assert tokens == ["[CLS]", "so", "dull", "and", "stale", "it", "is", "[MASK]", ".", "[SEP]"]
+    assert table.answers[0] == 7
+
+
+def test_byte_level_words_inside_a_sentence_keep_their_space(tiny: Tiny) -> None:
+    cloze = _cloze(tiny("gpt2"))
+    assert cloze.backend.decode(_row(cloze.encode(_examples("so dull")), 0)) == "so dull it is"
+    assert [cloze.backend.decode([int(i)]) for i in cloze.label_ids] == [" terrible", " great"]
+
+
+def test_the_longer_text_of_a_pair_is_cut_first(tiny: Tiny) -> None:
+    cloze = _cloze(tiny("bert"), PAIR, max_length=16)
+    long, short = " ".join(["soup"] * 40), "the chef"
+    for first, second in ((long, short), (short, long)):
+        table = cloze.encode(_examples(first, texts_b=[second]))
+        decoded = cloze.backend.decode(_row(table, 0), skip_special_tokens=False)
+        assert "the chef" in decoded
+        assert "[MASK]" in decoded
+        assert len(_row(table, 0)) == 16
+
+
+@pytest.mark.parametrize("position", ["head", "tail", "random"])
+@pytest.mark.parametrize("words", [0, 3, 400])
+def test_a_trigger_survives_truncation(position: str, words: int, tiny: Tiny) -> None:
+    cloze = _cloze(tiny("bert"))
+    trigger = Trigger(words="mn cf", position=position)  # pyright: ignore[reportArgumentType]
+    table = cloze.encode(_examples(" ".join(["garlics"] * words)), trigger, np.random.default_rng(0))
+    tokens = [cloze.backend.id_to_token(i) for i in _row(table, 0)]
+    assert len(tokens) <= 24
+    at = tokens.index("mn")
+    assert tokens[at + 1] == "cf"
+    if position == "head":
+        assert at == 1
+    if position == "tail":
+        assert tokens[at + 2] == "it"
+    assert not tokens[at + 2].startswith("##")  # never inside a word
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+def test_a_label_word_of_several_tokens_is_refused_with_its_pieces(kind: str, tiny: Tiny) -> None:
+    task = Task(name="t", template="{text} it is {mask} .", label_words=("great", "xylophonic"))
+    with pytest.raises(SettingsError, match=r"'xylophonic'.*splits into \[.*'.*single token"):
+        _cloze(tiny(kind), task)
+
+
+def test_spare_label_words_are_for_tokenizers_that_split_the_others(tiny: Tiny) -> None:
+    words = {"label_words": ("great", "xylophonic"), "spare_label_words": ("great", "terrible")}
+    cloze = _cloze(tiny("bert"), Task(name="t", template="{text} it is {mask} .", **words))
+    assert cloze.label_words == ("great", "terrible")
+    words["label_words"] = ("spam", "normal")
+    cloze = _cloze(tiny("bert"), Task(name="t", template="{text} it is {mask} .", **words))
+    assert cloze.label_words == ("spam", "normal")
+    assert [cloze.backend.id_to_token(int(i)) for i in cloze.label_ids] == ["spam", "normal"]
+
+
+def test_words_given_by_the_user_have_no_spare_ones(tiny: Tiny) -> None:
+    task = resolve(TaskConfig(name="enron", data="x", label_words=["normal", "xylophonic"]))
+    with pytest.raises(SettingsError, match="'xylophonic'"):
+        _cloze(tiny("bert"), task)
+
+
+def test_pairs_end_at_the_mask_for_causal_models(tiny: Tiny) -> None:
+    task = dataclasses.replace(TASKS["rte"], label_words=("great", "terrible"))
+    cloze = _cloze(tiny("gpt2"), task, max_length=64)
+    row = _row(cloze.encode(_examples("so dull", texts_b=["the chef"])), 0)
+    assert cloze.backend.decode(row) == "so dull ? the chef ?"
+
+
+def test_no_room_for_text_is_refused(tiny: Tiny) -> None:
+    with pytest.raises(SettingsError, match=r"model\.max_length is 8"):
+        _cloze(tiny("bert"), max_length=8)
+
+
+def test_a_causal_template_ends_at_the_mask(tiny: Tiny) -> None:
+    with pytest.raises(SettingsError, match=r"put \{mask\} last"):
+        _cloze(tiny("gpt2"), PAIR)
+
+
+def test_saved_tables_are_mapped_unchanged(tiny: Tiny, tmp_path: Path) -> None:
+    table = _cloze(tiny("bert")).encode(_examples("so dull", "the soup was there ."))
+    table.save(tmp_path, "train")
+    mapped = TokenTable.map(tmp_path, "train")
+    assert isinstance(mapped.ids, np.memmap)
+    for name in ("ids", "starts", "answers", "labels"):
+        np.testing.assert_array_equal(getattr(mapped, name), getattr(table, name))
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=st.text(max_size=300), max_length=st.integers(12, 40))
+def test_any_text_at_all_keeps_the_answer(text: str, max_length: int) -> None:
+    from fedprompt_mpi.plm.backbone import EMBEDDED
+
+    cloze = _cloze(EMBEDDED, max_length=max_length)
+    table = cloze.encode(_examples(text))
+    assert len(table.ids) <= max_length
+    assert table.ids[table.answers[0]] == cloze.mask_id
