@@ -4,9 +4,11 @@ Exit status: 0 done; 2 the user's settings or data are wrong (one message, from 
 """
 
 import dataclasses
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from fedprompt_mpi.comm.faults import end_job, end_process
@@ -25,6 +27,16 @@ python -m fedprompt_mpi run --help lists every setting with its unit and default
 --config FILE.toml is read first, flags override it; lists are written as JSON: --poison.clients '[0, 3]'.
 --print_config prints the resolved settings and stops.
 """
+
+
+TYPE_NAMES = {
+    "int": "integer",
+    "float": "number",
+    "bool": "boolean",
+    "str": "text",
+    "list": "list in JSON, such as [0, 3]",
+    "NoneType": "nothing",
+}
 
 
 class _Stop(Exception):  # noqa: N818 - nothing went wrong
@@ -82,6 +94,7 @@ def parse_settings(arguments: list[str]) -> RunConfig:
     )
     parser.add_argument("--config", action="config", help="TOML file of settings; flags override it")
     parser.add_class_arguments(RunConfig, as_group=False)
+    _check_config_files(arguments)
     if read_launch().rank and ("--print_config" in arguments or wants_help):
         raise _Stop
     try:
@@ -93,6 +106,15 @@ def parse_settings(arguments: list[str]) -> RunConfig:
         raise
     except (jsonargparse.ArgumentError, TypeError, ValueError, OSError) as error:
         raise SettingsError(_one_line(str(error))) from error
+
+
+def _check_config_files(arguments: Sequence[str]) -> None:
+    """Raise SettingsError for a missing file: the parser would take its name for TOML."""
+    following = [*arguments[1:], ""]
+    for argument, after in zip(arguments, following, strict=True):
+        name = after if argument == "--config" else argument.removeprefix("--config=")
+        if (argument == "--config" or name != argument) and not Path(name).is_file():
+            raise SettingsError(f"--config is {name!r}, but there is no such file: name a TOML file of settings")
 
 
 def _build(parsed: Any) -> RunConfig:
@@ -111,10 +133,16 @@ def _without_none(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _one_line(message: str) -> str:
-    """Join a parser's indented message into one line, with type names as people write them."""
+    """Put a parser's indented message into one line, with types as people call them."""
     joined = " ".join(line.strip() for line in message.splitlines() if line.strip())
-    for python, plain in (("<class 'int'>", "integer"), ("<class 'float'>", "number"), ("<class 'bool'>", "boolean")):
-        joined = joined.replace(python, plain)
+    several = re.fullmatch(
+        r"(.*?): Does not validate against any of the Union .*? Errors: (.*) Given value: (.*)", joined
+    )
+    if several:
+        kinds = re.findall(r"Expected an? (<class '\w+'>|[^-.]+)", several[2])
+        joined = f"{several[1]}: expecting {' or '.join(dict.fromkeys(kinds))}, got {several[3]}"
+    for python, plain in TYPE_NAMES.items():
+        joined = joined.replace(f"<class '{python}'>", plain)
     return joined.replace("typing.Literal", "one of ").replace("Parser key ", "setting ")
 
 

@@ -53,13 +53,13 @@ class TaskConfig:
     """A known task (sst2, imdb, offenseval, twitter, enron, lingspam, qnli, rte, sst2-glue, trec6, airline,
     embedded, embedded-topic, embedded-spam), or any name with data, template and label_words given."""
     data: str | None = None
-    """Folder with train/dev/test files (csv, csv.gz, jsonl, parquet), or the name of a hub data set."""
+    """Folder with train/dev/test files (csv, csv.gz, jsonl, parquet), or a hub data set: its name, or name:subset."""
     text: str = "text"
     """Column of the text."""
     text_b: str | None = None
     """Column of the second text of a pair."""
     label: str = "label"
-    """Column of the label: integers from 0, or class names in the order of label_words."""
+    """Column of the label: integers from 0 in the order of label_words, or the label words themselves."""
     user: str | None = None
     """Column of the natural client, for federation.partition natural."""
     template: str | None = None
@@ -142,7 +142,7 @@ class FederationConfig:
 class ClientConfig:
     """Local training of one client in one round. The optimiser's state starts anew each round."""
 
-    steps: int = 10
+    steps: int = 5
     """Optimiser steps in a round."""
     epochs: int | None = None
     """Passes over the client's examples in a round; where given, it replaces steps."""

@@ -27,7 +27,8 @@ class Journal:
         self.to_first_broadcast_s: float | None = None
         self.pending: dict[str, Any] = ready.checkpoint.record or {"round": 0}
         self.records: Records | None = None
-        fields = (channel.rank, channel.place.host, ready.backbone.device, ready.threads)
+        dtype = "bfloat16" if ready.backbone.bf16 else "float32"
+        fields = (channel.rank, channel.place.host, ready.backbone.device, ready.threads, dtype)
         everyone = channel.collect_text("\t".join(map(str, fields)))
         if self.is_root:
             self.records = Records(ready.directory, config, last_round=ready.checkpoint.round_ - 1)
@@ -36,9 +37,10 @@ class Journal:
     def _introduce(self, records: Records, task: Task, everyone: list[str]) -> None:
         config, ready, workers = self.config, self.ready, max(1, self.channel.size - 1)
         rows = [line.split("\t") for line in everyone]
-        ranks = [{"rank": int(r), "host": host, "device": dev, "threads": int(t)} for r, host, dev, t in rows]
-        dtype = "bfloat16" if ready.backbone.bf16 else "float32"
-        records.write_environment({"library": self.channel.library}, ranks, compute_dtype=dtype)
+        ranks = [{"rank": int(r), "host": host, "device": dev, "threads": int(t)} for r, host, dev, t, _ in rows]
+        dtype = rows[-1][4]  # a worker's: rank 0 may be on the CPU while they are on GPUs
+        mpi = {"library": self.channel.library, "transport": self.channel.transport}
+        records.write_environment(mpi, ranks, compute_dtype=dtype)
         counts, poisoned = ready.corpus.class_counts, ready.corpus.poisoned
         label_words = ready.corpus.label_words.tolist()
         records.write_partition(counts, poisoned, label_words)

@@ -52,14 +52,15 @@ def prepare(config: RunConfig, task: Task, channel: Channel) -> Prepared:
     Raises:
         SettingsError: on every rank, with the message of the lowest rank that found something wrong.
     """
-    directory = together(channel, lambda: _choose_directory(config, task, channel))
+    directory, found = together(channel, lambda: _find_start(config, task, channel))
     shared = channel.shared_folder()
     together(channel, lambda: _make_data(config, task, channel, shared))
     corpus = Corpus.map(shared)
     threads, backbone, method = together(channel, lambda: _load_model(config, channel, corpus, shared))
-    if backbone.bf16 and config.prompt.method != "full":
+    if config.prompt.method != "full":
         share_bf16(channel, backbone, shared / "bf16.safetensors")
-    checkpoint = together(channel, lambda: _start(config, channel, backbone, method))
+    channel.drop_shared_folder()  # what is mapped stays
+    checkpoint = together(channel, lambda: _start(config, channel, backbone, method, found))
     done = np.array([float(checkpoint.round_)])
     checkpoint = dataclasses.replace(checkpoint, round_=int(channel.sum(done)[0]))
     return Prepared(
@@ -86,12 +87,18 @@ def together(channel: Channel, part: Callable[[], Result]) -> Result:
     return result  # pyright: ignore[reportReturnType] - there is one, where nobody has an error
 
 
-def _choose_directory(config: RunConfig, task: Task, channel: Channel) -> Path:
+def _find_start(config: RunConfig, task: Task, channel: Channel) -> tuple[Path, Checkpoint | None]:
+    """Return the run directory and, on rank 0, the checkpoint or prompt to start from, if there is to be one."""
     name = f"{task.name}-{config.prompt.method}-{time.strftime('%Y%m%d-%H%M%S')}"
     directory = Path(config.output.dir) if config.output.dir else Path("runs") / name
-    if channel.rank == 0:
-        check_directory(directory, resume=config.output.resume)
-    return directory
+    if channel.rank:
+        return directory, None
+    check_directory(directory, resume=config.output.resume)
+    if config.output.resume:
+        return directory, load_checkpoint(directory, config)
+    if config.prompt.init not in ("vocab", "random"):
+        return directory, Checkpoint(vector=read_prompt(config.prompt.init)[0]["vector"], round_=0, record={})
+    return directory, None
 
 
 def _make_data(config: RunConfig, task: Task, channel: Channel, shared: Path) -> None:
@@ -138,30 +145,35 @@ def _load_model(config: RunConfig, channel: Channel, corpus: Corpus, shared: Pat
 
 
 def share_bf16(channel: Channel, backbone: "Backbone", file: Path) -> None:
-    """Make the bfloat16 copy of the weights once per node, and map it on every rank."""
-    from fedprompt_mpi.plm.backbone import map_bf16_matrices, save_bf16_matrices
+    """Let the ranks that compute in bfloat16 hold their matrices so, those on the CPU one copy per node.
 
-    if channel.place.local_rank == 0:
-        save_bf16_matrices(backbone, file)
+    Every rank calls this, also one that computes in float32: rank 0 may, beside workers on GPUs.
+    """
+    from fedprompt_mpi.plm.backbone import cast_matrices, map_matrices, save_matrices
+
+    maps = backbone.bf16 and backbone.device.type == "cpu"
+    if maps and channel.place.local_rank == 0:
+        save_matrices(backbone, file)
     channel.node_barrier()
-    map_bf16_matrices(backbone, file)
+    if maps and file.exists():
+        map_matrices(backbone, file)
+    elif backbone.bf16:
+        cast_matrices(backbone)
 
 
-def _start(config: RunConfig, channel: Channel, backbone: "Backbone", method: "Method") -> Checkpoint:
-    """Make or read the first global vector on rank 0; the other ranks make room for it."""
+def _start(
+    config: RunConfig, channel: Channel, backbone: "Backbone", method: "Method", found: Checkpoint | None
+) -> Checkpoint:
+    """Check or make the first global vector on rank 0; the other ranks make room for it."""
     size = method.layout.size
     if channel.rank:
         return Checkpoint(vector=np.zeros(size, dtype=np.float32), round_=0, record={})
-    if config.output.resume:
-        checkpoint = load_checkpoint(Path(str(config.output.dir)), config)
-    elif config.prompt.init in ("vocab", "random"):
+    if found is None:
         embeddings = backbone.embedding_matrix.detach().float().cpu().numpy()
         vector = method.initial(embeddings, seeds.generator(config.seed, "initial vector"))
-        checkpoint = Checkpoint(vector=vector, round_=0, record={})
-    else:
-        checkpoint = Checkpoint(vector=read_prompt(config.prompt.init)[0]["vector"], round_=0, record={})
-    _check_vector(checkpoint.vector, size, config)
-    return checkpoint
+        found = Checkpoint(vector=vector, round_=0, record={})
+    _check_vector(found.vector, size, config)
+    return found
 
 
 def _check_vector(vector: np.ndarray, size: int, config: RunConfig) -> None:

@@ -11,6 +11,7 @@ checkpoint/          what a resume needs
 """
 
 import csv
+import dataclasses
 import importlib.metadata
 import io
 import json
@@ -71,7 +72,8 @@ class Records:
         directory.mkdir(parents=True, exist_ok=True)
         if last_round >= 0:
             self._read_back(last_round)
-        write_text(directory / "config.toml", to_toml(config))
+        begun = dataclasses.replace(config, output=dataclasses.replace(config.output, resume=False))
+        write_text(directory / "config.toml", to_toml(begun))
 
     def _read_back(self, last: int) -> None:
         lines = (self.directory / "rounds.jsonl").read_text().splitlines()
@@ -115,7 +117,8 @@ class Records:
     def add_round(self, record: dict[str, Any]) -> None:
         """Add one round's line."""
         self.rounds.append(record)
-        write_text(self.directory / "rounds.jsonl", "".join(json.dumps(line) + "\n" for line in self.rounds))
+        lines = (json.dumps(line, allow_nan=False) + "\n" for line in self.rounds)
+        write_text(self.directory / "rounds.jsonl", "".join(lines))
 
     def add_timings(self, by_rank: list[np.ndarray]) -> None:
         """Add every rank's records and write them all."""

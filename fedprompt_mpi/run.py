@@ -61,13 +61,23 @@ def check_ranks(config: RunConfig, size: int) -> None:
         )
 
 
+def check_finite(headers: np.ndarray, round_: int, lr: float) -> None:
+    """Raise SettingsError, on every rank alike, if a client's training has diverged."""
+    diverged = headers["client"][~(np.isfinite(headers["loss"]) & np.isfinite(headers["norm"]))]
+    if len(diverged):
+        raise SettingsError(
+            f"client.lr is {lr}, with which client {diverged[0]} diverged in round {round_} (its loss or its update is "
+            "not finite): take a smaller one"
+        )
+
+
 def federate(config: RunConfig, task: Task, channel: Channel, ready: Prepared, started: float) -> dict[str, Any]:
     """Go through the rounds.
 
     Round t sends the vector that round t - 1 made, and evaluates it on arrival, so that evaluation costs no
     broadcast of its own; a last broadcast brings the final vector.
     """
-    from fedprompt_mpi.federation.local import make_jobs, steps_of_slowest_rank, train_rank
+    from fedprompt_mpi.federation.local import make_jobs, steps_by_rank, train_rank
 
     rounds = config.federation.rounds
     first = ready.checkpoint.round_ + 1
@@ -82,8 +92,8 @@ def federate(config: RunConfig, task: Task, channel: Channel, ready: Prepared, s
             )
             jobs = make_jobs(config, ready.corpus, cohort, channel.rank, round_) if round_ <= rounds else []
             timing.round_ = round_
-            steps = steps_of_slowest_rank(config, ready.corpus, ready.method, cohort)
-            channel.watch_progress(journal.console.start_steps(steps))
+            steps = steps_by_rank(config, ready.corpus, ready.method, cohort)
+            channel.watch_progress(journal.console.start_steps(int(steps.max())), steps)
             channel.broadcast(server.vector, ready.method.layout.fingerprint)
             journal.arrived(time.perf_counter() - started)
 
@@ -97,6 +107,7 @@ def federate(config: RunConfig, task: Task, channel: Channel, ready: Prepared, s
                     config, ready.corpus, ready.backbone, ready.method, server.vector, jobs, round_, channel
                 )
             gathered = channel.gather(headers, deltas, cohort.counts)
+            check_finite(gathered.headers, round_, config.client.lr)
             server.apply(gathered, timing, is_root=channel.rank == 0)
             journal.trained(round_, cohort, gathered, server.vector, time.perf_counter() - clock)
         return journal.close(server.vector, time.perf_counter() - started)
@@ -114,9 +125,9 @@ def _evaluate(
         return {}
     classes = len(task.label_words)
     counts = np.zeros((2, classes * classes + 1))
-    with channel.timing.phase("evaluate"):
+    with channel.timing.phase("evaluate"):  # until the slowest rank is done
         if ready.shard is not None:
             for row, table in enumerate((ready.corpus.test, ready.corpus.triggered)):
                 counts[row] = count(ready.backbone, ready.method, vector, table, classes, ready.shard)
-    clean, triggered = channel.sum(counts)
+        clean, triggered = channel.sum(counts)
     return dataclasses.asdict(summarise(clean, triggered, classes, config.poison.target))

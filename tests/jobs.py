@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +37,16 @@ def is_open_mpi(mpirun: str) -> bool:
     return "Open MPI" in subprocess.run([mpirun, "--version"], capture_output=True, text=True, check=False).stdout
 
 
-def launch(ranks: int, *arguments: str, deadline_s: float = 120, environment: dict[str, str] | None = None) -> Finished:
+def launch(
+    ranks: int, *arguments: str, deadline_s: float = 120, environment: Mapping[str, str | None] | None = None
+) -> Finished:
     """Run `python ARGUMENTS` on so many ranks (1: without mpirun); kill it all at the deadline and fail.
 
     Args:
         ranks: number of processes.
         arguments: of the Python interpreter.
         deadline_s: seconds.
-        environment: variables beside this process's own.
+        environment: variables beside this process's own; None takes one away.
     """
     command = [sys.executable, *arguments]
     if ranks > 1:
@@ -51,8 +54,8 @@ def launch(ranks: int, *arguments: str, deadline_s: float = 120, environment: di
         assert mpirun is not None, "no mpirun: pip install '.[mpich]'"
         options = ["--allow-run-as-root", "--oversubscribe"] if is_open_mpi(mpirun) else []
         command = [mpirun, *options, "-n", str(ranks), *command]
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), **(environment or {})}
-    variables.pop("PYTEST_CURRENT_TEST", None)
+    own = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "PYTEST_CURRENT_TEST": None}
+    variables = {name: value for name, value in {**own, **(environment or {})}.items() if value is not None}
     process = subprocess.Popen(
         command,
         cwd=REPOSITORY,
@@ -72,9 +75,9 @@ def launch(ranks: int, *arguments: str, deadline_s: float = 120, environment: di
     return Finished(status=process.returncode, out=out, err=err)
 
 
-def run_program(ranks: int, directory: Path, *flags: str, deadline_s: float = 120) -> Finished:
-    """Run a small federation on the embedded task into `directory`."""
-    return launch(ranks, "-m", "fedprompt_mpi", *SMALL, f"--output.dir={directory}", *flags, deadline_s=deadline_s)
+def run_program(ranks: int, directory: Path, *flags: str, **options: Any) -> Finished:
+    """Run a small federation on the embedded task into `directory`; options are those of `launch`."""
+    return launch(ranks, "-m", "fedprompt_mpi", *SMALL, f"--output.dir={directory}", *flags, **options)
 
 
 def read_rounds(directory: Path) -> list[dict[str, Any]]:

@@ -1,11 +1,12 @@
 """The main job on real text with a real PLM, where there is one to be had (FEDPROMPT_SHARED names the folder)."""
 
-import json
 import os
 from pathlib import Path
 
 import pytest
 
+from fedprompt_mpi import RunConfig, run
+from fedprompt_mpi.config import ClientConfig, FederationConfig, ModelConfig, OutputConfig, TaskConfig
 from tests.jobs import launch
 
 SHARED = Path(os.environ.get("FEDPROMPT_SHARED", "/nonexistent"))
@@ -23,18 +24,20 @@ FOLDERS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("task", FOLDERS)
-def test_known_tasks(task: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", FOLDERS)
+def test_known_tasks(name: str, tmp_path: Path) -> None:
     """Each of the known tasks loads its real files and goes through a round."""
-    partition = "natural" if task in ("imdb", "enron", "airline") else "quantity"
-    finished = launch(
-        1, "-m", "fedprompt_mpi", f"--task.name={task}", f"--task.data={DATA / FOLDERS[task]}",
-        f"--model.name={MODEL}", "--task.max_train=400", "--task.max_test=30", "--federation.clients=4",
-        f"--federation.partition={partition}", "--federation.rounds=1", "--client.steps=1", "--client.batch_size=2",
-        f"--output.dir={tmp_path / 'run'}",
-    )  # fmt: skip
-    assert finished.status == 0, finished.err
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    partition = "natural" if name in ("imdb", "enron", "airline") else "quantity"
+    task = TaskConfig(name=name, data=str(DATA / FOLDERS[name]), max_train=400, max_test=30)
+    summary = run(
+        RunConfig(
+            task=task,
+            model=ModelConfig(name=str(MODEL)),
+            federation=FederationConfig(clients=4, partition=partition, rounds=1),
+            client=ClientConfig(steps=1, batch_size=2),
+            output=OutputConfig(dir=str(tmp_path / "run")),
+        )
+    )
     assert summary["parameters"] == 20 * 384
     assert summary["plm_parameters"] == 22_744_506
 

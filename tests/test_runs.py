@@ -19,7 +19,8 @@ def _vector(directory: Path) -> np.ndarray:
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("one") / "run"
-    finished = run_program(1, directory, "--client.batched=1")
+    # as many threads as it likes: the bits must not depend on them
+    finished = run_program(1, directory, "--client.batched=1", environment={"OMP_NUM_THREADS": None})
     assert finished.status == 0, finished.err
     return directory
 
@@ -67,6 +68,10 @@ def test_the_run_directory(one_process: Path) -> None:
     assert summary["parameters"] == 2560
     assert summary["bytes_per_client_round"] == 10240
     assert summary["accuracy"] == rounds[-1]["accuracy"]
+    environment = json.loads((one_process / "environment.json").read_text())
+    assert set(environment) == {"versions", "mpi", "compute_dtype", "ranks"}
+    assert environment["mpi"] == {"library": "none (one process)", "transport": "none"}
+    assert [set(rank) for rank in environment["ranks"]] == [{"rank", "host", "device", "threads"}]
     tensors, metadata = load_prompt(one_process)
     assert metadata["method"] == "soft"
     np.testing.assert_array_equal(tensors["effective_prompt"].ravel(), tensors["vector"])
@@ -90,9 +95,11 @@ def test_two_rounds_are_one_and_a_resumed_one(one_process: Path, tmp_path: Path)
     """Resumed on another number of ranks: the same bits, and no round twice or missing."""
     directory = tmp_path / "run"
     assert run_program(1, directory, "--client.batched=1", "--federation.rounds=1").status == 0
+    begun = (directory / "config.toml").read_text()
     finished = run_program(3, directory, "--client.batched=1", "--output.resume=true")
     assert finished.status == 0, finished.err
     assert _vector(directory).tobytes() == _vector(one_process).tobytes()
+    assert (directory / "config.toml").read_text() == begun.replace("rounds = 1", "rounds = 2")
     rounds = read_rounds(directory)
     assert [record["round"] for record in rounds] == [0, 1, 2]
     assert [r["accuracy"] for r in rounds] == [r["accuracy"] for r in read_rounds(one_process)]
@@ -126,6 +133,8 @@ BAD: dict[str, tuple[list[str], str]] = {
     "an unknown task": (["--task.name=weather"], "task.name is 'weather'"),
     "an unknown optimiser": (["--client.optimizer=lion"], "client.optimizer"),
     "a wrong type": (["--federation.rounds=many"], "federation.rounds"),
+    "text for a list": (["--task.label_words=great"], "task.label_words\": expecting list in JSON, such as [0, 3]"),
+    "a missing config": (["--config=./nothing.toml"], "--config is './nothing.toml', but there is no such file"),
     "out of range": (["--federation.fraction=1.5"], "federation.fraction is 1.5"),
     "an unknown setting": (["--federation.colour=red"], "federation.colour"),
     "no data": (["--task.name=sst2"], "task.data is not given"),
@@ -146,8 +155,10 @@ BAD: dict[str, tuple[list[str], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("ranks", [1, 3])
-@pytest.mark.parametrize("case", BAD)
+@pytest.mark.parametrize(
+    ("case", "ranks"),
+    [*((case, 3) for case in BAD), ("a wrong type", 1), ("a missing model", 1), ("nothing to resume", 1)],
+)
 def test_bad_input_is_one_message(case: str, ranks: int, one_process: Path, tmp_path: Path) -> None:
     flags, message = BAD[case]
     flags = [flag.replace("PROMPT", str(one_process)) for flag in flags]
@@ -217,6 +228,36 @@ def test_a_vector_of_another_layout_is_refused(tmp_path: Path) -> None:
     assert finished.status == 3
     assert "layout 17" in finished.err
     assert "layout 18" in finished.err
+
+
+def test_a_client_that_diverges_is_named(tmp_path: Path) -> None:
+    flags = ("--prompt.method=full", "--client.optimizer=sgd", "--client.lr=1e30", "--client.steps=3")
+    finished = run_program(3, tmp_path / "run", *flags)
+    assert finished.status == 2
+    assert "client.lr is 1e+30, with which client 0 diverged in round 1" in finished.err
+    assert finished.err.count("error:") == 1
+    assert "NaN" not in (tmp_path / "run" / "rounds.jsonl").read_text()
+
+
+def test_ranks_of_different_arithmetic_share_no_more_than_they_have() -> None:
+    """Rank 0 computes in float32, as on a CPU beside GPUs; the workers hold bfloat16 matrices all the same."""
+    code = (
+        "import torch\n"
+        "from fedprompt_mpi.comm.channel import open_channel\n"
+        "from fedprompt_mpi.comm.launcher import read_launch\n"
+        "from fedprompt_mpi.config import ModelConfig\n"
+        "from fedprompt_mpi.plm.backbone import EMBEDDED, load_backbone\n"
+        "from fedprompt_mpi.prepare import share_bf16\n"
+        "channel = open_channel(read_launch(), measure=False)\n"
+        "config = ModelConfig(dtype='bfloat16' if channel.rank else 'float32')\n"
+        "backbone = load_backbone(config, str(EMBEDDED), torch.tensor([5, 6]), torch.device('cpu'), 0)\n"
+        "share_bf16(channel, backbone, channel.shared_folder() / 'bf16.safetensors')\n"
+        "print(f'rank {channel.rank}:', backbone.model.bert.encoder.layer[0].output.dense.weight.dtype, flush=True)\n"
+        "channel.close()\n"
+    )
+    finished = launch(2, "-c", code, deadline_s=60)
+    assert finished.status == 0, finished.err
+    assert sorted(finished.out.splitlines()) == ["rank 0: torch.float32", "rank 1: torch.bfloat16"]
 
 
 def test_help_and_settings() -> None:

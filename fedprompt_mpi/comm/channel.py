@@ -18,9 +18,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fedprompt_mpi.comm.launcher import Launch, mismatch
+from fedprompt_mpi.comm.launcher import Launch, mismatch, transport_of
 from fedprompt_mpi.comm.timing import RECORD, Timing
-from fedprompt_mpi.comm.topology import Place, read_place
+from fedprompt_mpi.comm.topology import MOST_PROCESSORS, Place, own_processors, read_place
 from fedprompt_mpi.config import SettingsError
 
 HEADER = np.dtype([("client", "<i4"), ("num_examples", "<i8"), ("loss", "<f8"), ("norm", "<f8"), ("train_s", "<f8")])
@@ -41,6 +41,8 @@ class Channel(Protocol):
     timing: Timing
     library: str
     """Name and version of the MPI library."""
+    transport: str
+    """What carries its messages, as far as it tells."""
 
     def broadcast(self, vector: np.ndarray, fingerprint: int) -> None:
         """Copy rank 0's `vector` `[P]` float32 into everybody's."""
@@ -69,15 +71,24 @@ class Channel(Protocol):
         ...
 
     def shared_folder(self) -> Path:
-        """Return a temporary folder that the ranks of this node share; its leader removes it at the end."""
+        """Return a temporary folder that the ranks of this node share."""
         ...
 
-    def report_progress(self, step: int) -> None:
-        """Tell rank 0, if it watches, how many local steps are done."""
+    def drop_shared_folder(self) -> None:
+        """Remove the shared folder once all ranks of the node are here; files that they have mapped live on."""
         ...
 
-    def watch_progress(self, show: Callable[[int], None] | None) -> None:
-        """Let rank 0's next waits pass the slowest rank's steps to `show`."""
+    def report_progress(self, left: int) -> None:
+        """Tell rank 0, if it watches, how many local steps are left to this rank in the round."""
+        ...
+
+    def watch_progress(self, show: Callable[[int], None] | None, steps: np.ndarray) -> None:
+        """Let rank 0's next waits tell `show` how many steps the rank that is last has behind it.
+
+        Args:
+            show: None if nobody watches.
+            steps: `[R]` int64, the steps of each rank in this round.
+        """
         ...
 
     def collect_timings(self) -> list[np.ndarray]:
@@ -116,14 +127,15 @@ class LocalChannel:
     """One process that is server and worker at once: nothing travels."""
 
     rank, size = 0, 1
-    library = "none (one process)"
+    library, transport = "none (one process)", "none"
 
     def __init__(self) -> None:
         """Start with empty records."""
-        self.place = read_place(0, 0, 1, server_here=True)
+        self.place = read_place(0, 0, np.ones(MOST_PROCESSORS), server_here=True)
         self.timing = Timing()
-        self._folder: str | None = None
+        self._folder: Path | None = None
         self._show: Callable[[int], None] | None = None
+        self._steps = 0
 
     def broadcast(self, vector: np.ndarray, fingerprint: int) -> None:
         """Nothing to do."""
@@ -147,17 +159,23 @@ class LocalChannel:
 
     def shared_folder(self) -> Path:
         """Return a temporary folder."""
-        self._folder = self._folder or tempfile.mkdtemp(prefix="fedprompt-")
-        return Path(self._folder)
+        self._folder = self._folder or Path(tempfile.mkdtemp(prefix="fedprompt-"))
+        return self._folder
 
-    def report_progress(self, step: int) -> None:
-        """Show the step at once."""
+    def drop_shared_folder(self) -> None:
+        """Remove the temporary folder."""
+        if self._folder:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+    def report_progress(self, left: int) -> None:
+        """Show the progress at once."""
         if self._show:
-            self._show(step)
+            self._show(self._steps - left)
 
-    def watch_progress(self, show: Callable[[int], None] | None) -> None:
-        """Keep where to show the steps."""
-        self._show = show
+    def watch_progress(self, show: Callable[[int], None] | None, steps: np.ndarray) -> None:
+        """Keep where to show the progress."""
+        self._show, self._steps = show, int(steps.max())
 
     def collect_timings(self) -> list[np.ndarray]:
         """Return this process's records."""
@@ -169,13 +187,11 @@ class LocalChannel:
 
     def abandon(self) -> None:
         """Remove the temporary folder."""
-        self.close()
+        self.drop_shared_folder()
 
     def close(self) -> None:
         """Remove the temporary folder."""
-        if self._folder:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
+        self.drop_shared_folder()
 
 
 class MPIChannel:
@@ -195,17 +211,27 @@ class MPIChannel:
         self._progress_comm = world.Dup()
         self._node = self._comm.Split_type(MPI.COMM_TYPE_SHARED)
         self.rank, self.size = self._comm.rank, self._comm.size
-        lowest = self._node.allreduce(self.rank, op=MPI.MIN)
-        self.place = read_place(self.rank, self._node.rank, self._node.size, server_here=lowest == 0)
-        self.library = MPI.Get_library_version().strip().splitlines()[0]
+        self.place = self._read_place()
+        library = MPI.Get_library_version()
+        self.library, self.transport = library.strip().splitlines()[0], transport_of(library)
         self.timing = Timing()
         self._measure = measure
         self._folder: Path | None = None
         self._show: Callable[[int], None] | None = None
-        self._progress = np.zeros(self.size, dtype=np.int64)
+        self._left = np.zeros(self.size, dtype=np.int64)
+        self._steps = 0
         self._sending: tuple[Any, np.ndarray] | None = None
         self._watched = False
         self._last_report = 0.0
+
+    def _read_place(self) -> Place:
+        """Ask the ranks of this node who is here, and which processors each may use."""
+        lowest, sharers = np.empty(1, dtype=np.int64), np.zeros(MOST_PROCESSORS, dtype=np.int64)
+        self._node.Allreduce(np.array([self.rank], dtype=np.int64), lowest, op=self._mpi.MIN)
+        mine = np.zeros_like(sharers)
+        mine[list(own_processors())] = 1
+        self._node.Allreduce(mine, sharers, op=self._mpi.SUM)
+        return read_place(self.rank, self._node.rank, sharers, server_here=lowest[0] == 0)
 
     def _sleep_until(self, request: Any) -> None:
         """Wait for a request with the processor left to others."""
@@ -281,8 +307,7 @@ class MPIChannel:
     def sum(self, values: np.ndarray) -> np.ndarray:
         """Add float64 arrays of equal shape up over the ranks."""
         total = np.empty_like(values)
-        with self.timing.phase("wait"):
-            self._sleep_until(self._comm.Iallreduce(values, total, op=self._mpi.SUM))
+        self._sleep_until(self._comm.Iallreduce(values, total, op=self._mpi.SUM))
         return total
 
     def agree(self, error: str | None) -> str | None:
@@ -314,30 +339,37 @@ class MPIChannel:
             self._folder = Path(name.tobytes().rstrip(b"\0").decode())
         return self._folder
 
-    def report_progress(self, step: int) -> None:
-        """Tell rank 0 how many local steps are done, a few times a second at most."""
+    def drop_shared_folder(self) -> None:
+        """Remove the node's folder once all its ranks are here."""
+        self.node_barrier()
+        if self._folder is not None and self._node.rank == 0:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder = None
+
+    def report_progress(self, left: int) -> None:
+        """Tell rank 0 how many local steps are left, a few times a second at most."""
         now = time.monotonic()
         if not self._watched or self.rank == 0 or now - self._last_report < 0.2:
             return
         if self._sending is not None and not self._sending[0].Test():
             return
-        message = np.array([step], dtype=np.int64)
+        message = np.array([left], dtype=np.int64)
         self._sending = (self._progress_comm.Isend(message, dest=0, tag=PROGRESS_TAG), message)
         self._last_report = now
 
-    def watch_progress(self, show: Callable[[int], None] | None) -> None:
-        """Let rank 0's next waits pass the slowest rank's steps to `show`."""
-        self._show = show
-        self._progress[:] = 0
+    def watch_progress(self, show: Callable[[int], None] | None, steps: np.ndarray) -> None:
+        """Let rank 0's next waits tell `show` how many steps the rank that is last has behind it."""
+        self._show, self._steps = show, int(steps.max())
+        self._left[:] = steps
 
     def _receive_progress(self) -> None:
         status = self._mpi.Status()
         message = np.empty(1, dtype=np.int64)
         while self._progress_comm.Iprobe(tag=PROGRESS_TAG, status=status):
             self._progress_comm.Recv(message, source=status.Get_source(), tag=PROGRESS_TAG)
-            self._progress[status.Get_source()] = message[0]
+            self._left[status.Get_source()] = message[0]
         if self._show:
-            self._show(int(self._progress[1:].min()))
+            self._show(self._steps - int(self._left.max()))
 
     def _collect_bytes(self, mine: np.ndarray) -> list[bytes]:
         """Return every rank's uint8 array as bytes on rank 0, [] elsewhere."""
@@ -360,16 +392,15 @@ class MPIChannel:
         return [b.decode() for b in self._collect_bytes(np.frombuffer(text.encode(), dtype=np.uint8))]
 
     def abandon(self) -> None:
-        """Remove the node's folder, waiting for nobody."""
-        if self._folder is not None and self.place.local_rank == 0:
+        """Remove the node's folder, if it is still there, waiting for nobody."""
+        if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def close(self) -> None:
         """Drain what is under way, remove the node's folder, and leave together."""
         if self._sending is not None:
             self._sending[0].Cancel()
-        self._sleep_until(self._comm.Ibarrier())
-        self.abandon()
+        self.drop_shared_folder()
         self._sleep_until(self._comm.Ibarrier())  # the folders are gone before any rank may end the job
         self._node.Free()
         self._progress_comm.Free()

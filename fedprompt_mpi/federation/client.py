@@ -60,16 +60,17 @@ def learning_rate(config: ClientConfig, rounds: int, progress: float) -> float:
     return config.lr
 
 
-def make_optimizer(config: ClientConfig, leaves: list[torch.Tensor]) -> torch.optim.Optimizer:
-    """Build the local optimiser over all clients' parameters; each of them keeps its own state."""
+def make_optimizer(config: ClientConfig, clients: Sequence[Parameters]) -> torch.optim.Optimizer:
+    """Build the local optimiser over k clients: a group each, for its learning rate; no state is shared."""
+    groups = [{"params": list(client.values())} for client in clients]
     lr, decay = config.lr, config.weight_decay
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(leaves, lr=lr, weight_decay=decay, fused=True)
+        return torch.optim.AdamW(groups, lr=lr, weight_decay=decay, fused=True)
     if config.optimizer == "adam":
-        return torch.optim.Adam(leaves, lr=lr, weight_decay=decay, fused=True)
+        return torch.optim.Adam(groups, lr=lr, weight_decay=decay, fused=True)
     if config.optimizer == "adafactor":
-        return torch.optim.Adafactor(leaves, lr=lr, weight_decay=decay)
-    return torch.optim.SGD(leaves, lr=lr, weight_decay=decay, fused=True)
+        return torch.optim.Adafactor(groups, lr=lr, weight_decay=decay)
+    return torch.optim.SGD(groups, lr=lr, weight_decay=decay, fused=True)
 
 
 def train(
@@ -101,12 +102,12 @@ def train(
     device = backbone.device
     vectors = to_device(global_vector, device).repeat(len(jobs), 1)
     clients = method.leaves(vectors)
-    optimizer = make_optimizer(config, [leaf for client in clients for leaf in client.values()])
+    optimizer = make_optimizer(config, clients)
     steps = max(len(job.steps) for job in jobs)
     losses = torch.zeros(len(jobs), device=device)
     for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, rounds, round_ - 1 + step / steps)
+        for group, job in zip(optimizer.param_groups, jobs, strict=True):  # on its own way, whoever shares the pass
+            group["lr"] = learning_rate(config, rounds, round_ - 1 + min(step / len(job.steps), 1.0))
         active = [k for k, job in enumerate(jobs) if step < len(job.steps)]
         rows = [jobs[k].steps[step] for k in active]
         batch = make_batch(np.concatenate(rows))
@@ -119,7 +120,7 @@ def train(
         optimizer.step()
         losses[active] += step_losses.detach()
         report(step + 1)
-    deltas = vectors.sub_(to_device(global_vector, device)).cpu().numpy()
+    deltas = to_host(vectors.sub_(to_device(global_vector, device)))
     done = np.array([len(job.steps) for job in jobs])
     return ClientUpdate(deltas=deltas, losses=losses.double().cpu().numpy() / done, seconds=time.perf_counter() - start)
 

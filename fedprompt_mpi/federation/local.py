@@ -1,5 +1,7 @@
 """What one rank does in a round: train its clients of the cohort, as many in a pass as asked for."""
 
+import tempfile
+
 import numpy as np
 
 from fedprompt_mpi.comm.channel import HEADER, Channel
@@ -13,6 +15,8 @@ from fedprompt_mpi.text.corpus import Corpus
 
 MOST_TOKENS_IN_A_PASS = 16384
 """How many padded tokens the clients of one pass may bring together, when client.batched is auto."""
+MOST_DELTA_BYTES_IN_MEMORY = 2**30
+"""A rank's deltas beyond that go to a temporary file (in TMPDIR)."""
 
 
 def make_jobs(config: RunConfig, corpus: Corpus, cohort: Cohort, rank: int, round_: int) -> list[Job]:
@@ -43,18 +47,27 @@ def clients_per_pass(config: RunConfig, method: Method) -> int:
     return max(1, MOST_TOKENS_IN_A_PASS // (config.client.batch_size * (config.model.max_length + virtual)))
 
 
-def steps_of_slowest_rank(config: RunConfig, corpus: Corpus, method: Method, cohort: Cohort) -> int:
-    """Return how many steps the rank with the most to do takes, for a progress bar."""
+def steps_by_rank(config: RunConfig, corpus: Corpus, method: Method, cohort: Cohort) -> np.ndarray:
+    """Return how many steps each rank takes in a round `[R]` int64, for a progress bar."""
     settings, size = config.client, clients_per_pass(config, method)
-    most = 0
+    taken = np.zeros(cohort.size, dtype=np.int64)
     for rank in set(cohort.ranks):
         counts = [corpus.num_examples(client) for client in cohort.of_rank(rank)]
         steps = [
             settings.steps if settings.epochs is None else settings.epochs * -(-n // min(n, settings.batch_size))
             for n in counts
         ]
-        most = max(most, sum(max(steps[at : at + size]) for at in range(0, len(steps), size)))
-    return most
+        taken[rank] = sum(max(steps[at : at + size]) for at in range(0, len(steps), size))
+    return taken
+
+
+def room_for(clients: int, size: int) -> np.ndarray:
+    """Return room for k deltas `[k, P]` float32: of whole models in a file without a name, which memory may leave."""
+    shape = (clients, size)
+    if 4 * clients * size <= MOST_DELTA_BYTES_IN_MEMORY:
+        return np.empty(shape, dtype=np.float32)
+    with tempfile.TemporaryFile(prefix="fedprompt-") as file:
+        return np.memmap(file, dtype=np.float32, mode="w+", shape=shape)
 
 
 def train_rank(
@@ -73,11 +86,11 @@ def train_rank(
         Headers `[k]` of dtype `HEADER` and deltas `[k, P]` float32, in client order.
     """
     headers = np.zeros(len(jobs), dtype=HEADER)
-    deltas = np.empty((len(jobs), method.layout.size), dtype=np.float32)
+    deltas = room_for(len(jobs), method.layout.size)
     size = clients_per_pass(config, method)
-    done = 0
-    for first in range(0, len(jobs), size):
-        some = jobs[first : first + size]
+    passes = [jobs[at : at + size] for at in range(0, len(jobs), size)]
+    left = sum(max(len(job.steps) for job in some) for some in passes)
+    for first, some in zip(range(0, len(jobs), size), passes, strict=True):
         update = train(
             backbone,
             method,
@@ -87,9 +100,9 @@ def train_rank(
             lambda rows: collate(corpus.train, rows),
             round_=round_,
             rounds=config.federation.rounds,
-            report=lambda step, done=done: channel.report_progress(done + step),
+            report=lambda step, left=left: channel.report_progress(left - step),
         )
-        done += max(len(job.steps) for job in some)
+        left -= max(len(job.steps) for job in some)
         deltas[first : first + size] = update.deltas
         headers["loss"][first : first + size] = update.losses
         headers["train_s"][first : first + size] = update.seconds / len(some)

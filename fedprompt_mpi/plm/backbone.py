@@ -349,7 +349,7 @@ def _matrices(backbone: Backbone) -> dict[str, Any]:
     return {name: module for name, module in backbone.model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
 
 
-def save_bf16_matrices(backbone: Backbone, file: Path) -> None:
+def save_matrices(backbone: Backbone, file: Path) -> None:
     """Write the matrices' weights in bfloat16, for all ranks of a node to map."""
     from safetensors.torch import save_file
 
@@ -357,7 +357,7 @@ def save_bf16_matrices(backbone: Backbone, file: Path) -> None:
     save_file(weights, file)
 
 
-def map_bf16_matrices(backbone: Backbone, file: Path) -> None:
+def map_matrices(backbone: Backbone, file: Path) -> None:
     """Let the matrices' weights be those of `file`.
 
     Autocast would cast every matrix in every step, and keep the copies until the backward pass: on each rank
@@ -365,6 +365,12 @@ def map_bf16_matrices(backbone: Backbone, file: Path) -> None:
     """
     from safetensors.torch import load_file
 
-    weights = load_file(file, device=str(backbone.device))
+    weights = load_file(file)
     for name, module in _matrices(backbone).items():
         module.weight = nn.Parameter(weights[name], requires_grad=False)
+
+
+def cast_matrices(backbone: Backbone) -> None:
+    """Let the matrices' weights be bfloat16 where they are; see `map_matrices`."""
+    for module in _matrices(backbone).values():
+        module.weight = nn.Parameter(module.weight.to(torch.bfloat16), requires_grad=False)

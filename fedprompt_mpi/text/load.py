@@ -59,6 +59,8 @@ def load(task: Task, config: TaskConfig, seed: int) -> tuple[Examples, Examples]
         test = _generate(task, "embedded test", EMBEDDED_TEST)
     else:
         train_table, test_table = _tables(task.data, config.eval_split)
+        if config.user is None and task.user not in train_table.column_names:
+            task = dataclasses.replace(task, user=None)  # a known task's users need not be in somebody's copy of it
         train = _examples(train_table, task, "train", need_all_classes=True)
         test = _examples(test_table, task, config.eval_split, need_all_classes=False)
     train = _at_most(train, config.max_train, seeds.generator(seed, "max_train"))
@@ -126,8 +128,9 @@ def _read_file(path: Path) -> Any:
 
 def _read_hub(name: str, eval_split: str) -> tuple[Any, Any]:
     datasets = _quiet_datasets()
+    path, _, subset = name.partition(":")
     try:
-        splits = datasets.load_dataset(name)
+        splits = datasets.load_dataset(path, subset or None)
     except Exception as error:  # network, spelling, permission: all end here
         raise SettingsError(
             f"task.data is {name!r}: no such folder, and it cannot be had as a hub data set "
@@ -162,7 +165,15 @@ def _examples(table: Any, task: Task, split: str, *, need_all_classes: bool) -> 
         )
 
     def strings(column: str | None) -> list[str] | None:
-        return None if column is None else [str(value) for value in table[column]]
+        if column is None:
+            return None
+        values = list(table[column])
+        if None in values:
+            raise SettingsError(
+                f"row {values.index(None) + 1} of the {split} data of {task.data} has nothing in column {column!r}: "
+                "leave the row out, or give it a text"
+            )
+        return [str(value) for value in values]
 
     return Examples(
         texts=strings(task.text) or [],
@@ -179,8 +190,10 @@ def _label_ids(table: Any, task: Task, split: str) -> np.ndarray:
     for row, value in enumerate(table[task.label]):
         try:
             ids[row] = words[value] if isinstance(value, str) and value in words else int(value)
-        except (TypeError, ValueError):
-            ids[row] = -1
+            whole = isinstance(value, str) or ids[row] == value
+        except (TypeError, ValueError, OverflowError):
+            whole = False
+        ids[row] = ids[row] if whole else -1
         if not 0 <= ids[row] < len(words):
             raise SettingsError(
                 f"row {row + 1} of the {split} data of {task.data} has the label {value!r}, which has no label word: "

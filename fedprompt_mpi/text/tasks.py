@@ -55,9 +55,7 @@ TASKS: dict[str, Task] = {
             user="user",
         ),
         Task(name="lingspam", template=_MAIL, label_words=("normal", "spam"), spare_label_words=("normal", "junk")),
-        Task(
-            name="qnli", template=_PAIR, causal_template=_CAUSAL_PAIR, label_words=("yes", "no"), text_b="text_b"
-        ),
+        Task(name="qnli", template=_PAIR, causal_template=_CAUSAL_PAIR, label_words=("yes", "no"), text_b="text_b"),
         Task(name="rte", template=_PAIR, causal_template=_CAUSAL_PAIR, label_words=("yes", "no"), text_b="text_b"),
         Task(
             name="trec6",

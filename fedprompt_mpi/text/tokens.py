@@ -101,6 +101,7 @@ class Cloze:
         head, tail = self._special_tokens()
         template = task.causal_template if family == "causal" and task.causal_template else task.template
         self._parts: list[list[int] | str] = [head, *self._template_parts(template, mask_id), tail]
+        self._text_comes_first = self._parts[1] == "text"
         fixed = sum(len(part) for part in self._parts if isinstance(part, list))
         self.room = max_length - fixed
         if self.room < 4:
@@ -122,24 +123,31 @@ class Cloze:
         Returns:
             A table of N rows, none longer than `max_length`.
         """
-        first = self.backend.encode_batch(list(examples.texts), add_special_tokens=False)
-        second = None
-        if examples.texts_b is not None:
-            second = self.backend.encode_batch(
-                [self._space + text for text in examples.texts_b], add_special_tokens=False
-            )
-        inserted = self._trigger_ids(trigger) if trigger else []
-        room = self.room - len(inserted)
+        lead = "" if self._text_comes_first else self._space
+        at_head = trigger is not None and trigger.position == "head"
+        first = self._encode(examples.texts, self._space if at_head else lead)
+        second = self._encode(examples.texts_b, self._space) if examples.texts_b is not None else None
+        leading = self._trigger_ids(trigger, lead) if trigger else []
+        inner = self._trigger_ids(trigger, self._space) if trigger else []
+        room = self.room - max(len(leading), len(inner))
         rows = []
         for row, encoding in enumerate(first):
             b_ids = second[row].ids if second is not None else []
             cut_a, cut_b = _share_room(len(encoding.ids), len(b_ids), room)
             ids = list(encoding.ids[:cut_a])
-            if trigger:
+            if at_head:
+                ids = leading + ids
+            elif trigger:
                 at = _insertion_point(encoding.word_ids[:cut_a], trigger.position, rng)
-                ids[at:at] = inserted
+                if at == 0:  # the text now follows a word
+                    ids = leading + self._ids(self._space + examples.texts[row])[:cut_a]
+                else:
+                    ids[at:at] = inner
             rows.append(self._assemble(ids, b_ids[:cut_b]))
         return TokenTable.build(rows, examples.labels)
+
+    def _encode(self, texts: Sequence[str], lead: str) -> list[Any]:
+        return self.backend.encode_batch([lead + text if text else text for text in texts], add_special_tokens=False)
 
     def _assemble(self, ids: list[int], ids_b: list[int]) -> tuple[list[int], int]:
         joined: list[int] = []
@@ -211,8 +219,8 @@ class Cloze:
             )
         return encoding.ids[0]
 
-    def _trigger_ids(self, trigger: Trigger) -> list[int]:
-        encoding = self.backend.encode(self._space + trigger.words.strip(), add_special_tokens=False)
+    def _trigger_ids(self, trigger: Trigger, lead: str) -> list[int]:
+        encoding = self.backend.encode(lead + trigger.words.strip(), add_special_tokens=False)
         if not encoding.ids or any(token in ("[UNK]", "<unk>") for token in encoding.tokens):
             raise SettingsError(
                 f"poison.trigger is {trigger.words!r}, of which this model's tokenizer makes {encoding.tokens}: "

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedprompt_mpi.comm.launcher import Launch, mismatch, read_launch
+from fedprompt_mpi.comm.launcher import Launch, mismatch, read_launch, transport_of
 
 OPEN_MPI = {"OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "11"}
 MPICH = {"PMI_RANK": "3", "PMI_SIZE": "11"}
@@ -41,3 +41,11 @@ def test_mismatch(environment: dict[str, str], vendor: str, fits: bool) -> None:
 
 def test_one_process_never_mismatches() -> None:
     assert mismatch(Launch(rank=0, size=1, launcher="MPICH's mpirun", speaks="pmi"), "Open MPI") is None
+
+
+def test_transport() -> None:
+    mpich = "MPICH Version:      5.0.2\nMPICH Device:       ch4:ucx ofi\n"
+    assert transport_of(mpich, {}) == "ch4:ucx ofi"
+    assert transport_of(mpich, {"UCX_TLS": "tcp,self"}) == "ch4:ucx ofi; UCX_TLS=tcp,self"
+    assert transport_of("Open MPI v5.0.11", {"OMPI_MCA_btl": "tcp,self"}) == "OMPI_MCA_btl=tcp,self"
+    assert transport_of("Open MPI v5.0.11", {}) == "the library's choice"

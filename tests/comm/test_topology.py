@@ -2,11 +2,13 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
-from fedprompt_mpi.comm.topology import Place, bind_device, thread_count
+from fedprompt_mpi.comm import topology
+from fedprompt_mpi.comm.topology import MOST_PROCESSORS, Place, bind_device, read_place, thread_count
 
-PLACE = Place(rank=0, host="a", local_rank=0, local_size=5, server_here=True, cores=8)
+PLACE = Place(rank=0, host="a", local_rank=0, server_here=True, cores=8.0)
 
 
 def _place(rank: int, local_rank: int, *, server_here: bool) -> Place:
@@ -40,17 +42,28 @@ def test_alone_and_without_gpus() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cores", "ranks", "environment", "one_client", "threads"),
+    ("cores", "environment", "one_client", "threads"),
     [
-        (8, 5, None, False, 1),
-        (8, 2, None, False, 4),
-        (2, 11, None, False, 1),
-        (8, 1, None, False, 8),
-        (8, 1, None, True, 1),
-        (8, 1, "3", True, 3),
-        (8, 1, "many", False, 8),
+        (8 / 5, None, False, 1),
+        (8 / 2, None, False, 4),
+        (2 / 11, None, False, 1),
+        (sum([1 / 3] * 9), None, False, 3),
+        (8, None, False, 8),
+        (8, None, True, 1),
+        (8, "3", True, 3),
+        (8, "many", False, 8),
     ],
 )
-def test_threads(cores: int, ranks: int, environment: str | None, one_client: bool, threads: int) -> None:
-    place = dataclasses.replace(PLACE, cores=cores, local_size=ranks)
+def test_threads(cores: float, environment: str | None, one_client: bool, threads: int) -> None:
+    place = dataclasses.replace(PLACE, cores=cores)
     assert thread_count(place, environment, one_client_a_pass=one_client) == threads
+
+
+def test_processors_bound_to_one_rank_are_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank bound to processors 4 to 7 alone has four; sharing each with another rank, two."""
+    monkeypatch.setattr(topology, "own_processors", lambda: {4, 5, 6, 7})
+    sharers = np.zeros(MOST_PROCESSORS, dtype=np.int64)
+    sharers[:8] = 1
+    assert read_place(1, 1, sharers, server_here=True).cores == 4.0
+    sharers[4:] = 2
+    assert read_place(1, 1, sharers, server_here=True).cores == 2.0

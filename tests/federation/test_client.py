@@ -53,10 +53,10 @@ def _train(setup: Any, config: ClientConfig, jobs: list[Job]) -> Any:
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "adafactor", "sgd"])
 @pytest.mark.parametrize("method", ["soft", "p_tuning", "prefix"])
 def test_one_pass_equals_one_by_one(method: str, optimizer: str, tiny: Tiny) -> None:
-    """Clients of different batch sizes and numbers of steps, with clipping that bites."""
+    """Clients of different batch sizes and numbers of steps, with clipping that bites and a rate that falls."""
     setup = _setup(tiny("bert"), method)
     lr = {"adam": 1e-3, "sgd": 0.5}.get(optimizer, 0.02)
-    config = ClientConfig(lr=lr, clip_norm=0.05, optimizer=optimizer, weight_decay=0.01)  # pyright: ignore
+    config = ClientConfig(lr=lr, clip_norm=0.05, optimizer=optimizer, weight_decay=0.01, schedule="linear")  # pyright: ignore
     jobs = _jobs(setup[0], [0, 4, 7], [8, 3, 8], [4, 4, 2])
     together = _train(setup, config, jobs)
     assert np.abs(together.deltas).max() > 1e-3

@@ -7,6 +7,7 @@ import pytest
 
 from fedprompt_mpi.comm.channel import HEADER, LocalChannel
 from fedprompt_mpi.config import ClientConfig, OutputConfig, RunConfig, SettingsError
+from fedprompt_mpi.federation import local
 from fedprompt_mpi.federation.aggregate import FedAvg
 from fedprompt_mpi.federation.checkpoint import CHECKPOINT, Checkpoint, load_checkpoint, save_checkpoint
 from fedprompt_mpi.federation.cohort import draw_cohort, home_ranks
@@ -50,6 +51,15 @@ def test_fedavg_sums_in_float64() -> None:
     deltas[0] = 1e4
     expected = (1e4 + 1000 * float(np.float32(1e-4))) / 1001
     assert FedAvg()(deltas, np.ones(1001))[0] == pytest.approx(expected, rel=1e-12)
+
+
+def test_deltas_of_whole_models_may_leave_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert type(local.room_for(3, 5)) is np.ndarray
+    monkeypatch.setattr(local, "MOST_DELTA_BYTES_IN_MEMORY", 59)
+    deltas = local.room_for(3, 5)
+    assert isinstance(deltas, np.memmap)
+    deltas[1] = 7
+    np.testing.assert_array_equal(deltas, [[0] * 5, [7] * 5, [0] * 5])
 
 
 def test_the_server_weights_by_examples() -> None:

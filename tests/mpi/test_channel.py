@@ -86,23 +86,27 @@ def test_the_shared_folder_is_shared_and_goes(channel: Channel) -> None:
     (folder / f"{channel.rank}").write_text("here")
     channel.node_barrier()
     assert {path.name for path in folder.iterdir()} == {str(r) for r in range(channel.size)}
+    channel.drop_shared_folder()
     channel.node_barrier()
+    assert not folder.exists()
 
 
 def test_progress_of_the_slowest(channel: Channel) -> None:
     """Rank 0 is told, while it waits, how far the slowest worker is."""
     seen: list[int] = []
     vector = np.zeros(1, dtype=np.float32)
-    channel.watch_progress(seen.append if channel.rank == 0 else None)
+    steps = np.full(channel.size, 10, dtype=np.int64)
+    steps[0] = 0  # no client there: nothing to wait for
+    channel.watch_progress(seen.append if channel.rank == 0 else None, steps)
     channel.broadcast(vector, 0)
     if channel.rank:
-        for step in (1, 2):
-            channel.report_progress(step + channel.rank)
+        for left in (9, 7):
+            channel.report_progress(left - channel.rank)
             time.sleep(0.3)
     counts = _counts(channel.size, channel.size - 1)
     own = int(counts[channel.rank])
     gathered = channel.gather(np.zeros(own, dtype=HEADER), np.zeros((own, 1), dtype=np.float32), counts)
     list(gathered.blocks)
-    channel.watch_progress(None)
+    channel.watch_progress(None, steps)
     if channel.rank == 0:
-        assert seen[-1] == 3
+        assert seen[-1] == 4  # rank 1, with 6 left of 10

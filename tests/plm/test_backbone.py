@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from fedprompt_mpi.config import ModelConfig, PromptConfig, SettingsError
 from fedprompt_mpi.federation.client import score_batch
@@ -130,7 +132,43 @@ def test_a_prefix_reaches_every_layer(kind: str, tiny: Tiny) -> None:
         backbone.score(*inputs, Injection(prefix=torch.cat([prefix, prefix])))
 
 
-def test_an_unknown_model_is_one_message() -> None:
+@pytest.mark.parametrize("kind", CAUSAL)
+def test_a_prefix_is_what_the_library_calls_past_keys_and_values(kind: str, tiny: Tiny) -> None:
+    backbone, batch, cloze = _setup(tiny(kind))
+    geometry = backbone.geometry
+    torch.manual_seed(0)
+    prefix = torch.randn(geometry.layers, 2, 1, geometry.kv_heads, 3, geometry.head_width)
+    inputs = (torch.from_numpy(batch.ids), torch.from_numpy(batch.mask), torch.from_numpy(batch.answers))
+    scores = backbone.score(*inputs, Injection(prefix=prefix))
+    plain = model_class("causal").from_pretrained(tiny(kind)).eval()
+    for row in range(len(TEXTS)):
+        cache = transformers.DynamicCache()
+        for layer, (key, value) in enumerate(prefix):
+            cache.update(key, value, layer)
+        ids = torch.from_numpy(batch.ids[row][batch.mask[row]])[None]
+        with torch.no_grad():
+            logits = plain(input_ids=ids, past_key_values=cache).logits[0, batch.answers[row]]
+        torch.testing.assert_close(scores[row], logits[cloze.label_ids], atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_behind_a_prefix_changes_nothing(kind: str, tiny: Tiny) -> None:
+    backbone, batch, _ = _setup(tiny(kind))
+    geometry = backbone.geometry
+    torch.manual_seed(0)
+    prefix = torch.randn(geometry.layers, 2, 1, geometry.kv_heads, 3, geometry.head_width)
+    ids, mask, answers = map(torch.from_numpy, (batch.ids, batch.mask, batch.answers))
+    together = backbone.score(ids, mask, answers, Injection(prefix=prefix))
+    for row in range(len(TEXTS)):
+        length = int(mask[row].sum())
+        alone = backbone.score(
+            ids[row : row + 1, :length], mask[row : row + 1, :length], answers[row : row + 1], Injection(prefix=prefix)
+        )
+        torch.testing.assert_close(together[row], alone[0], atol=2e-5, rtol=2e-5)
+
+
+def test_an_unknown_model_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # or the hub is asked, again and again
     with pytest.raises(SettingsError, match="no such folder"):
         download("./nowhere")
     with pytest.raises(SettingsError, match=r"model\.name"):

@@ -47,6 +47,15 @@ def test_formats(suffix: str, tmp_path: Path) -> None:
     assert len(dev) == 2
 
 
+def test_a_known_task_s_users_may_be_missing(tmp_path: Path) -> None:
+    for split in ("train", "dev"):
+        (tmp_path / f"{split}.csv").write_text("text,label\nso bad,0\nso good,1\n")
+    train, _ = _load(tmp_path, name="imdb")
+    assert train.users is None
+    with pytest.raises(SettingsError, match=r"task\.user is 'user'"):
+        _load(tmp_path, name="imdb", user="user")
+
+
 def test_test_goes_before_dev_unless_told(tmp_path: Path) -> None:
     for split, rows in (("train", ROWS), ("dev", ROWS[:2]), ("test", ROWS[:3])):
         _write(tmp_path, ".csv", split, rows)
@@ -85,6 +94,12 @@ WRONG = {
         {},
         "row 5 of the train data.*label 2.*no label word",
     ),
+    "a label between classes": (lambda f: _write(f, ".jsonl", "train", [*ROWS, ("x", 0.9, "u")]), {}, "label 0.9"),
+    "a text that is missing": (
+        lambda f: _write(f, ".jsonl", "train", [*ROWS, (None, 1, "u")]),  # pyright: ignore[reportArgumentType]
+        {},
+        "row 5 of the train data.*nothing in column 'text'",
+    ),
     "a label that is no number": (lambda f: _write(f, ".csv", "train", [("x", "", "u")]), {}, "no label word"),
     "an empty class": (
         lambda f: _write(f, ".csv", "train", [("x", 1, "u"), ("y", 1, "u")]),
@@ -110,6 +125,8 @@ def test_wrong_data_is_one_message(case: str, tmp_path: Path) -> None:
     _write(tmp_path, ".csv", "dev")
     spoil, settings, message = WRONG[case]
     spoil(tmp_path)
+    if (tmp_path / "train.jsonl").exists():
+        (tmp_path / "train.csv").unlink()
     with pytest.raises(SettingsError, match=f"(?s){message}") as caught:
         _load(tmp_path, **settings)
     assert "\n" not in str(caught.value)

@@ -65,6 +65,27 @@ def test_byte_level_words_inside_a_sentence_keep_their_space(tiny: Tiny) -> None
     assert [cloze.backend.decode([int(i)]) for i in cloze.label_ids] == [" terrible", " great"]
 
 
+@pytest.mark.parametrize(
+    ("position", "expected"),
+    [("head", "cf so dull it is"), ("tail", "so dull cf it is"), ("random", "cf so dull it is")],
+)
+def test_byte_level_triggers_are_words_of_their_own(position: str, expected: str, tiny: Tiny) -> None:
+    cloze = _cloze(tiny("gpt2"))
+    rng = np.random.default_rng(3)
+    trigger = Trigger(words="cf", position=position)  # pyright: ignore[reportArgumentType]
+    rows = {cloze.backend.decode(_row(cloze.encode(_examples("so dull"), trigger, rng), 0)) for _ in range(20)}
+    assert expected in rows
+    assert rows <= {"cf so dull it is", "so cf dull it is", "so dull cf it is"}
+
+
+def test_byte_level_text_behind_a_word_keeps_its_space(tiny: Tiny) -> None:
+    task = Task(name="t", template="it was {text} it is {mask} .", label_words=("great", "terrible"))
+    cloze = _cloze(tiny("gpt2"), task, max_length=40)
+    assert cloze.backend.decode(_row(cloze.encode(_examples("so dull")), 0)) == "it was so dull it is"
+    trigger = Trigger(words="cf", position="head")
+    assert cloze.backend.decode(_row(cloze.encode(_examples("so dull"), trigger), 0)) == "it was cf so dull it is"
+
+
 def test_the_longer_text_of_a_pair_is_cut_first(tiny: Tiny) -> None:
     cloze = _cloze(tiny("bert"), PAIR, max_length=16)
     long, short = " ".join(["soup"] * 40), "the chef"
@@ -101,11 +122,10 @@ def test_a_label_word_of_several_tokens_is_refused_with_its_pieces(kind: str, ti
 
 
 def test_spare_label_words_are_for_tokenizers_that_split_the_others(tiny: Tiny) -> None:
-    words = {"label_words": ("great", "xylophonic"), "spare_label_words": ("great", "terrible")}
-    cloze = _cloze(tiny("bert"), Task(name="t", template="{text} it is {mask} .", **words))
-    assert cloze.label_words == ("great", "terrible")
-    words["label_words"] = ("spam", "normal")
-    cloze = _cloze(tiny("bert"), Task(name="t", template="{text} it is {mask} .", **words))
+    words, spare = ("great", "xylophonic"), ("great", "terrible")
+    task = Task(name="t", template="{text} it is {mask} .", label_words=words, spare_label_words=spare)
+    assert _cloze(tiny("bert"), task).label_words == spare
+    cloze = _cloze(tiny("bert"), dataclasses.replace(task, label_words=("spam", "normal")))
     assert cloze.label_words == ("spam", "normal")
     assert [cloze.backend.id_to_token(int(i)) for i in cloze.label_ids] == ["spam", "normal"]
 
