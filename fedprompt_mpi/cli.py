@@ -4,6 +4,7 @@ Exit status: 0 done; 2 the user's settings or data are wrong (one message, from 
 """
 
 import dataclasses
+import itertools
 import re
 import sys
 import traceback
@@ -110,8 +111,7 @@ def parse_settings(arguments: list[str]) -> RunConfig:
 
 def _check_config_files(arguments: Sequence[str]) -> None:
     """Raise SettingsError for a missing file: the parser would take its name for TOML."""
-    following = [*arguments[1:], ""]
-    for argument, after in zip(arguments, following, strict=True):
+    for argument, after in itertools.pairwise([*arguments, ""]):
         name = after if argument == "--config" else argument.removeprefix("--config=")
         if (argument == "--config" or name != argument) and not Path(name).is_file():
             raise SettingsError(f"--config is {name!r}, but there is no such file: name a TOML file of settings")

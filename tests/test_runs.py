@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedprompt_mpi import load_prompt
+from fedprompt_mpi import RunConfig, load_prompt
+from fedprompt_mpi.cli import parse_settings
 from tests.jobs import find_mpirun, is_open_mpi, launch, read_rounds, run_program
 
 
@@ -258,6 +259,10 @@ def test_ranks_of_different_arithmetic_share_no_more_than_they_have() -> None:
     finished = launch(2, "-c", code, deadline_s=60)
     assert finished.status == 0, finished.err
     assert sorted(finished.out.splitlines()) == ["rank 0: torch.float32", "rank 1: torch.bfloat16"]
+
+
+def test_no_flags_are_the_defaults() -> None:
+    assert parse_settings([]) == RunConfig()
 
 
 def test_help_and_settings() -> None:
