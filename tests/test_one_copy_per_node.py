@@ -9,7 +9,7 @@ from transformers import BertConfig, BertForMaskedLM
 from tests.jobs import launch
 
 PROGRAM = """
-import ctypes, sys
+import ctypes, gc, sys
 import numpy as np, torch
 from fedprompt_mpi.comm.channel import open_channel
 from fedprompt_mpi.comm.launcher import read_launch
@@ -50,6 +50,7 @@ for dtype in ("float32", "bfloat16"):
     if channel.rank == 0:
         print(f"{dtype} grown {grown:.0f}")
     del backbone
+    gc.collect()  # its mapping goes, too
 channel.close()
 """
 
