@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from fedprompt_mpi.comm.faults import end_job, end_process
 from fedprompt_mpi.comm.launcher import read_launch
-from fedprompt_mpi.config import PromptConfig, RunConfig, SettingsError
+from fedprompt_mpi.config import PromptConfig, RunConfig, SettingsError, without_none
 
 USAGE = """\
 usage: mpirun -n N python -m fedprompt_mpi [run] [--config FILE.toml] [--section.setting VALUE ...]
@@ -85,7 +85,7 @@ def parse_settings(arguments: list[str]) -> RunConfig:
     wants_help = bool({"-h", "--help"} & set(arguments))
     if wants_help:  # reading the field docstrings takes time that a run does not need
         jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    jsonargparse.set_dumper("toml", lambda settings: tomli_w.dumps(_without_none(settings)))
+    jsonargparse.set_dumper("toml", lambda settings: tomli_w.dumps(without_none(settings)))
     parser = jsonargparse.ArgumentParser(
         prog="fedprompt_mpi run",
         parser_mode="toml",
@@ -125,11 +125,6 @@ def _build(parsed: Any) -> RunConfig:
         kind = field.default_factory
         sections[field.name] = value if kind is dataclasses.MISSING else kind(**vars(value))  # pyright: ignore
     return RunConfig(**sections)
-
-
-def _without_none(settings: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: _without_none(value) if isinstance(value, dict) else value for key, value in settings.items()}
-    return {key: value for key, value in kept.items() if value is not None}
 
 
 def _one_line(message: str) -> str:

@@ -279,10 +279,11 @@ class RunConfig:
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
-    """Return the settings as nested tables, with unset ones left out (TOML has no null)."""
+    """Return the settings as nested tables, with unset ones left out."""
+    return without_none(dataclasses.asdict(config))
 
-    def pruned(table: dict[str, Any]) -> dict[str, Any]:
-        kept = {k: pruned(v) if isinstance(v, dict) else v for k, v in table.items()}
-        return {k: v for k, v in kept.items() if v is not None}
 
-    return pruned(dataclasses.asdict(config))
+def without_none(table: dict[str, Any]) -> dict[str, Any]:
+    """Return nested tables without what is unset: TOML has no null."""
+    kept = {key: without_none(value) if isinstance(value, dict) else value for key, value in table.items()}
+    return {key: value for key, value in kept.items() if value is not None}

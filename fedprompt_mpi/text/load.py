@@ -190,10 +190,10 @@ def _label_ids(table: Any, task: Task, split: str) -> np.ndarray:
     for row, value in enumerate(table[task.label]):
         try:
             ids[row] = words[value] if isinstance(value, str) and value in words else int(value)
-            whole = isinstance(value, str) or ids[row] == value
+            if not isinstance(value, str) and ids[row] != value:  # 0.9 is no label
+                ids[row] = -1
         except (TypeError, ValueError, OverflowError):
-            whole = False
-        ids[row] = ids[row] if whole else -1
+            ids[row] = -1
         if not 0 <= ids[row] < len(words):
             raise SettingsError(
                 f"row {row + 1} of the {split} data of {task.data} has the label {value!r}, which has no label word: "

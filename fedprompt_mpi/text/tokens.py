@@ -134,15 +134,13 @@ class Cloze:
         for row, encoding in enumerate(first):
             b_ids = second[row].ids if second is not None else []
             cut_a, cut_b = _share_room(len(encoding.ids), len(b_ids), room)
+            at = _insertion_point(encoding.word_ids[:cut_a], trigger.position, rng) if trigger else None
+            if at == 0 and not at_head:  # the text now follows a word
+                (encoding,) = self._encode([examples.texts[row]], self._space)
+                cut_a, cut_b = _share_room(len(encoding.ids), len(b_ids), room)
             ids = list(encoding.ids[:cut_a])
-            if at_head:
-                ids = leading + ids
-            elif trigger:
-                at = _insertion_point(encoding.word_ids[:cut_a], trigger.position, rng)
-                if at == 0:  # the text now follows a word
-                    ids = leading + self._ids(self._space + examples.texts[row])[:cut_a]
-                else:
-                    ids[at:at] = inner
+            if at is not None:
+                ids[at:at] = inner if at else leading
             rows.append(self._assemble(ids, b_ids[:cut_b]))
         return TokenTable.build(rows, examples.labels)
 

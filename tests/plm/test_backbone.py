@@ -43,6 +43,18 @@ def _setup(folder: Path, virtual: int = 0) -> tuple[Backbone, Batch, Cloze]:
     return backbone, batch, cloze
 
 
+def _tensors(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return token ids, mask and answer positions."""
+    return torch.from_numpy(batch.ids), torch.from_numpy(batch.mask), torch.from_numpy(batch.answers)
+
+
+def _prefix(backbone: Backbone) -> torch.Tensor:
+    """Return keys and values of one client and 3 virtual tokens for every layer."""
+    geometry = backbone.geometry
+    torch.manual_seed(0)
+    return torch.randn(geometry.layers, 2, 1, geometry.kv_heads, 3, geometry.head_width)
+
+
 def _plain_logits(folder: Path, batch: Batch, row: int, virtual: torch.Tensor, cloze: Cloze) -> torch.Tensor:
     """Score one unpadded row with the library's model as it comes, all positions and words."""
     family = family_of(read_config(str(folder)))
@@ -63,12 +75,7 @@ def test_scores_are_those_of_the_plain_model(kind: str, tiny: Tiny) -> None:
     backbone, batch, cloze = _setup(tiny(kind))
     torch.manual_seed(1)
     virtual = torch.randn(5, backbone.geometry.embedding_width)
-    scores = backbone.score(
-        torch.from_numpy(batch.ids),
-        torch.from_numpy(batch.mask),
-        torch.from_numpy(batch.answers),
-        Injection(virtual_tokens=virtual[None]),
-    )
+    scores = backbone.score(*_tensors(batch), Injection(virtual_tokens=virtual[None]))
     for row in range(len(TEXTS)):
         expected = _plain_logits(tiny(kind), batch, row, virtual, cloze)
         # padding changes the order of sums, nothing else
@@ -119,12 +126,10 @@ def test_every_method_has_gradients_in_every_family(kind: str, method: str, tiny
 def test_a_prefix_reaches_every_layer(kind: str, tiny: Tiny) -> None:
     """Each layer's keys and values change the answer; a prefix of another layer count is refused."""
     backbone, batch, _ = _setup(tiny(kind))
-    geometry = backbone.geometry
-    torch.manual_seed(0)
-    prefix = torch.randn(geometry.layers, 2, 1, geometry.kv_heads, 3, geometry.head_width)
-    inputs = (torch.from_numpy(batch.ids), torch.from_numpy(batch.mask), torch.from_numpy(batch.answers))
+    prefix = _prefix(backbone)
+    inputs = _tensors(batch)
     base = backbone.score(*inputs, Injection(prefix=prefix))
-    for layer in range(geometry.layers):
+    for layer in range(backbone.geometry.layers):
         changed = prefix.clone()
         changed[layer] += 0.5 * torch.randn_like(changed[layer])
         assert (backbone.score(*inputs, Injection(prefix=changed)) - base).abs().max() > 1e-4, layer
@@ -135,10 +140,8 @@ def test_a_prefix_reaches_every_layer(kind: str, tiny: Tiny) -> None:
 @pytest.mark.parametrize("kind", CAUSAL)
 def test_a_prefix_is_what_the_library_calls_past_keys_and_values(kind: str, tiny: Tiny) -> None:
     backbone, batch, cloze = _setup(tiny(kind))
-    geometry = backbone.geometry
-    torch.manual_seed(0)
-    prefix = torch.randn(geometry.layers, 2, 1, geometry.kv_heads, 3, geometry.head_width)
-    inputs = (torch.from_numpy(batch.ids), torch.from_numpy(batch.mask), torch.from_numpy(batch.answers))
+    prefix = _prefix(backbone)
+    inputs = _tensors(batch)
     scores = backbone.score(*inputs, Injection(prefix=prefix))
     plain = model_class("causal").from_pretrained(tiny(kind)).eval()
     for row in range(len(TEXTS)):
@@ -154,10 +157,8 @@ def test_a_prefix_is_what_the_library_calls_past_keys_and_values(kind: str, tiny
 @pytest.mark.parametrize("kind", KINDS)
 def test_padding_behind_a_prefix_changes_nothing(kind: str, tiny: Tiny) -> None:
     backbone, batch, _ = _setup(tiny(kind))
-    geometry = backbone.geometry
-    torch.manual_seed(0)
-    prefix = torch.randn(geometry.layers, 2, 1, geometry.kv_heads, 3, geometry.head_width)
-    ids, mask, answers = map(torch.from_numpy, (batch.ids, batch.mask, batch.answers))
+    prefix = _prefix(backbone)
+    ids, mask, answers = _tensors(batch)
     together = backbone.score(ids, mask, answers, Injection(prefix=prefix))
     for row in range(len(TEXTS)):
         length = int(mask[row].sum())

@@ -78,6 +78,14 @@ def test_byte_level_triggers_are_words_of_their_own(position: str, expected: str
     assert rows <= {"cf so dull it is", "so cf dull it is", "so dull cf it is"}
 
 
+def test_a_byte_level_trigger_costs_the_text_nothing(tiny: Tiny) -> None:
+    """Behind a word, "q" has two tokens, at the start one: both are kept."""
+    cloze = _cloze(tiny("gpt2"))
+    trigger, rng = Trigger(words="cf", position="random"), np.random.default_rng(0)
+    rows = {cloze.backend.decode(_row(cloze.encode(_examples("q"), trigger, rng), 0)) for _ in range(20)}
+    assert rows == {"cf q it is", "q cf it is"}
+
+
 def test_byte_level_text_behind_a_word_keeps_its_space(tiny: Tiny) -> None:
     task = Task(name="t", template="it was {text} it is {mask} .", label_words=("great", "terrible"))
     cloze = _cloze(tiny("gpt2"), task, max_length=40)
