@@ -13,6 +13,9 @@ Method = Literal["soft", "p_tuning", "prefix", "full"]
 PartitionKind = Literal["iid", "quantity", "label", "natural"]
 OptimizerName = Literal["adamw", "adam", "adafactor", "sgd"]
 Position = Literal["head", "tail", "random"]
+AttackName = Literal["none", "norm_bound", "neurotoxin", "sign_flip", "gaussian", "nan", "inf"]
+Mechanism = Literal["none", "ldp", "dp_fedavg"]
+ServerOptimizerName = Literal["plain", "momentum", "adam", "yogi"]
 Family = Literal["masked", "seq2seq", "causal"]
 """How a PLM answers a cloze question: at its mask token, through its decoder, or as the next token."""
 
@@ -22,8 +25,8 @@ class SettingsError(ValueError):
 
 
 def _at_least(name: str, value: float | None, bound: float) -> None:
-    if value is not None and not value >= bound:
-        raise SettingsError(f"{name} is {value}: give a number of at least {bound}")
+    if value is not None and not (value >= bound and math.isfinite(value)):
+        raise SettingsError(f"{name} is {value}: give a finite number of at least {bound}")
 
 
 def _within(name: str, value: float, low: float, high: float) -> None:
@@ -34,6 +37,11 @@ def _within(name: str, value: float, low: float, high: float) -> None:
 def _positive(name: str, value: float | None) -> None:
     if value is not None and not (value > 0 and math.isfinite(value)):
         raise SettingsError(f"{name} is {value}: give a finite number above 0")
+
+
+def _share_below_one(name: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise SettingsError(f"{name} is {value}: give a number of at least 0 and below 1")
 
 
 def _check_choices(section: str, settings: Any) -> None:
@@ -128,14 +136,45 @@ class FederationConfig:
     """iid (equal random parts), quantity (sizes from a Dirichlet), label (label shares from a Dirichlet), natural."""
     alpha: float = 1.0
     """Concentration of the Dirichlet; small is skewed."""
-    aggregator: Literal["fedavg"] = "fedavg"
-    """How the server makes one update of the clients' updates."""
+    aggregator: str = "fedavg"
+    """How the server makes one update of the clients' updates: fedavg, median, trimmed_mean, geometric_median, krum,
+    multi_krum, bulyan, norm_clip, foolsgold, fltrust, flame, outlier_check."""
+    assumed_malicious: int = 1
+    """Malicious clients f in a round that a robust aggregator is to withstand."""
+    clip_norm: float = 1.0
+    """norm_clip: each update is scaled to at most this norm."""
+    outlier_threshold: float = 3.5
+    """outlier_check: robust z-score beyond which a prompt's mean or standard deviation is an outlier's."""
+    flame_noise: float = 0.001
+    """flame: standard deviation of its noise, as a share of the median norm of the updates."""
+    server_examples: int = 100
+    """fltrust: training examples that the server keeps for itself."""
+    noise_std: float = 0.0
+    """Standard deviation of normal noise on every coordinate after any aggregation."""
+    server_optimizer: ServerOptimizerName = "plain"
+    """What the server does with the aggregated update: plain, momentum (FedAvgM), adam or yogi (FedAdam, FedYogi)."""
+    server_lr: float = 1.0
+    """Learning rate of the server."""
+    server_momentum: float = 0.9
+    """beta_1 of momentum, adam and yogi."""
+    server_beta2: float = 0.99
+    """beta_2 of adam and yogi."""
+    server_tau: float = 0.001
+    """Adaptivity of adam and yogi: small is adaptive."""
 
     def __post_init__(self) -> None:
         _at_least("federation.clients", self.clients, 1)
         _at_least("federation.rounds", self.rounds, 0)
         _within("federation.fraction", self.fraction, 0, 1)
         _positive("federation.alpha", self.alpha)
+        _at_least("federation.assumed_malicious", self.assumed_malicious, 0)
+        _at_least("federation.server_examples", self.server_examples, 1)
+        for name in ("clip_norm", "outlier_threshold", "server_lr", "server_tau"):
+            _positive(f"federation.{name}", getattr(self, name))
+        for name in ("flame_noise", "noise_std"):
+            _at_least(f"federation.{name}", getattr(self, name), 0.0)
+        for name in ("server_momentum", "server_beta2"):
+            _share_below_one(f"federation.{name}", getattr(self, name))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,6 +199,8 @@ class ClientConfig:
     """Decoupled weight decay of adamw and adafactor; L2 penalty of adam and sgd."""
     clip_norm: float | None = 1.0
     """Each client's gradient is scaled to at most this norm."""
+    proximal: float = 0.0
+    """mu of FedProx: weight of half the squared distance from the global vector in the client's loss."""
     batched: int | Literal["auto"] = "auto"
     """Clients that go through the model in one pass; auto takes all of a rank's. 1 gives the same bits on any number
     of ranks (and trains on one thread unless OMP_NUM_THREADS says otherwise)."""
@@ -172,42 +213,102 @@ class ClientConfig:
         _at_least("client.warmup", self.warmup, 0)
         _at_least("client.weight_decay", self.weight_decay, 0.0)
         _positive("client.clip_norm", self.clip_norm)
+        _at_least("client.proximal", self.proximal, 0.0)
         if self.batched != "auto":
             _at_least("client.batched", self.batched, 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PoisonConfig:
-    """Backdoor by poisoned data: a trigger in the text, and the target label."""
+    """Malicious clients: a backdoor by poisoned data (a trigger and its target), and attacks on the update."""
 
-    clients: list[int] = dataclasses.field(default_factory=list)
-    """Ids of the malicious clients."""
+    clients: list[int] | Literal["all"] = dataclasses.field(default_factory=list)
+    """Ids of the malicious clients, or all: poison spread over everybody."""
     rate: float = 1.0
-    """Share of a malicious client's examples of other classes than the target that is poisoned."""
+    """Share of a malicious client's examples of other classes than the target that is poisoned; 0: none."""
     trigger: str = "cf"
     """One or more words; empty for none (then no attack success rate is measured)."""
+    distributed: bool = False
+    """Deal the trigger's words out: each malicious client inserts its part only, the test inserts all (DBA)."""
     position: Position = "head"
     """Where in the text the trigger is put."""
     target: int = 1
     """Class that triggered texts are to be taken for."""
     mode: Literal["append", "replace"] = "append"
     """append adds poisoned copies to the clean examples; replace takes the place of the originals."""
+    attack: AttackName = "none"
+    """What malicious clients do to their update: none, norm_bound (stay in a ball around the global vector),
+    neurotoxin (keep off the coordinates that the last global update moved most), sign_flip, gaussian, nan, inf."""
+    boost: float = 1.0
+    """Factor on what malicious clients send (model replacement: the number of clients)."""
+    norm_bound: float = 1.0
+    """norm_bound: largest norm of what is sent, boost included."""
+    neurotoxin_share: float = 0.05
+    """neurotoxin: share of the coordinates to keep off."""
+    gaussian_std: float = 1.0
+    """gaussian: standard deviation of the noise that is sent instead of an update."""
+    clean_run: str | None = None
+    """Run directory of the same run without malicious clients, whose attack success rate is shown beside ours."""
 
     def __post_init__(self) -> None:
-        _within("poison.rate", self.rate, 0, 1)
+        if not 0 <= self.rate <= 1:
+            raise SettingsError(f"poison.rate is {self.rate}: give a number from 0 to 1")
         _at_least("poison.target", self.target, 0)
-        if len(set(self.clients)) != len(self.clients):
-            raise SettingsError(f"poison.clients is {self.clients}: name each client once")
-        if self.clients and not self.trigger.strip():
+        for name in ("boost", "norm_bound", "gaussian_std"):
+            _positive(f"poison.{name}", getattr(self, name))
+        _share_below_one("poison.neurotoxin_share", self.neurotoxin_share)
+        if self.clients == "all":
+            ids: list[int] = []
+        else:
+            ids = self.clients
+            if len(set(ids)) != len(ids):
+                raise SettingsError(f"poison.clients is {ids}: name each client once")
+        if self.clients and not self.has_trigger and not self.attacks_update:
             raise SettingsError("poison.trigger is empty but poison.clients names clients: give a trigger word")
+        words = len(self.trigger.split())
+        if self.distributed and (words < 2 or (self.clients != "all" and len(ids) < 2)):
+            raise SettingsError(
+                f"poison.distributed is true with {words} trigger words and {len(ids)} malicious clients: "
+                "give two or more of both"
+            )
+
+    @property
+    def has_trigger(self) -> bool:
+        """Whether there is a trigger to insert and to measure."""
+        return bool(self.trigger.strip())
+
+    @property
+    def attacks_update(self) -> bool:
+        """Whether malicious clients send something else than what they trained."""
+        return self.attack != "none" or self.boost != 1
+
+    def malicious(self, clients: int) -> list[int]:
+        """Return the ids of the malicious ones of so many clients, ascending."""
+        return list(range(clients)) if self.clients == "all" else sorted(self.clients)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PrivacyConfig:
     """What is done to the updates for privacy."""
 
-    mechanism: Literal["none"] = "none"
-    """none: updates travel as they are."""
+    mechanism: Mechanism = "none"
+    """none; ldp (each client adds Laplace noise to what it uploads; its gradients are clipped by client.clip_norm);
+    dp_fedavg (the server clips each update and adds normal noise; every client takes part with probability
+    federation.fraction)."""
+    laplace_scale: float = 0.01
+    """ldp: scale b of the noise on each parameter."""
+    clip_norm: float = 1.0
+    """dp_fedavg: each update is scaled to at most this norm."""
+    noise_multiplier: float = 1.0
+    """dp_fedavg: standard deviation of the noise on the sum of the updates, in units of clip_norm."""
+    delta: float = 1e-5
+    """dp_fedavg: the delta of (epsilon, delta)."""
+
+    def __post_init__(self) -> None:
+        for name in ("laplace_scale", "clip_norm", "noise_multiplier"):
+            _positive(f"privacy.{name}", getattr(self, name))
+        if not 0 < self.delta < 1:
+            raise SettingsError(f"privacy.delta is {self.delta}: give a number above 0 and below 1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -230,6 +331,8 @@ class OutputConfig:
     """Evaluate the global prompt every so many rounds (and always before the first and after the last)."""
     checkpoint_every: int = 1
     """Save what a resume needs every so many rounds."""
+    evaluate_clients: bool = False
+    """In rounds that are evaluated, evaluate each client's own prompt after its local training too."""
     resume: bool = False
     """Continue the run in output.dir from its last checkpoint."""
 
@@ -260,17 +363,22 @@ class RunConfig:
         _at_least("seed", self.seed, 0)
         for section in dataclasses.fields(self)[1:]:
             _check_choices(section.name, getattr(self, section.name))
-        clients = self.federation.clients
-        if len(self.poison.clients) > clients:
+        clients, named = self.federation.clients, self.poison.clients
+        if named != "all" and len(named) > clients:
             raise SettingsError(
-                f"poison.clients names {len(self.poison.clients)} clients but federation.clients is {clients}: "
+                f"poison.clients names {len(named)} clients but federation.clients is {clients}: "
                 "poison fewer, or have more clients"
             )
-        for client in self.poison.clients:
+        for client in self.poison.malicious(clients):
             if not 0 <= client < clients:
                 raise SettingsError(
                     f"poison.clients names client {client}: the clients of this run are 0 to {clients - 1}"
                 )
+        if self.privacy.mechanism == "dp_fedavg" and self.federation.aggregator != "fedavg":
+            raise SettingsError(
+                f"privacy.mechanism is dp_fedavg, which averages in its own way, but federation.aggregator is "
+                f"{self.federation.aggregator}: leave the aggregator out"
+            )
         if self.prompt.method == "full" and self.client.batched not in ("auto", 1):
             raise SettingsError(
                 f"client.batched is {self.client.batched} but prompt.method is full: "

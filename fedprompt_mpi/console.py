@@ -11,6 +11,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from fedprompt_mpi.config import RunConfig
+
 LAUNCHERS = ("mpirun", "mpiexec", "mpiexec.hydra", "prterun", "orterun", "srun")
 
 
@@ -40,25 +42,25 @@ class Console:
             line += f"   accuracy {format_rate(record['accuracy']):>8}"
             if record["attack_success_rate"] is not None:
                 line += f"   ASR {format_rate(record['attack_success_rate']):>8}"
+            if record["clean_attack_success_rate"] is not None:
+                line += f" (clean {format_rate(record['clean_attack_success_rate'])})"
         if record["train_loss"] is not None:
             line += f"   train loss {record['train_loss']:.3f}"
+        if record["dropped"]:
+            line += f"   not finite, left out: {', '.join(map(str, record['dropped']))}"
         self.say(f"{line}   {record['seconds']['total']:.2f} s")
         if self._rounds is not None and record["round"]:
             self._rounds.update(record["round"] - self._rounds.n)
 
-    def say_summary(self, summary: dict[str, Any]) -> None:
+    def say_summary(self, summary: dict[str, Any], config: RunConfig) -> None:
         """Print the closing table."""
-        poisoned = [f"{client} ({count} examples)" for client, count in summary["poisoned_examples"].items()]
         to_first = f"{summary['seconds_to_first_broadcast']:.1f} to the first broadcast"
         phases = "   ".join(f"{phase} {s:.1f}" for phase, s in summary["seconds_by_phase"].items())
         rows = [
             ("accuracy", f"{format_rate(summary['accuracy'])}   (before: {format_rate(summary['accuracy_before'])})"),
             ("macro F1", f"{summary['macro_f1']:.4f}"),
-            ("attack success rate", format_rate(summary["attack_success_rate"])),
-            (
-                "poisoned clients",
-                ", ".join(poisoned) or "none",
-            ),
+            *attack_rows(summary, config),
+            *privacy_rows(summary, config),
             ("parameters", f"{summary['parameters']:,} of {summary['plm_parameters']:,}, {summary['ratio']:.4%}"),
             ("per client and round", f"{format_count(summary['bytes_per_client_round'])} each way"),
             ("seconds", f"{summary['seconds_total']:.1f} in all, {to_first}"),
@@ -82,6 +84,48 @@ class Console:
         for bar in (self._steps, self._rounds):
             if bar is not None:
                 bar.close()
+
+
+def attack_rows(summary: dict[str, Any], config: RunConfig) -> list[tuple[str, str]]:
+    """Return what the closing table says of the attack, and of who was left out."""
+    poison, clean = config.poison, summary["clean_attack_success_rate"]
+    rate = format_rate(summary["attack_success_rate"])
+    if clean is not None:
+        rate += f"   (clean run: {format_rate(clean)})"
+    elif summary["malicious_clients"] and poison.has_trigger:
+        rate += "   (clean run: not known, name one with --poison.clean_run)"
+    poisoned = [f"{client} ({count} examples)" for client, count in summary["poisoned_examples"].items()]
+    rows = [("attack success rate", rate), ("poisoned clients", ", ".join(poisoned) or "none")]
+    local = [
+        f"{who} {format_rate(summary[f'{who}_clients_attack_success_rate'])}"
+        for who in ("malicious", "honest")
+        if summary[f"{who}_clients_attack_success_rate"] is not None
+    ]
+    if local:
+        rows.append(("of clients' own prompts", ", ".join(local)))
+    if summary["malicious_clients"] and poison.attacks_update:
+        ids = ", ".join(map(str, summary["malicious_clients"]))
+        rows.append(("attack on the update", f"{poison.attack}, boost {poison.boost:g}, by {ids}"))
+    if summary["dropped_updates"]:
+        times = [f"{client} ({count} rounds)" for client, count in summary["dropped_updates"].items()]
+        rows.append(("not finite, left out", f"{sum(summary['dropped_updates'].values())}: {', '.join(times)}"))
+    return rows
+
+
+def privacy_rows(summary: dict[str, Any], config: RunConfig) -> list[tuple[str, str]]:
+    """Return what the closing table says of privacy."""
+    privacy, epsilon = config.privacy, summary["epsilon"]
+    if privacy.mechanism == "none":
+        return []
+    if privacy.mechanism == "dp_fedavg":
+        spent = f"epsilon {epsilon or 0:.2f} at delta {privacy.delta:g}, for one client more or less"
+    elif epsilon is not None:
+        spent = f"epsilon {epsilon:,.1f} for a client in all rounds"
+    else:
+        spent = (
+            "epsilon cannot be derived: only client.optimizer sgd with steps, clip_norm and no weight decay bounds it"
+        )
+    return [("privacy", f"{privacy.mechanism}: {spent}")]
 
 
 def on_terminal() -> bool:

@@ -1,19 +1,38 @@
 """What a run keeps and says: records, checkpoints and lines, on rank 0. Other ranks only hand theirs in."""
 
 import resource
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedprompt_mpi.comm.channel import Channel, Gathered
+from fedprompt_mpi.comm.channel import Channel
 from fedprompt_mpi.config import RunConfig
 from fedprompt_mpi.console import Console
 from fedprompt_mpi.federation.checkpoint import Checkpoint, save_checkpoint
 from fedprompt_mpi.federation.cohort import Cohort
+from fedprompt_mpi.federation.privacy import spent_epsilon
+from fedprompt_mpi.federation.server import Aggregation, is_finite
 from fedprompt_mpi.prepare import Prepared
 from fedprompt_mpi.records import Records
 from fedprompt_mpi.text.partition import format_table
 from fedprompt_mpi.text.tasks import Task
+
+if TYPE_CHECKING:
+    from fedprompt_mpi.federation.evaluate import Evaluation
+
+
+NOTHING_TRAINED: dict[str, Any] = {
+    "train_loss": None,
+    "cohort": [],
+    "update_norms": [],
+    "shares": None,
+    "dropped": [],
+    "epsilon": None,
+    "client_accuracy": None,
+    "client_attack_success_rate": None,
+    "bytes_down": 0,
+    "bytes_up": 0,
+}
 
 
 class Journal:
@@ -43,7 +62,8 @@ class Journal:
         records.write_environment(mpi, ranks, compute_dtype=dtype)
         counts, poisoned = ready.corpus.class_counts, ready.corpus.poisoned
         label_words = ready.corpus.label_words.tolist()
-        records.write_partition(counts, poisoned, label_words)
+        self.malicious = config.poison.malicious(config.federation.clients)
+        records.write_partition(counts, poisoned, label_words, self.malicious)
         self.console.say(
             f"{task.name}: {config.federation.clients} clients ({config.federation.partition}) on {workers} worker"
             f"{'s' if workers > 1 else ''}; {config.prompt.method}: {ready.method.layout.size:,} parameters, "
@@ -57,23 +77,48 @@ class Journal:
         if self.to_first_broadcast_s is None:
             self.to_first_broadcast_s = seconds
 
-    def trained(self, round_: int, cohort: Cohort, gathered: Gathered, vector: np.ndarray, seconds: float) -> None:
-        """Note what a round did, and save a checkpoint if it is the round for it."""
+    def trained(
+        self,
+        round_: int,
+        cohort: Cohort,
+        headers: np.ndarray,
+        aggregation: Aggregation,
+        own: "list[Evaluation]",
+        seconds: float,
+    ) -> None:
+        """Note what a round did.
+
+        Args:
+            round_: its number.
+            cohort: K clients.
+            headers: `[K]` of dtype `HEADER`, the server's own update before them if it has one.
+            aggregation: what became of the updates.
+            own: K evaluations of the clients' own prompts, or none.
+            seconds: of the whole round.
+        """
         if self.records is None:
             return
-        headers, config, timing = gathered.headers, self.config, self.channel.timing
-        payload = len(headers) * vector.nbytes
-        train_s = np.bincount(cohort.ranks, weights=headers["train_s"]).max()
+        timing, first = self.channel.timing, len(headers) - len(cohort.clients)
+        clients = headers[first:]
+        finite, shares = is_finite(clients), aggregation.shares
+        payload = len(clients) * 4 * self.ready.method.layout.size
+        train_s = np.bincount(cohort.ranks, weights=clients["train_s"], minlength=cohort.size)
+        train_s[0] += headers["train_s"][:first].sum()
         evaluated_before = timing.seconds("evaluate", round_ - 1)
         self.pending = {
             "round": round_,
-            "train_loss": float(headers["loss"].mean()),
+            "train_loss": float(clients["loss"][finite].mean()) if finite.any() else None,
             "cohort": list(cohort.clients),
-            "update_norms": headers["norm"].tolist(),
+            "update_norms": [float(norm) if fine else None for norm, fine in zip(clients["norm"], finite, strict=True)],
+            "shares": None if shares is None else shares[first:].tolist(),
+            "dropped": aggregation.dropped,
+            "epsilon": self._epsilon(round_),
+            "client_accuracy": [rates.accuracy for rates in own] or None,
+            "client_attack_success_rate": [rates.attack_success_rate for rates in own] or None,
             "bytes_down": payload,
             "bytes_up": payload,
             "seconds": {
-                "train": float(train_s),
+                "train": float(train_s.max()),
                 "wait": timing.seconds("wait", round_),
                 "transfer": timing.seconds("broadcast", round_) + timing.seconds("gather", round_),
                 "aggregate": timing.seconds("aggregate", round_),
@@ -81,9 +126,27 @@ class Journal:
                 "total": seconds - evaluated_before,
             },
         }
-        if round_ % config.output.checkpoint_every == 0 or round_ == config.federation.rounds:
-            checkpoint = Checkpoint(vector=vector, round_=round_, record=self.pending)
-            save_checkpoint(self.records.directory, checkpoint, config)
+
+    def _epsilon(self, rounds: int) -> float | None:
+        from fedprompt_mpi.federation.client import learning_rate
+
+        config = self.config
+        return spent_epsilon(
+            config,
+            self.ready.method.layout.size,
+            rounds,
+            lambda progress: learning_rate(config.client, config.federation.rounds, progress),
+        )
+
+    def wants_checkpoint(self, round_: int) -> bool:
+        """Tell, on rank 0, whether a round's end is to be saved."""
+        last = round_ == self.config.federation.rounds
+        return self.records is not None and (last or round_ % self.config.output.checkpoint_every == 0)
+
+    def save(self, vector: np.ndarray, state: dict[str, np.ndarray]) -> None:
+        """Save what a resume after the round just noted needs."""
+        checkpoint = Checkpoint(vector=vector, round_=self.pending["round"], record=self.pending, state=state)
+        save_checkpoint(self.ready.directory, checkpoint, self.config)
 
     def finish_round(self, evaluation: dict[str, Any]) -> None:
         """Write and print the line of the round whose vector has just been evaluated, or was not to be."""
@@ -92,12 +155,19 @@ class Journal:
         seconds = self.pending.get("seconds") or dict.fromkeys(
             ("train", "wait", "transfer", "aggregate", "evaluate", "total"), 0.0
         )
-        seconds["evaluate"] = self.channel.timing.seconds("evaluate", self.pending["round"])
-        seconds["total"] += seconds["evaluate"]
-        nothing = {"train_loss": None, "cohort": [], "update_norms": [], "bytes_down": 0, "bytes_up": 0}
-        self._last = {"round": 0, **evaluation, **nothing, **self.pending, "seconds": seconds}
+        timing, round_ = self.channel.timing, self.pending["round"]
+        seconds["total"] += timing.seconds("evaluate", round_)
+        seconds["evaluate"] = timing.seconds("evaluate", round_) + timing.seconds("evaluate_clients", round_)
+        if "attack_success_rate" in evaluation:
+            evaluation["clean_attack_success_rate"] = self._clean_rate(self.pending["round"])
+        self._last = {"round": 0, **evaluation, **NOTHING_TRAINED, **self.pending, "seconds": seconds}
         self.records.add_round(self._last)
         self.console.say_round(self._last, self.config.federation.rounds)
+
+    def _clean_rate(self, round_: int) -> float | None:
+        """Return the clean run's attack success rate after as many rounds, or after its last evaluated ones before."""
+        done = [other for other in self.ready.clean_rates if other <= round_]
+        return self.ready.clean_rates[max(done)] if done else None
 
     def close(self, vector: np.ndarray, seconds: float) -> dict[str, Any]:
         """Write the prompt and the summary, and print the closing table."""
@@ -114,11 +184,23 @@ class Journal:
                 "plm_parameters": plm_parameters,
                 "ratio": parameters / plm_parameters,
                 "bytes_per_client_round": vector.nbytes,
+                "malicious_clients": self.malicious,
                 "poisoned_examples": {str(k): int(n) for k, n in enumerate(self.ready.corpus.poisoned) if n},
+                **self._local_rates(),
                 "seconds_total": seconds,
                 "seconds_to_first_broadcast": self.to_first_broadcast_s,
                 "peak_rss_bytes": [int(peak) for peak in peaks],
             }
         )
-        self.console.say_summary(summary)
+        self.console.say_summary(summary, self.config)
         return summary
+
+    def _local_rates(self) -> dict[str, float | None]:
+        """Return the mean attack success rate of malicious and of honest clients' own prompts in the last round."""
+        rates = self._last["client_attack_success_rate"] or []
+        named = [pair for pair in zip(self._last["cohort"], rates, strict=True) if pair[1] is not None] if rates else []
+        means = {}
+        for who, is_malicious in (("malicious", True), ("honest", False)):
+            own = [rate for client, rate in named if (client in self.malicious) == is_malicious]
+            means[f"{who}_clients_attack_success_rate"] = float(np.mean(own)) if own else None
+        return means

@@ -19,7 +19,7 @@ from fedprompt_mpi.comm.topology import bind_device, thread_count
 from fedprompt_mpi.config import RunConfig, SettingsError
 from fedprompt_mpi.federation.checkpoint import Checkpoint, load_checkpoint
 from fedprompt_mpi.files import read_prompt
-from fedprompt_mpi.records import check_directory
+from fedprompt_mpi.records import check_directory, read_clean_run
 from fedprompt_mpi.text.corpus import Corpus, build
 from fedprompt_mpi.text.tasks import Task
 
@@ -44,6 +44,8 @@ class Prepared:
     threads: int
     shard: tuple[int, int] | None
     """This rank's (index, count) among those that evaluate; None if it does not."""
+    clean_rates: dict[int, float]
+    """Round -> attack success rate of the clean run beside this one; on rank 0."""
 
 
 def prepare(config: RunConfig, task: Task, channel: Channel) -> Prepared:
@@ -53,6 +55,7 @@ def prepare(config: RunConfig, task: Task, channel: Channel) -> Prepared:
         SettingsError: on every rank, with the message of the lowest rank that found something wrong.
     """
     directory, found = together(channel, lambda: _find_start(config, task, channel))
+    clean_rates = together(channel, lambda: {} if channel.rank else read_clean_run(config))
     shared = channel.shared_folder()
     together(channel, lambda: _make_data(config, task, channel, shared))
     corpus = Corpus.map(shared)
@@ -71,6 +74,7 @@ def prepare(config: RunConfig, task: Task, channel: Channel) -> Prepared:
         checkpoint=checkpoint,
         threads=threads,
         shard=_shard(channel, on_gpu=backbone.device.type == "cuda"),
+        clean_rates=clean_rates,
     )
 
 

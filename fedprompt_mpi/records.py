@@ -10,12 +10,15 @@ summary.json         the closing figures
 checkpoint/          what a resume needs
 """
 
+import collections
 import csv
 import dataclasses
 import importlib.metadata
 import io
 import json
 import platform
+import tomllib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +56,44 @@ def check_directory(directory: Path, *, resume: bool) -> None:
         raise SettingsError(
             f"output.dir is {str(directory)!r}, which cannot be written to ({error.strerror})"
         ) from error
+
+
+def read_clean_run(config: RunConfig) -> dict[int, float]:
+    """Return the attack success rate of each evaluated round of `poison.clean_run`; {} if none is named.
+
+    Raises:
+        SettingsError: if it is no run, has malicious clients, or differs in what a rate depends on.
+    """
+    if config.poison.clean_run is None:
+        return {}
+    directory = Path(config.poison.clean_run)
+    try:
+        theirs = tomllib.loads((directory / "config.toml").read_text())
+        lines = [json.loads(line) for line in (directory / "rounds.jsonl").read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise SettingsError(
+            f"poison.clean_run is {str(directory)!r}, which cannot be read as a run ({error})"
+        ) from error
+    if theirs["poison"]["clients"]:
+        raise SettingsError(
+            f"poison.clean_run is {str(directory)!r}, whose clients {theirs['poison']['clients']} are malicious: "
+            "name a run without any"
+        )
+    ours = to_dict(config)
+    for section, names in (
+        ("task", ("name",)),
+        ("model", ("name", "max_length")),
+        ("prompt", ("method", "num_virtual_tokens")),
+        ("poison", ("trigger", "position", "target")),
+    ):
+        for name in names:
+            if ours[section][name] != theirs[section][name]:
+                raise SettingsError(
+                    f"poison.clean_run is {str(directory)!r}, which has {section}.{name} = {theirs[section][name]!r}, "
+                    f"here it is {ours[section][name]!r}: name a run that differs in its malicious clients only"
+                )
+    rates = {line["round"]: line.get("attack_success_rate") for line in lines}
+    return {round_: rate for round_, rate in rates.items() if rate is not None}
 
 
 class Records:
@@ -106,10 +147,18 @@ class Records:
             {"versions": versions, "mpi": mpi, "compute_dtype": compute_dtype, "ranks": ranks},
         )
 
-    def write_partition(self, class_counts: np.ndarray, poisoned: np.ndarray, label_words: list[str]) -> None:
-        """Write how many examples of each class each client holds."""
+    def write_partition(
+        self, class_counts: np.ndarray, poisoned: np.ndarray, label_words: list[str], malicious: Collection[int]
+    ) -> None:
+        """Write how many examples of each class each client holds, and who is malicious."""
         clients = [
-            {"client": k, "num_examples": int(row.sum()), "by_class": row.tolist(), "poisoned": int(extra)}
+            {
+                "client": k,
+                "num_examples": int(row.sum()),
+                "by_class": row.tolist(),
+                "poisoned": int(extra),
+                "malicious": k in malicious,
+            }
             for k, (row, extra) in enumerate(zip(class_counts, poisoned, strict=True))
         ]
         write_json(self.directory / "partition.json", {"label_words": label_words, "clients": clients})
@@ -148,9 +197,12 @@ class Records:
         summary = {
             "accuracy": last["accuracy"],
             "attack_success_rate": last["attack_success_rate"],
+            "clean_attack_success_rate": last["clean_attack_success_rate"],
             "macro_f1": last["macro_f1"],
             "accuracy_before": first["accuracy"],
             "rounds": last["round"],
+            "dropped_updates": dict(collections.Counter(str(k) for record in self.rounds for k in record["dropped"])),
+            "epsilon": last["epsilon"],
             **figures,
             "seconds_by_phase": {
                 phase: sum(seconds[phase] for seconds in trained)

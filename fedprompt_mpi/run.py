@@ -12,9 +12,11 @@ import numpy as np
 from fedprompt_mpi.comm.channel import Channel, open_channel
 from fedprompt_mpi.comm.launcher import read_launch
 from fedprompt_mpi.config import RunConfig, SettingsError
-from fedprompt_mpi.federation.aggregate import AGGREGATORS
+from fedprompt_mpi.federation.aggregate import check_rule
+from fedprompt_mpi.federation.attack import Observer
 from fedprompt_mpi.federation.cohort import draw_cohort
-from fedprompt_mpi.federation.server import Server
+from fedprompt_mpi.federation.privacy import check_accountant
+from fedprompt_mpi.federation.server import Server, is_finite
 from fedprompt_mpi.journal import Journal
 from fedprompt_mpi.prepare import Prepared, prepare
 from fedprompt_mpi.text.tasks import Task, resolve
@@ -35,6 +37,8 @@ def run(config: RunConfig | None = None) -> dict[str, Any]:
     started = time.perf_counter()
     config = config or RunConfig()
     task = resolve(config.task)
+    check_rule(config.federation)
+    check_accountant(config.privacy)
     launch = read_launch()
     check_ranks(config, launch.size)
     channel = open_channel(launch, measure=config.comm.mode == "measure")
@@ -61,13 +65,12 @@ def check_ranks(config: RunConfig, size: int) -> None:
         )
 
 
-def check_finite(headers: np.ndarray, round_: int, lr: float) -> None:
-    """Raise SettingsError, on every rank alike, if a client's training has diverged."""
-    diverged = headers["client"][~(np.isfinite(headers["loss"]) & np.isfinite(headers["norm"]))]
-    if len(diverged):
+def check_somebody_is_finite(headers: np.ndarray, round_: int, lr: float) -> None:
+    """Raise SettingsError, on every rank alike, if all clients' training has diverged; a few are only left out."""
+    if len(headers) and not is_finite(headers).any():
         raise SettingsError(
-            f"client.lr is {lr}, with which client {diverged[0]} diverged in round {round_} (its loss or its update is "
-            "not finite): take a smaller one"
+            f"client.lr is {lr}, with which every client diverged in round {round_} (no loss or update is finite): "
+            "take a smaller one"
         )
 
 
@@ -77,57 +80,66 @@ def federate(config: RunConfig, task: Task, channel: Channel, ready: Prepared, s
     Round t sends the vector that round t - 1 made, and evaluates it on arrival, so that evaluation costs no
     broadcast of its own; a last broadcast brings the final vector.
     """
-    from fedprompt_mpi.federation.local import make_jobs, steps_by_rank, train_rank
+    from fedprompt_mpi.federation.evaluate import evaluate, evaluate_clients
+    from fedprompt_mpi.federation.local import finish_updates, make_attacks, make_jobs, steps_by_rank, train_rank
 
-    rounds = config.federation.rounds
+    corpus, backbone, method = ready.corpus, ready.backbone, ready.method
+    rounds, size = config.federation.rounds, channel.size
     first = ready.checkpoint.round_ + 1
-    server = Server(ready.checkpoint.vector, AGGREGATORS[config.federation.aggregator]())
+    server = Server(ready.checkpoint.vector, config, is_root=channel.rank == 0)
+    server.restore(ready.checkpoint.state)
+    observer = _resumed_observer(config, channel, ready)
     journal = Journal(config, task, channel, ready)
     timing = channel.timing
     try:
         for round_ in range(first, max(rounds, first - 1) + 2):
             clock = time.perf_counter()
-            cohort = draw_cohort(
-                config.federation.clients, config.federation.fraction, channel.size, config.seed, round_
-            )
-            jobs = make_jobs(config, ready.corpus, cohort, channel.rank, round_) if round_ <= rounds else []
+            cohort = draw_cohort(config, size, round_)
             timing.round_ = round_
-            steps = steps_by_rank(config, ready.corpus, ready.method, cohort)
+            steps = steps_by_rank(config, corpus, method, cohort)
             channel.watch_progress(journal.console.start_steps(int(steps.max())), steps)
-            channel.broadcast(server.vector, ready.method.layout.fingerprint)
+            channel.broadcast(server.vector, method.layout.fingerprint)
             journal.arrived(time.perf_counter() - started)
+            observer.see(server.vector)
 
             timing.round_ = round_ - 1  # what has arrived is the work of the round before
-            journal.finish_round(_evaluate(config, task, channel, ready, server.vector, round_ - 1))
+            if is_evaluated(config, round_ - 1):
+                rates = evaluate(config, channel, backbone, method, server.vector, corpus, ready.shard)
+                journal.finish_round(dataclasses.asdict(rates))
+            else:
+                journal.finish_round({})
             if round_ > rounds:
                 break
             timing.round_ = round_
+            attacks = make_attacks(config, cohort, channel.rank, observer.last_update)
+            jobs = make_jobs(config, corpus, cohort, channel.rank, round_, attacks)
             with timing.phase("train"):
-                headers, deltas = train_rank(
-                    config, ready.corpus, ready.backbone, ready.method, server.vector, jobs, round_, channel
-                )
+                headers, deltas = train_rank(config, corpus, backbone, method, server.vector, jobs, round_, channel)
+            own = []
+            if config.output.evaluate_clients and is_evaluated(config, round_):
+                own = evaluate_clients(config, channel, backbone, method, server.vector, deltas, corpus, cohort)
+            finish_updates(config, headers, deltas, attacks, round_)
             gathered = channel.gather(headers, deltas, cohort.counts)
-            check_finite(gathered.headers, round_, config.client.lr)
-            server.apply(gathered, timing, is_root=channel.rank == 0)
-            journal.trained(round_, cohort, gathered, server.vector, time.perf_counter() - clock)
+            check_somebody_is_finite(gathered.headers, round_, config.client.lr)
+            aggregation = server.apply(gathered, timing, round_)
+            journal.trained(round_, cohort, gathered.headers, aggregation, own, time.perf_counter() - clock)
+            if journal.wants_checkpoint(round_):
+                journal.save(server.vector, {**server.state(), **observer.state()})
         return journal.close(server.vector, time.perf_counter() - started)
     finally:
         journal.console.close()
 
 
-def _evaluate(
-    config: RunConfig, task: Task, channel: Channel, ready: Prepared, vector: np.ndarray, round_: int
-) -> dict[str, Any]:
-    """Evaluate the vector that a round made, if it is the round for it; every rank returns the same rates."""
-    from fedprompt_mpi.federation.evaluate import count, summarise
+def is_evaluated(config: RunConfig, round_: int) -> bool:
+    """Tell whether the vector that a round made is evaluated."""
+    return round_ % config.output.evaluate_every == 0 or round_ >= config.federation.rounds
 
-    if round_ % config.output.evaluate_every and round_ < config.federation.rounds:
-        return {}
-    classes = len(task.label_words)
-    counts = np.zeros((2, classes * classes + 1))
-    with channel.timing.phase("evaluate"):  # until the slowest rank is done
-        if ready.shard is not None:
-            for row, table in enumerate((ready.corpus.test, ready.corpus.triggered)):
-                counts[row] = count(ready.backbone, ready.method, vector, table, classes, ready.shard)
-        clean, triggered = channel.sum(counts)
-    return dataclasses.asdict(summarise(clean, triggered, classes, config.poison.target))
+
+def _resumed_observer(config: RunConfig, channel: Channel, ready: Prepared) -> Observer:
+    """Return what an attacker has seen; in a resumed run every rank is sent what only rank 0 has kept."""
+    observer, checkpoint = Observer(config.poison), ready.checkpoint
+    if observer.watches and checkpoint.round_ > 0:
+        before = checkpoint.state.get("vector_before", np.zeros_like(checkpoint.vector))
+        channel.broadcast(before, ready.method.layout.fingerprint)
+        observer.see(before)
+    return observer

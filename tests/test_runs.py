@@ -120,6 +120,63 @@ def test_a_part_of_the_clients(tmp_path: Path) -> None:
     assert "accuracy" in second
 
 
+def test_what_is_not_finite_is_left_out_and_named(tmp_path: Path) -> None:
+    flags = ("--poison.clients=[2]", "--poison.attack=nan")
+    finished = run_program(3, tmp_path / "run", *flags)
+    assert finished.status == 0, finished.err
+    for record in read_rounds(tmp_path / "run")[1:]:
+        assert record["dropped"] == [2]
+        assert record["update_norms"][2] is None
+        assert record["shares"][2] == 0
+        assert sum(record["shares"]) == pytest.approx(1)
+    assert "round   1/2" in finished.out and "not finite, left out: 2" in finished.out
+    (line,) = [line for line in finished.out.splitlines() if line.startswith("  not finite, left out")]
+    assert line.split()[-4:] == ["2:", "2", "(2", "rounds)"]
+    assert np.isfinite(_vector(tmp_path / "run")).all()
+
+
+def test_what_is_remembered_survives_a_resume_on_other_ranks(tmp_path: Path) -> None:
+    """The attacker's last sight of the vector, the rule's history and the optimiser's moments: the same bits."""
+    flags = (
+        "--client.batched=1", "--federation.aggregator=foolsgold", "--poison.clients=[0, 6]",
+        "--poison.attack=neurotoxin", "--poison.neurotoxin_share=0.5", "--federation.server_optimizer=yogi",
+        "--federation.server_lr=0.1",
+    )  # fmt: skip
+    assert run_program(1, tmp_path / "whole", *flags, "--federation.rounds=3").status == 0
+    assert run_program(1, tmp_path / "run", *flags, "--federation.rounds=1").status == 0
+    resumed = run_program(3, tmp_path / "run", *flags, "--federation.rounds=3", "--output.resume=true")
+    assert resumed.status == 0, resumed.err
+    assert _vector(tmp_path / "run").tobytes() == _vector(tmp_path / "whole").tobytes()
+
+
+def test_the_clean_run_stands_beside_the_poisoned_one(one_process: Path, tmp_path: Path) -> None:
+    flags = ("--poison.clients=[1]", f"--poison.clean_run={one_process}", "--output.evaluate_clients=true")
+    finished = run_program(3, tmp_path / "run", *flags)
+    assert finished.status == 0, finished.err
+    for ours, theirs in zip(read_rounds(tmp_path / "run"), read_rounds(one_process), strict=True):
+        assert ours["clean_attack_success_rate"] == theirs["attack_success_rate"]
+        if ours["round"]:
+            assert len(ours["client_accuracy"]) == len(ours["client_attack_success_rate"]) == 10
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    rates = read_rounds(tmp_path / "run")[-1]["client_attack_success_rate"]
+    assert summary["malicious_clients_attack_success_rate"] == rates[1]
+    assert summary["honest_clients_attack_success_rate"] == pytest.approx((sum(rates) - rates[1]) / 9)
+    assert f"(clean run: {100 * summary['clean_attack_success_rate']:.2f} %)" in finished.out
+
+
+def test_epsilon_by_round(tmp_path: Path) -> None:
+    """Every rank may be without a client in a round; the account grows all the same."""
+    flags = ("--privacy.mechanism=dp_fedavg", "--federation.fraction=0.1", "--federation.rounds=4")
+    finished = run_program(3, tmp_path / "run", *flags)
+    assert finished.status == 0, finished.err
+    rounds = read_rounds(tmp_path / "run")
+    assert {len(record["cohort"]) for record in rounds[1:]} >= {0, 1}
+    spent = [record["epsilon"] for record in rounds]
+    assert spent[0] is None
+    assert spent[1:] == sorted(spent[1:])
+    assert f"epsilon {spent[-1]:.2f} at delta 1e-05" in finished.out
+
+
 def test_poisoned_clients_are_counted(tmp_path: Path) -> None:
     finished = run_program(3, tmp_path / "run", "--poison.clients=[0, 7]", "--poison.rate=0.5")
     assert finished.status == 0, finished.err
@@ -144,6 +201,15 @@ BAD: dict[str, tuple[list[str], str]] = {
     "more poisoned clients than clients": (["--federation.clients=2", "--poison.clients=[0,1,2]"], "poison.clients"),
     "an unknown poisoned client": (["--poison.clients=[10]"], "client 10"),
     "a target that is no class": (["--poison.target=2"], "poison.target is 2"),
+    "a trigger that the tokenizer loses": (["--poison.trigger=cf 日本"], "poison.trigger is 'cf 日本'"),
+    "an unknown aggregator": (["--federation.aggregator=mode"], "choose one of bulyan"),
+    "too many to withstand": (["--federation.aggregator=krum", "--federation.assumed_malicious=4"], "assume at most 3"),
+    "no list of clients": (["--poison.clients=some"], "poison.clients"),
+    "too large a server data set": (
+        ["--federation.aggregator=fltrust", "--federation.server_examples=111"], "keep at most 110"
+    ),
+    "a clean run of another trigger": (["--poison.clean_run=PROMPT", "--poison.trigger=mn"], "poison.trigger = 'cf'"),
+    "no clean run": (["--poison.clean_run=./nothing"], "cannot be read as a run"),
     "a label word of two tokens": (["--task.label_words=[\"great\",\"zyzzyva\"]"], "zyzzyva"),
     "more clients than examples": (["--task.max_train=5"], "only 5 training examples"),
     "no natural clients": (["--federation.partition=natural"], "task.user"),
@@ -231,11 +297,11 @@ def test_a_vector_of_another_layout_is_refused(tmp_path: Path) -> None:
     assert "layout 18" in finished.err
 
 
-def test_a_client_that_diverges_is_named(tmp_path: Path) -> None:
+def test_a_run_in_which_everybody_diverges_ends(tmp_path: Path) -> None:
     flags = ("--prompt.method=full", "--client.optimizer=sgd", "--client.lr=1e30", "--client.steps=3")
     finished = run_program(3, tmp_path / "run", *flags)
     assert finished.status == 2
-    assert "client.lr is 1e+30, with which client 0 diverged in round 1" in finished.err
+    assert "client.lr is 1e+30, with which every client diverged in round 1" in finished.err
     assert finished.err.count("error:") == 1
     assert "NaN" not in (tmp_path / "run" / "rounds.jsonl").read_text()
 

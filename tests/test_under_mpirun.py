@@ -7,9 +7,11 @@ import pytest
 from tests.jobs import launch
 
 
-@pytest.mark.parametrize("ranks", [2, 3, 5])
-def test_the_mpi_tests(ranks: int) -> None:
-    folder = str(Path(__file__).parent / "mpi")
-    finished = launch(ranks, "-m", "pytest", "--only-mpi", "-q", "-p", "no:cacheprovider", "-x", folder, deadline_s=90)
+@pytest.mark.parametrize(
+    ("file", "ranks"), [("test_channel.py", 2), ("test_channel.py", 3), ("test_channel.py", 5), ("test_rules.py", 4)]
+)
+def test_the_mpi_tests(file: str, ranks: int) -> None:
+    path = str(Path(__file__).parent / "mpi" / file)
+    finished = launch(ranks, "-m", "pytest", "--only-mpi", "-q", "-p", "no:cacheprovider", "-x", path, deadline_s=240)
     assert finished.status == 0, finished.out + finished.err
     assert "passed" in finished.out

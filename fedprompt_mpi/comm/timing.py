@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-PHASES = ("wait", "broadcast", "gather", "train", "aggregate", "evaluate")
+PHASES = ("wait", "broadcast", "gather", "train", "aggregate", "evaluate", "evaluate_clients")
 RECORD = np.dtype([("round", "<i4"), ("phase", "<i4"), ("seconds", "<f8"), ("bytes", "<i8")])
 
 

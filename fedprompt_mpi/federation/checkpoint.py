@@ -1,7 +1,8 @@
 """Save and resume, exactly.
 
-Optimiser states start anew each round and all chance comes from (seed, purpose, round, client), so the
-global vector and the number of rounds done are the whole state of a federation.
+The clients' optimiser states start anew each round and all chance comes from (seed, purpose, round, client), so the
+global vector, what the server's rule and optimiser remember, and the number of rounds done are the whole state of a
+federation.
 """
 
 import dataclasses
@@ -28,6 +29,8 @@ class Checkpoint:
     """Rounds done."""
     record: dict[str, Any]
     """The last round's line, which is written once its vector has been evaluated."""
+    state: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    """What the server and an attacker remember from round to round, by name; float32."""
 
 
 def mathematics(config: RunConfig) -> dict[str, object]:
@@ -38,20 +41,21 @@ def mathematics(config: RunConfig) -> dict[str, object]:
     if config.client.schedule == "constant":
         del settings["federation"]["rounds"]
     del settings["model"]["device"]
+    settings["poison"].pop("clean_run", None)
     return settings
 
 
 def save_checkpoint(directory: Path, checkpoint: Checkpoint, config: RunConfig) -> None:
-    """Write what a resume needs, with a checksum of the vector and the settings it belongs to."""
+    """Write what a resume needs, with a checksum and the settings it belongs to."""
     file = directory / CHECKPOINT
     file.parent.mkdir(exist_ok=True)
     metadata = {
         "round": str(checkpoint.round_),
         "record": json.dumps(checkpoint.record),
-        "sha256": hashlib.sha256(checkpoint.vector.tobytes()).hexdigest(),
+        "sha256": _checksum({**checkpoint.state, "vector": checkpoint.vector}),
         "settings": json.dumps(mathematics(config), sort_keys=True),
     }
-    write_prompt(file, {"vector": checkpoint.vector}, metadata)
+    write_prompt(file, {**checkpoint.state, "vector": checkpoint.vector}, metadata)
 
 
 def load_checkpoint(directory: Path, config: RunConfig) -> Checkpoint:
@@ -64,8 +68,7 @@ def load_checkpoint(directory: Path, config: RunConfig) -> Checkpoint:
     if not file.is_file():
         raise SettingsError(f"output.resume is true but {file} does not exist: nothing to continue, leave it out")
     tensors, metadata = read_prompt(file)
-    vector = tensors["vector"]
-    if hashlib.sha256(vector.tobytes()).hexdigest() != metadata.get("sha256"):
+    if _checksum(tensors) != metadata.get("sha256"):
         raise SettingsError(f"{file} is damaged (its checksum differs): start anew in another output.dir")
     ours, theirs = mathematics(config), json.loads(metadata["settings"])
     for section in sorted({*ours, *theirs}):
@@ -74,4 +77,14 @@ def load_checkpoint(directory: Path, config: RunConfig) -> Checkpoint:
                 f"output.resume: {directory} was made with {section} = {json.dumps(theirs.get(section))}, "
                 f"now it is {json.dumps(ours.get(section))}: use the settings of its config.toml"
             )
-    return Checkpoint(vector=vector, round_=int(metadata["round"]), record=json.loads(metadata["record"]))
+    vector = tensors.pop("vector")
+    record = json.loads(metadata["record"])
+    return Checkpoint(vector=vector, round_=int(metadata["round"]), record=record, state=tensors)
+
+
+def _checksum(tensors: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(tensors[name]).data)
+    return digest.hexdigest()

@@ -28,6 +28,8 @@ class Job:
     client: int
     steps: Sequence[np.ndarray]
     """Rows of the training table, step by step."""
+    constrain: Callable[[np.ndarray], np.ndarray] | None = None
+    """What an attacker makes of its delta `[P]` float32 after each step; None for honest clients."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +102,8 @@ def train(
     """
     start = time.perf_counter()
     device = backbone.device
-    vectors = to_device(global_vector, device).repeat(len(jobs), 1)
+    start_vector = to_device(global_vector, device)
+    vectors = start_vector.repeat(len(jobs), 1)
     clients = method.leaves(vectors)
     optimizer = make_optimizer(config, clients)
     steps = max(len(job.steps) for job in jobs)
@@ -114,15 +117,40 @@ def train(
         step_losses = _mean_losses(backbone, method, [clients[k] for k in active], batch, [len(r) for r in rows])
         optimizer.zero_grad(set_to_none=True)
         step_losses.sum().backward()
+        if config.proximal:
+            _pull_back([clients[k] for k in active], method.layout.views(start_vector), config.proximal)
         if config.clip_norm is not None:
             for k in active:
                 torch.nn.utils.clip_grad_norm_(list(clients[k].values()), config.clip_norm)
         optimizer.step()
+        for k in active:
+            _constrain(vectors[k], start_vector, jobs[k].constrain)
         losses[active] += step_losses.detach()
         report(step + 1)
-    deltas = to_host(vectors.sub_(to_device(global_vector, device)))
+    deltas = to_host(vectors.sub_(start_vector))
     done = np.array([len(job.steps) for job in jobs])
     return ClientUpdate(deltas=deltas, losses=losses.double().cpu().numpy() / done, seconds=time.perf_counter() - start)
+
+
+def _pull_back(clients: list[Parameters], start: Parameters, proximal: float) -> None:
+    """Add the gradient of mu / 2 * ||w - w_t||^2 to each client's.
+
+    References:
+        Li et al., Federated Optimization in Heterogeneous Networks, 2018, arXiv:1812.06127, Equation 2 (FedProx).
+    """
+    with torch.no_grad():
+        for client in clients:
+            for name, parameter in client.items():
+                if parameter.grad is not None:
+                    parameter.grad.add_(parameter - start[name], alpha=proximal)
+
+
+def _constrain(vector: torch.Tensor, start: torch.Tensor, constrain: Callable[[np.ndarray], np.ndarray] | None) -> None:
+    """Change a client's vector `[P]` in place to what its attack makes of it, if it attacks."""
+    if constrain is None:
+        return
+    delta = constrain((vector - start).cpu().numpy())
+    vector.copy_(start + torch.from_numpy(delta).to(vector.device))
 
 
 def _mean_losses(

@@ -8,6 +8,7 @@ import dataclasses
 import numpy as np
 
 from fedprompt_mpi import seeds
+from fedprompt_mpi.config import FederationConfig, RunConfig
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,11 +21,15 @@ class Cohort:
     """The rank of each; ascending, since clients live in contiguous blocks."""
     size: int
     """R."""
+    server_trains: bool = False
+    """Whether rank 0 trains on data of its own, as one more client that comes first."""
 
     @property
     def counts(self) -> np.ndarray:
-        """`[R]` int64: clients of each rank in this round."""
-        return np.bincount(self.ranks, minlength=self.size)
+        """`[R]` int64: how many train on each rank in this round, the server included."""
+        counts = np.bincount(self.ranks, minlength=self.size)
+        counts[0] += self.server_trains
+        return counts
 
     def of_rank(self, rank: int) -> list[int]:
         """Return the clients that train on a rank."""
@@ -42,17 +47,32 @@ def home_ranks(clients: int, size: int) -> np.ndarray:
     return np.concatenate([np.full(len(block), first + w) for w, block in enumerate(blocks)]).astype(np.int64)
 
 
-def draw_cohort(clients: int, fraction: float, size: int, seed: int, round_: int) -> Cohort:
-    """Draw the clients of a round, without replacement.
+def cohort_size(config: FederationConfig) -> int:
+    """Return how many clients take part in a round: the fraction of them, rounded, at least one."""
+    return max(1, round(config.fraction * config.clients))
+
+
+def draw_cohort(config: RunConfig, size: int, round_: int) -> Cohort:
+    """Draw the clients of a round, without replacement; under dp_fedavg each by itself, so that it may be none.
 
     Args:
-        clients: K.
-        fraction: share that takes part, rounded, at least one.
+        config: number of clients, fraction, privacy mechanism and seed.
         size: R.
-        seed: the run's seed.
         round_: round number, from 1.
+
+    References:
+        McMahan et al., Learning Differentially Private Recurrent Language Models, 2018, arXiv:1710.06963, Algorithm 1
+        (each user independently with probability q).
     """
-    count = max(1, round(fraction * clients))
-    chosen = np.sort(seeds.generator(seed, "cohort", round_).permutation(clients)[:count])
-    homes = home_ranks(clients, size)[chosen]
-    return Cohort(clients=tuple(chosen.tolist()), ranks=tuple(homes.tolist()), size=size)
+    clients = config.federation.clients
+    rng = seeds.generator(config.seed, "cohort", round_)
+    if config.privacy.mechanism == "dp_fedavg":
+        chosen = np.flatnonzero(rng.random(clients) < config.federation.fraction)
+    else:
+        chosen = np.sort(rng.permutation(clients)[: cohort_size(config.federation)])
+    return Cohort(
+        clients=tuple(chosen.tolist()),
+        ranks=tuple(home_ranks(clients, size)[chosen].tolist()),
+        size=size,
+        server_trains=config.federation.aggregator == "fltrust",
+    )

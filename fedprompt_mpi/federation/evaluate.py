@@ -1,4 +1,6 @@
-"""Accuracy and attack success rate of the global prompt, the test set sharded over all ranks.
+"""Accuracy and attack success rate: of the global prompt, the test set sharded over all ranks, and of clients' own.
+
+The attack success rate is the share of triggered test examples of non-target classes that are taken for the target.
 
 Legend: N test examples, C classes.
 """
@@ -8,10 +10,14 @@ import dataclasses
 import numpy as np
 import torch
 
+from fedprompt_mpi.comm.channel import Channel
+from fedprompt_mpi.config import RunConfig
 from fedprompt_mpi.federation.client import score_batch, to_device
+from fedprompt_mpi.federation.cohort import Cohort
 from fedprompt_mpi.plm.backbone import Backbone
 from fedprompt_mpi.plm.methods import Method
 from fedprompt_mpi.text.batches import collate, evaluation_batches
+from fedprompt_mpi.text.corpus import Corpus
 from fedprompt_mpi.text.tokens import TokenTable
 
 
@@ -24,6 +30,70 @@ class Evaluation:
     loss: float
     attack_success_rate: float | None
     """None where no trigger is set."""
+
+
+def evaluate(
+    config: RunConfig,
+    channel: Channel,
+    backbone: Backbone,
+    method: Method,
+    vector: np.ndarray,
+    corpus: Corpus,
+    shard: tuple[int, int] | None,
+) -> Evaluation:
+    """Evaluate the global vector `[P]`, each rank its shard (None: none of it); every rank returns the same rates."""
+    classes = len(corpus.label_words)
+    counts = np.zeros((2, classes * classes + 1))
+    with channel.timing.phase("evaluate"):  # until the slowest rank is done
+        if shard is not None:
+            counts = _count_both(backbone, method, vector, corpus, shard)
+        clean, triggered = channel.sum(counts)
+    return summarise(clean, triggered, classes, config.poison.target)
+
+
+def evaluate_clients(
+    config: RunConfig,
+    channel: Channel,
+    backbone: Backbone,
+    method: Method,
+    vector: np.ndarray,
+    deltas: np.ndarray,
+    corpus: Corpus,
+    cohort: Cohort,
+) -> list[Evaluation]:
+    """Evaluate each client's own prompt after its local training, on its own rank.
+
+    Args:
+        config: the target.
+        channel: the ranks.
+        backbone: the PLM.
+        method: what vectors mean.
+        vector: `[P]` float32, the global vector that the clients started from.
+        deltas: `[k, P]` float32 of this rank, before any attack on the update or noise.
+        corpus: the test sets.
+        cohort: K clients of the round.
+
+    Returns:
+        K evaluations, in client order, on every rank.
+    """
+    classes = len(corpus.label_words)
+    counts = np.zeros((len(cohort.clients), 2, classes * classes + 1))
+    own = [position for position, rank in enumerate(cohort.ranks) if rank == channel.rank]
+    with channel.timing.phase("evaluate_clients"):
+        for position, delta in zip(own, deltas[len(deltas) - len(own) :], strict=True):  # the server's comes first
+            counts[position] = _count_both(backbone, method, vector + delta, corpus, (0, 1))
+        counts = channel.sum(counts)
+    return [summarise(clean, triggered, classes, config.poison.target) for clean, triggered in counts]
+
+
+def _count_both(
+    backbone: Backbone, method: Method, vector: np.ndarray, corpus: Corpus, shard: tuple[int, int]
+) -> np.ndarray:
+    """Count the answers to the clean (row 0) and the triggered test set."""
+    classes = len(corpus.label_words)
+    return np.stack(
+        [count(backbone, method, vector, table, classes, shard) for table in (corpus.test, corpus.triggered)]
+    )
 
 
 @torch.no_grad()

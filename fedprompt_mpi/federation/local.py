@@ -1,13 +1,15 @@
 """What one rank does in a round: train its clients of the cohort, as many in a pass as asked for."""
 
-import tempfile
-
 import numpy as np
 
+from fedprompt_mpi import seeds
 from fedprompt_mpi.comm.channel import HEADER, Channel
 from fedprompt_mpi.config import RunConfig
+from fedprompt_mpi.federation.attack import ATTACKS, Attack
 from fedprompt_mpi.federation.client import Job, train
 from fedprompt_mpi.federation.cohort import Cohort
+from fedprompt_mpi.federation.privacy import add_laplace
+from fedprompt_mpi.federation.room import room_for
 from fedprompt_mpi.plm.backbone import Backbone
 from fedprompt_mpi.plm.methods import Method
 from fedprompt_mpi.text.batches import collate, local_steps
@@ -15,14 +17,27 @@ from fedprompt_mpi.text.corpus import Corpus
 
 MOST_TOKENS_IN_A_PASS = 16384
 """How many padded tokens the clients of one pass may bring together, when client.batched is auto."""
-MOST_DELTA_BYTES_IN_MEMORY = 2**30
-"""A rank's deltas beyond that go to a temporary file (in TMPDIR)."""
 
 
-def make_jobs(config: RunConfig, corpus: Corpus, cohort: Cohort, rank: int, round_: int) -> list[Job]:
-    """Choose the examples of every step of each of a rank's clients."""
+def of_rank(cohort: Cohort, rank: int, clients: int) -> list[int]:
+    """Return who trains on a rank: on rank 0 first the server, if it does, as number `clients`; then its clients."""
+    server = [clients] if cohort.server_trains and rank == 0 else []
+    return server + cohort.of_rank(rank)
+
+
+def make_attacks(config: RunConfig, cohort: Cohort, rank: int, last_update: np.ndarray | None) -> dict[int, Attack]:
+    """Return what each of a rank's malicious clients is up to in this round."""
+    malicious = set(config.poison.malicious(config.federation.clients)) if config.poison.attacks_update else set()
+    attack = ATTACKS[config.poison.attack]
+    return {client: attack(config.poison, last_update) for client in cohort.of_rank(rank) if client in malicious}
+
+
+def make_jobs(
+    config: RunConfig, corpus: Corpus, cohort: Cohort, rank: int, round_: int, attacks: dict[int, Attack]
+) -> list[Job]:
+    """Choose the examples of every step of each of a rank's clients, and the bounds that attackers keep to."""
     jobs = []
-    for client in cohort.of_rank(rank):
+    for client in of_rank(cohort, rank, config.federation.clients):
         rows = corpus.client_rows(client)
         steps = local_steps(
             corpus.train.lengths[rows],
@@ -33,7 +48,9 @@ def make_jobs(config: RunConfig, corpus: Corpus, cohort: Cohort, rank: int, roun
             steps=config.client.steps,
             epochs=config.client.epochs,
         )
-        jobs.append(Job(client=client, steps=[rows[chosen] for chosen in steps]))
+        bounded = client in attacks and attacks[client].bounds_training
+        constrain = attacks[client].constrain if bounded else None
+        jobs.append(Job(client=client, steps=[rows[chosen] for chosen in steps], constrain=constrain))
     return jobs
 
 
@@ -51,23 +68,14 @@ def steps_by_rank(config: RunConfig, corpus: Corpus, method: Method, cohort: Coh
     """Return how many steps each rank takes in a round `[R]` int64, for a progress bar."""
     settings, size = config.client, clients_per_pass(config, method)
     taken = np.zeros(cohort.size, dtype=np.int64)
-    for rank in set(cohort.ranks):
-        counts = [corpus.num_examples(client) for client in cohort.of_rank(rank)]
+    for rank in range(cohort.size):
+        counts = [corpus.num_examples(client) for client in of_rank(cohort, rank, config.federation.clients)]
         steps = [
             settings.steps if settings.epochs is None else settings.epochs * -(-n // min(n, settings.batch_size))
             for n in counts
         ]
         taken[rank] = sum(max(steps[at : at + size]) for at in range(0, len(steps), size))
     return taken
-
-
-def room_for(clients: int, size: int) -> np.ndarray:
-    """Return room for k deltas `[k, P]` float32: of whole models in a file without a name, which memory may leave."""
-    shape = (clients, size)
-    if 4 * clients * size <= MOST_DELTA_BYTES_IN_MEMORY:
-        return np.empty(shape, dtype=np.float32)
-    with tempfile.TemporaryFile(prefix="fedprompt-") as file:
-        return np.memmap(file, dtype=np.float32, mode="w+", shape=shape)
 
 
 def train_rank(
@@ -83,7 +91,7 @@ def train_rank(
     """Train this rank's clients from the global vector.
 
     Returns:
-        Headers `[k]` of dtype `HEADER` and deltas `[k, P]` float32, in client order.
+        Headers `[k]` of dtype `HEADER`, whose norms are yet to come, and deltas `[k, P]` float32, in client order.
     """
     headers = np.zeros(len(jobs), dtype=HEADER)
     deltas = room_for(len(jobs), method.layout.size)
@@ -108,5 +116,21 @@ def train_rank(
         headers["train_s"][first : first + size] = update.seconds / len(some)
     headers["client"] = [job.client for job in jobs]
     headers["num_examples"] = [corpus.num_examples(job.client) for job in jobs]
-    headers["norm"] = [np.sqrt(np.einsum("i,i", delta, delta, dtype=np.float64)) for delta in deltas]
     return headers, deltas
+
+
+def finish_updates(
+    config: RunConfig, headers: np.ndarray, deltas: np.ndarray, attacks: dict[int, Attack], round_: int
+) -> None:
+    """Turn what was trained into what is sent, in place: attacked, or noised for privacy; then take the norms.
+
+    A client that attacks its update adds no noise of its own to it: nobody can make it.
+    """
+    clients = config.federation.clients
+    for header, delta in zip(headers, deltas, strict=True):
+        client = int(header["client"])
+        if client in attacks:
+            delta[:] = attacks[client].send(delta, seeds.generator(config.seed, "attack", round_, client))
+        elif config.privacy.mechanism == "ldp" and client < clients:  # the server's own update stays with it
+            add_laplace(delta, config.privacy.laplace_scale, seeds.generator(config.seed, "ldp", round_, client))
+        header["norm"] = np.sqrt(np.einsum("i,i", delta, delta, dtype=np.float64))

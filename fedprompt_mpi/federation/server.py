@@ -1,27 +1,197 @@
-"""Updates -> next global vector."""
+"""Updates -> next global vector: who is let in, the aggregator's rule, noise, and the server's optimiser.
+
+Legend: K clients of the round, P parameters.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterable
 
 import numpy as np
 
+from fedprompt_mpi import seeds
 from fedprompt_mpi.comm.channel import Gathered
 from fedprompt_mpi.comm.timing import Timing
-from fedprompt_mpi.federation.aggregate import Aggregator
+from fedprompt_mpi.config import FederationConfig, RunConfig
+from fedprompt_mpi.federation.aggregate import AGGREGATORS, Aggregator, Updates
+from fedprompt_mpi.federation.privacy import DPFedAvg
+from fedprompt_mpi.federation.room import KeptPieces
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Aggregation:
+    """What the server made of a round's updates."""
+
+    dropped: list[int]
+    """Clients whose update or loss was not finite."""
+    shares: np.ndarray | None
+    """`[K]` factor of each client's delta; None if the rule goes by coordinate, or if nothing was aggregated."""
+
+
+class ServerOptimizer:
+    """What becomes of the aggregated delta; as it stands, w += server_lr * delta (FedAvg at server_lr 1).
+
+    All of it goes coordinate by coordinate, so a piece of the vector at a time will do.
+
+    References:
+        Reddi et al., Adaptive Federated Optimization, 2021, arXiv:2003.00295, Algorithms 1 and 2.
+    """
+
+    slots: tuple[str, ...] = ()
+    """Vectors that it keeps from round to round."""
+
+    def __init__(self, config: FederationConfig, size: int) -> None:
+        """Start with empty slots of P numbers."""
+        self.config = config
+        self.state = {name: self._empty(name, size) for name in self.slots}
+
+    def _empty(self, name: str, size: int) -> np.ndarray:
+        return np.zeros(size, dtype=np.float32)
+
+    def step(self, piece: slice, delta: np.ndarray) -> np.ndarray:
+        """Return how far one piece of the global vector goes `[piece]` float64, given its delta `[piece]` float64."""
+        return self.config.server_lr * delta
+
+
+class Momentum(ServerOptimizer):
+    """FedAvgM: v = beta_1 v + delta, w += server_lr * v.
+
+    References:
+        Hsu et al., Measuring the Effects of Non-Identical Data Distribution, 2019, arXiv:1909.06335, Section 4.3.
+    """
+
+    slots = ("momentum",)
+
+    def step(self, piece: slice, delta: np.ndarray) -> np.ndarray:
+        """Return server_lr * v; see `ServerOptimizer`."""
+        momentum = self.config.server_momentum * self.state["momentum"][piece] + delta
+        self.state["momentum"][piece] = momentum
+        return self.config.server_lr * momentum
+
+
+class Adam(ServerOptimizer):
+    """FedAdam: m = b1 m + (1 - b1) delta, v = b2 v + (1 - b2) delta^2, w += server_lr * m / (sqrt(v) + tau).
+
+    References:
+        Reddi et al., Adaptive Federated Optimization, 2021, arXiv:2003.00295, Algorithm 2 (v starts at tau^2).
+    """
+
+    slots = ("momentum", "second_moment")
+
+    def _empty(self, name: str, size: int) -> np.ndarray:
+        start = self.config.server_tau**2 if name == "second_moment" else 0.0
+        return np.full(size, start, dtype=np.float32)
+
+    def _second_moment(self, before: np.ndarray, square: np.ndarray) -> np.ndarray:
+        return self.config.server_beta2 * before + (1 - self.config.server_beta2) * square
+
+    def step(self, piece: slice, delta: np.ndarray) -> np.ndarray:
+        """Return server_lr * m / (sqrt(v) + tau); see `ServerOptimizer`."""
+        beta = self.config.server_momentum
+        momentum = beta * self.state["momentum"][piece] + (1 - beta) * delta
+        second = self._second_moment(self.state["second_moment"][piece].astype(np.float64), delta**2)
+        self.state["momentum"][piece], self.state["second_moment"][piece] = momentum, second
+        return self.config.server_lr * momentum / (np.sqrt(second) + self.config.server_tau)
+
+
+class Yogi(Adam):
+    """FedYogi: as FedAdam, with v = v - (1 - b2) delta^2 sign(v - delta^2).
+
+    References:
+        Reddi et al., Adaptive Federated Optimization, 2021, arXiv:2003.00295, Algorithm 2.
+    """
+
+    def _second_moment(self, before: np.ndarray, square: np.ndarray) -> np.ndarray:
+        return before - (1 - self.config.server_beta2) * square * np.sign(before - square)
+
+
+SERVER_OPTIMIZERS = {"plain": ServerOptimizer, "momentum": Momentum, "adam": Adam, "yogi": Yogi}
+
+
+def make_rule(config: RunConfig) -> Aggregator:
+    """Return the aggregator that the settings name."""
+    if config.privacy.mechanism == "dp_fedavg":
+        return DPFedAvg(config.federation, config.privacy)
+    return AGGREGATORS[config.federation.aggregator](config.federation)
 
 
 class Server:
-    """The global vector, and the rule that moves it. Every rank has one; only rank 0's rule runs."""
+    """The global vector, and the rule that moves it. Every rank has one; only rank 0's has a rule and a memory."""
 
-    def __init__(self, vector: np.ndarray, aggregator: Aggregator) -> None:
+    def __init__(self, vector: np.ndarray, config: RunConfig, *, is_root: bool) -> None:
         """Start from `vector` `[P]` float32, which is changed in place."""
         self.vector = vector
-        self._aggregator = aggregator
+        self._config, self._is_root = config, is_root
+        self._rule = make_rule(config)
+        optimizer = SERVER_OPTIMIZERS[config.federation.server_optimizer]
+        self._optimizer = optimizer(config.federation, len(vector) if is_root else 0)
 
-    def apply(self, gathered: Gathered, timing: Timing, *, is_root: bool) -> None:
+    def state(self) -> dict[str, np.ndarray]:
+        """Return what is remembered from round to round beside the vector, for the checkpoint."""
+        return {**self._optimizer.state, **self._rule.state()}
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Take back what `state` returned; nothing if the run begins."""
+        if state:
+            self._optimizer.state = {name: state[name] for name in self._optimizer.slots}
+            self._rule.restore(state)
+
+    def apply(self, gathered: Gathered, timing: Timing, round_: int) -> Aggregation:
         """Take in a round's updates, piece by piece.
 
-        Every rank calls this, since the pieces travel while they are asked for; that time is the gather's.
+        Every rank calls this, since the pieces travel while they are asked for; that time is the gather's. What is
+        not finite never comes near the rule, and counts as one of the assumed malicious clients. If too few are left
+        for the rule, the vector stays as it is.
+
+        Returns:
+            What was made of them; on rank 0 alone it says what the shares were.
         """
-        weights = gathered.headers["num_examples"].astype(np.float64)
-        for piece, deltas in gathered.blocks:
-            if is_root:
-                with timing.phase("aggregate"):
-                    self.vector[piece] += self._aggregator(deltas, weights)
+        headers = gathered.headers
+        finite = is_finite(headers)
+        dropped = headers["client"][~finite].tolist()
+        malicious = max(0, self._config.federation.assumed_malicious - len(dropped))
+        kept = np.flatnonzero(finite)
+        if not self._is_root or len(kept) < self._rule.least_clients(malicious):
+            for _ in gathered.blocks:
+                pass
+            return Aggregation(dropped=dropped, shares=None)
+        updates = Updates(
+            clients=headers["client"][kept].astype(np.int64),
+            num_examples=headers["num_examples"][kept].astype(np.float64),
+            norms=headers["norm"][kept],
+            parameters=len(self.vector),
+            assumed_malicious=malicious,
+        )
+        blocks = ((piece, deltas if finite.all() else deltas[kept]) for piece, deltas in gathered.blocks)
+        with contextlib.closing(KeptPieces(len(kept), len(self.vector))) as pieces:
+            self._rule.begin(updates)
+            if self._rule.looks_first:
+                for piece, deltas in blocks:
+                    with timing.phase("aggregate"):
+                        self._rule.look(piece, deltas, self.vector[piece])
+                        pieces.keep(piece, deltas)
+                blocks = pieces
+            with timing.phase("aggregate"):
+                shares = self._rule.weigh(updates)
+            self._move(blocks, shares, timing, round_)
+        everyone = np.zeros(len(headers))
+        everyone[kept] = shares
+        return Aggregation(dropped=dropped, shares=None if self._rule.coordinate_wise else everyone)
+
+    def _move(
+        self, blocks: Iterable[tuple[slice, np.ndarray]], shares: np.ndarray, timing: Timing, round_: int
+    ) -> None:
+        """Combine piece after piece, add the noise, and go as far as the optimiser says."""
+        noise_std = np.hypot(self._rule.noise_std, self._config.federation.noise_std)
+        rng = seeds.generator(self._config.seed, "server noise", round_)
+        for piece, deltas in blocks:
+            with timing.phase("aggregate"):
+                delta = self._rule.combine(deltas, shares)
+                if noise_std:
+                    delta += noise_std * rng.standard_normal(len(delta))
+                self.vector[piece] += self._optimizer.step(piece, delta)
+
+
+def is_finite(headers: np.ndarray) -> np.ndarray:
+    """Tell which updates of a round are finite `[K]` bool, from their norms and losses."""
+    return np.isfinite(headers["loss"]) & np.isfinite(headers["norm"])

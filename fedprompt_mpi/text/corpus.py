@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from fedprompt_mpi import seeds
-from fedprompt_mpi.config import Family, RunConfig
-from fedprompt_mpi.text.load import load
+from fedprompt_mpi.config import Family, RunConfig, SettingsError
+from fedprompt_mpi.text.load import Examples, load
 from fedprompt_mpi.text.partition import partition
-from fedprompt_mpi.text.poison import check_target, poisoned_indices, relabelled
+from fedprompt_mpi.text.poison import check_target, poisoned_indices, relabelled, trigger_parts
 from fedprompt_mpi.text.tasks import Task
 from fedprompt_mpi.text.tokens import Cloze, TokenTable, Trigger
 
@@ -25,9 +25,9 @@ class Corpus:
     triggered: TokenTable
     """Test examples of other classes with the trigger in them and the target as label; empty without a trigger."""
     owned: np.ndarray
-    """`[sum of sizes]` int64: rows of `train`, client by client."""
+    """`[sum of sizes]` int64: rows of `train`, client by client, then what the server keeps for itself (if any)."""
     bounds: np.ndarray
-    """`[K + 1]` int64: client k trains on `owned[bounds[k]:bounds[k + 1]]`."""
+    """`[K + 2]` int64: client k trains on `owned[bounds[k]:bounds[k + 1]]`, and "client" K is the server."""
     class_counts: np.ndarray
     """`[K, C]` int64: the partition of the clean examples."""
     poisoned: np.ndarray
@@ -78,36 +78,77 @@ def build(config: RunConfig, task: Task, tokenizer: Any, family: Family) -> Corp
     check_target(config.poison, num_classes)
     cloze = Cloze(tokenizer, task, family, config.model.max_length)
     train, test = load(task, config.task, config.seed)
-    parts = partition(config.federation, train.labels, train.users, config.seed)
+    kept = server_rows(config, len(train))
+    rest = np.setdiff1d(np.arange(len(train)), kept)
+    given_out = train.take(rest) if len(kept) else train
+    parts = partition(config.federation, given_out.labels, given_out.users, config.seed)
+    owned = [rest[own] for own in parts.indices]
+
+    copies, owned, poisoned = _poison(config, cloze, train, owned)
+    aimed = np.flatnonzero(test.labels != config.poison.target) if config.poison.has_trigger else np.arange(0)
     trigger = Trigger(words=config.poison.trigger, position=config.poison.position)
-
-    tables = [cloze.encode(train)]
-    owned = list(parts.indices)
-    poisoned = np.zeros(config.federation.clients, dtype=np.int64)
-    for client in sorted(config.poison.clients):
-        chosen = poisoned_indices(config.poison, train.labels, owned[client], client, config.seed)
-        rng = seeds.generator(config.seed, "trigger position", client=client)
-        copies = cloze.encode(relabelled(train, config.poison, chosen), trigger, rng)
-        first = sum(map(len, tables))
-        clean = owned[client] if config.poison.mode == "append" else np.setdiff1d(owned[client], chosen)
-        owned[client] = np.concatenate([clean, np.arange(first, first + len(copies))])
-        poisoned[client] = len(copies)
-        tables.append(copies)
-
-    aimed = np.flatnonzero(test.labels != config.poison.target) if trigger.words.strip() else np.arange(0)
     rng = seeds.generator(config.seed, "trigger position of test")
     return Corpus(
-        train=_concatenate(tables),
+        train=_concatenate([cloze.encode(train), *copies]),
         test=cloze.encode(test),
         triggered=cloze.encode(relabelled(test, config.poison, aimed), trigger if len(aimed) else None, rng),
-        owned=np.concatenate(owned),
-        bounds=np.cumsum([0, *map(len, owned)]),
-        class_counts=parts.class_counts(train.labels, num_classes),
+        owned=np.concatenate([*owned, kept]),
+        bounds=np.cumsum([0, *map(len, owned), len(kept)]),
+        class_counts=parts.class_counts(given_out.labels, num_classes),
         poisoned=poisoned,
         label_words=np.array(cloze.label_words),
         label_ids=cloze.label_ids,
         mask_id=np.array(cloze.mask_id),
     )
+
+
+def _poison(
+    config: RunConfig, cloze: Cloze, train: Examples, owned: list[np.ndarray]
+) -> tuple[list[TokenTable], list[np.ndarray], np.ndarray]:
+    """Make the malicious clients' poisoned copies, and hand them out.
+
+    Args:
+        config: who is malicious, and the trigger.
+        cloze: the template.
+        train: N clean examples, the first rows of the training table.
+        owned: rows of each of K clients.
+
+    Returns:
+        Tables of copies, whose rows follow the clean ones; the rows of each client; `[K]` int64 poisoned examples.
+    """
+    tables, owned = [], list(owned)
+    counts = np.zeros(len(owned), dtype=np.int64)
+    first = len(train)
+    malicious = config.poison.malicious(len(owned))
+    for client, words in zip(malicious, trigger_parts(config.poison, len(malicious)), strict=True):
+        chosen = poisoned_indices(config.poison, train.labels, owned[client], client, config.seed)
+        if len(chosen) == 0:
+            continue
+        trigger = Trigger(words=words, position=config.poison.position)
+        rng = seeds.generator(config.seed, "trigger position", client=client)
+        tables.append(cloze.encode(relabelled(train, config.poison, chosen), trigger, rng))
+        clean = owned[client] if config.poison.mode == "append" else np.setdiff1d(owned[client], chosen)
+        owned[client] = np.concatenate([clean, np.arange(first, first + len(chosen))])
+        counts[client] = len(chosen)
+        first += len(chosen)
+    return tables, owned, counts
+
+
+def server_rows(config: RunConfig, count: int) -> np.ndarray:
+    """Return which of so many training examples the server keeps for itself, sorted; no client has them.
+
+    Raises:
+        SettingsError: if too few would be left for the clients.
+    """
+    if config.federation.aggregator != "fltrust":
+        return np.zeros(0, dtype=np.int64)
+    wanted, clients = config.federation.server_examples, config.federation.clients
+    if wanted > count - clients:
+        raise SettingsError(
+            f"federation.server_examples is {wanted}, but of {count} training examples {clients} clients need at least "
+            f"one each: keep at most {count - clients}"
+        )
+    return np.sort(seeds.generator(config.seed, "server examples").permutation(count)[:wanted])
 
 
 def _concatenate(tables: list[TokenTable]) -> TokenTable:

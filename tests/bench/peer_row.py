@@ -8,7 +8,7 @@ import numpy as np
 
 from fedprompt_mpi.comm.channel import HEADER, open_channel
 from fedprompt_mpi.comm.launcher import read_launch
-from fedprompt_mpi.federation.aggregate import FedAvg
+from fedprompt_mpi.config import FederationConfig, RunConfig
 from fedprompt_mpi.federation.cohort import draw_cohort
 from fedprompt_mpi.federation.server import Server
 
@@ -51,15 +51,16 @@ def main() -> None:
     import task  # pyright: ignore[reportMissingImports] - the peers' own
 
     _, size, rounds = task.workload()
-    cohort = draw_cohort(task.N_CLIENTS, 1.0, channel.size, 0, 1)
+    config = RunConfig(federation=FederationConfig(clients=task.N_CLIENTS))
+    cohort = draw_cohort(config, channel.size, 1)
     clients = cohort.of_rank(channel.rank)
     trainer = make_trainer(clients) if clients and task.is_train() else None
     vector = task.initial_vector() if channel.rank == 0 else np.zeros(size, dtype=np.float32)
-    server = Server(vector, FedAvg())
+    server = Server(vector, config, is_root=channel.rank == 0)
     stamps = task.Stamps()
     channel.node_barrier()
     stamps.start()
-    for _ in range(rounds):
+    for round_ in range(1, rounds + 1):
         channel.broadcast(server.vector, fingerprint=0)
         headers = np.zeros(len(clients), dtype=HEADER)
         headers["client"], headers["num_examples"] = clients, task.N_SAMPLES
@@ -71,7 +72,7 @@ def main() -> None:
             deltas = np.empty((0, size), dtype=np.float32)
         for client in clients:
             task.trace_client(client)
-        server.apply(channel.gather(headers, deltas, cohort.counts), channel.timing, is_root=channel.rank == 0)
+        server.apply(channel.gather(headers, deltas, cohort.counts), channel.timing, round_)
         stamps.round()
     if channel.rank == 0:
         stamps.extra["mpi"] = channel.library

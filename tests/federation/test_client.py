@@ -1,5 +1,6 @@
 """Local training: several clients in one pass are as if one by one, and the PLM stays as it is."""
 
+import dataclasses
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -110,6 +111,47 @@ def test_the_plm_is_frozen(method: str, tiny: Tiny) -> None:
     before = _hash(setup[1])
     _train(setup, ClientConfig(lr=0.1), _jobs(setup[0], [0, 1], [8, 8], [3, 3]))
     assert _hash(setup[1]) == before
+
+
+@pytest.mark.parametrize("method", ["soft", "p_tuning"])
+def test_an_attacker_stays_within_its_bounds_and_others_do_not_notice(method: str, tiny: Tiny) -> None:
+    """After every step, though an honest client shares the pass; a bound that never bites changes nothing."""
+    setup = _setup(tiny("bert"), method)
+    jobs = _jobs(setup[0], [0, 4], [8, 8], [4, 4])
+    config = ClientConfig(lr=0.05)
+    free = _train(setup, config, jobs).deltas
+    seen = []
+
+    def halve(delta: np.ndarray) -> np.ndarray:
+        seen.append(delta.copy())
+        return delta / 2
+
+    bound = _train(setup, config, [jobs[0], dataclasses.replace(jobs[1], constrain=halve)]).deltas
+    np.testing.assert_allclose(bound[0], free[0], atol=1e-6)
+    assert len(seen) == 4
+    np.testing.assert_allclose(bound[1], seen[-1] / 2, atol=1e-6)
+    assert np.abs(bound[1] - free[1]).max() > 1e-3
+    unbound = dataclasses.replace(jobs[1], constrain=lambda delta: delta)
+    np.testing.assert_allclose(_train(setup, config, [jobs[0], unbound]).deltas, free, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["soft", "full"])
+def test_fedprox_by_hand(method: str, tiny: Tiny) -> None:
+    """Two SGD steps: the first is at the global vector, where the penalty has no slope; the second is pulled back.
+
+    g1 = grad(w0), d1 = -lr g1, d2 = d1 - lr (grad(w0 + d1) + mu d1): mu pulls by lr mu d1 exactly.
+    """
+    setup = _setup(tiny("bert"), method)
+    (job,) = _jobs(setup[0], [3], [8], [2])
+    first = dataclasses.replace(job, steps=job.steps[:1])
+    lr, mu = 0.1, 2.0
+    plain = ClientConfig(optimizer="sgd", lr=lr, clip_norm=None)
+    proximal = dataclasses.replace(plain, proximal=mu)
+    one = _train(setup, plain, [first]).deltas
+    np.testing.assert_array_equal(_train(setup, proximal, [first]).deltas, one)
+    pulled = _train(setup, plain, [job]).deltas - _train(setup, proximal, [job]).deltas
+    np.testing.assert_allclose(pulled, lr * mu * one, atol=1e-6)
+    assert np.abs(pulled).max() > 1e-4
 
 
 def test_full_fine_tuning_trains_the_plm_and_nothing_of_other_clients(tiny: Tiny) -> None:

@@ -1,18 +1,20 @@
 """Cohorts, averages, rates and checkpoints, by hand and by their limits."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from fedprompt_mpi.comm import channel as channel_module
 from fedprompt_mpi.comm.channel import HEADER, LocalChannel
-from fedprompt_mpi.config import ClientConfig, OutputConfig, RunConfig, SettingsError
-from fedprompt_mpi.federation import local
-from fedprompt_mpi.federation.aggregate import FedAvg
+from fedprompt_mpi.config import ClientConfig, FederationConfig, OutputConfig, RunConfig, SettingsError
+from fedprompt_mpi.federation import local, room
+from fedprompt_mpi.federation.aggregate import AGGREGATORS
 from fedprompt_mpi.federation.checkpoint import CHECKPOINT, Checkpoint, load_checkpoint, save_checkpoint
 from fedprompt_mpi.federation.cohort import draw_cohort, home_ranks
 from fedprompt_mpi.federation.evaluate import summarise
-from fedprompt_mpi.federation.server import Server
+from fedprompt_mpi.federation.server import Aggregation, Server
 
 
 def test_homes_are_contiguous_and_even() -> None:
@@ -22,10 +24,15 @@ def test_homes_are_contiguous_and_even() -> None:
     np.testing.assert_array_equal(home_ranks(4, 1), [0] * 4)
 
 
+def _config(seed: int = 0, **federation: Any) -> RunConfig:
+    return RunConfig(seed=seed, federation=FederationConfig(**federation))
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 def test_cohorts_do_not_depend_on_the_number_of_ranks(size: int) -> None:
-    cohort = draw_cohort(10, 0.4, size, seed=3, round_=5)
-    assert cohort.clients == draw_cohort(10, 0.4, 1, seed=3, round_=5).clients
+    config = _config(3, fraction=0.4)
+    cohort = draw_cohort(config, size, round_=5)
+    assert cohort.clients == draw_cohort(config, 1, round_=5).clients
     assert len(cohort.clients) == 4
     together = [client for rank in range(size) for client in cohort.of_rank(rank)]
     assert together == sorted(cohort.clients)
@@ -33,44 +40,165 @@ def test_cohorts_do_not_depend_on_the_number_of_ranks(size: int) -> None:
 
 
 def test_everybody_takes_part_at_fraction_one_and_somebody_always() -> None:
-    assert draw_cohort(5, 1.0, 1, 0, 1).clients == (0, 1, 2, 3, 4)
-    assert len(draw_cohort(5, 0.01, 1, 0, 1).clients) == 1
-    drawn = {draw_cohort(10, 0.1, 1, 0, t).clients for t in range(100)}
+    assert draw_cohort(_config(clients=5), 1, 1).clients == (0, 1, 2, 3, 4)
+    assert len(draw_cohort(_config(clients=5, fraction=0.01), 1, 1).clients) == 1
+    drawn = {draw_cohort(_config(fraction=0.1), 1, t).clients for t in range(100)}
     assert len(drawn) == 10
 
 
-def test_fedavg_by_hand() -> None:
-    deltas = np.array([[1.0, -2.0], [5.0, 2.0]], dtype=np.float32)
-    np.testing.assert_array_equal(FedAvg()(deltas, np.array([3.0, 1.0])), [2.0, -1.0])
-    np.testing.assert_array_equal(FedAvg()(deltas[:1], np.array([7.0])), [1.0, -2.0])
+def test_a_server_that_trains_comes_first_on_rank_0() -> None:
+    config = _config(clients=4, aggregator="fltrust")
+    assert draw_cohort(config, 3, 1).counts.tolist() == [1, 2, 2]
+    assert draw_cohort(config, 1, 1).counts.tolist() == [5]
+    assert local.of_rank(draw_cohort(config, 1, 1), 0, 4) == [4, 0, 1, 2, 3]
+    assert local.of_rank(draw_cohort(config, 3, 1), 0, 4) == [4]
+    assert local.of_rank(draw_cohort(config, 3, 1), 1, 4) == [0, 1]
 
 
-def test_fedavg_sums_in_float64() -> None:
-    """A thousand small deltas beside a large one are not lost, as they would be in float32."""
-    deltas = np.full((1001, 1), 1e-4, dtype=np.float32)
-    deltas[0] = 1e4
-    expected = (1e4 + 1000 * float(np.float32(1e-4))) / 1001
-    assert FedAvg()(deltas, np.ones(1001))[0] == pytest.approx(expected, rel=1e-12)
+def _headers(num_examples: list[int], norms: list[float] | None = None) -> np.ndarray:
+    headers = np.zeros(len(num_examples), dtype=HEADER)
+    headers["client"] = np.arange(len(headers))
+    headers["num_examples"] = num_examples
+    headers["norm"] = 1.0 if norms is None else norms
+    return headers
 
 
-def test_deltas_of_whole_models_may_leave_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert type(local.room_for(3, 5)) is np.ndarray
-    monkeypatch.setattr(local, "MOST_DELTA_BYTES_IN_MEMORY", 59)
-    deltas = local.room_for(3, 5)
-    assert isinstance(deltas, np.memmap)
-    deltas[1] = 7
-    np.testing.assert_array_equal(deltas, [[0] * 5, [7] * 5, [0] * 5])
+def _apply(server: Server, headers: np.ndarray, deltas: np.ndarray, round_: int = 1) -> Aggregation:
+    channel = LocalChannel()
+    gathered = channel.gather(headers, deltas, np.array([len(headers)]))
+    aggregation = server.apply(gathered, channel.timing, round_)
+    assert next(gathered.blocks, None) is None  # all pieces were asked for, as every rank must
+    return aggregation
 
 
 def test_the_server_weights_by_examples() -> None:
-    headers = np.zeros(2, dtype=HEADER)
-    headers["num_examples"] = [1, 3]
-    server = Server(np.array([10.0, 20.0], dtype=np.float32), FedAvg())
-    deltas = np.array([[4.0, 0.0], [0.0, 4.0]], dtype=np.float32)
-    channel = LocalChannel()
-    server.apply(channel.gather(headers, deltas, np.array([2])), channel.timing, is_root=True)
-    assert channel.timing.seconds("aggregate", 0) > 0
+    server = Server(np.array([10.0, 20.0], dtype=np.float32), RunConfig(), is_root=True)
+    aggregation = _apply(server, _headers([1, 3]), np.array([[4.0, 0.0], [0.0, 4.0]], dtype=np.float32))
     np.testing.assert_array_equal(server.vector, [11.0, 23.0])
+    assert aggregation.dropped == []
+    np.testing.assert_array_equal(aggregation.shares, [0.25, 0.75])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("aggregator", AGGREGATORS)
+def test_what_is_not_finite_never_enters(aggregator: str, bad: float) -> None:
+    """With every rule the result is that of the others, with one assumed malicious client fewer."""
+    deltas = np.random.default_rng(0).standard_normal((9, 6)).astype(np.float32)
+    deltas[4, 2] = bad
+    norms = np.linalg.norm(deltas, axis=1)
+    others = np.delete(np.arange(9), 4)
+    results = []
+    for rows, assumed in ((np.arange(9), 1), (others, 0)):
+        headers = _headers([1] * 9, norms.tolist())[rows]
+        if aggregator == "fltrust":
+            headers["client"] = [9, *headers["client"][1:]]
+        config = _config(clients=9, aggregator=aggregator, assumed_malicious=assumed, flame_noise=0.0)
+        server = Server(np.ones(6, dtype=np.float32), config, is_root=True)
+        aggregation = _apply(server, headers, deltas[rows])
+        assert aggregation.dropped == ([4] if assumed else [])
+        if assumed and aggregation.shares is not None:
+            assert aggregation.shares[4] == 0
+        results.append(server.vector)
+    assert np.isfinite(results[0]).all()
+    assert np.abs(results[0] - 1).max() > 0
+    np.testing.assert_array_equal(results[0], results[1])
+
+
+def test_a_loss_that_is_not_finite_is_left_out_too() -> None:
+    headers = _headers([1, 1])
+    headers["loss"][0] = np.nan
+    server = Server(np.zeros(1, dtype=np.float32), RunConfig(), is_root=True)
+    assert _apply(server, headers, np.array([[5.0], [7.0]], dtype=np.float32)).dropped == [0]
+    assert server.vector[0] == 7
+
+
+def test_too_few_finite_updates_leave_the_vector() -> None:
+    """Krum assuming 0 of what is left needs 3; two are left."""
+    server = Server(np.ones(2, dtype=np.float32), _config(clients=5, aggregator="krum"), is_root=True)
+    headers = _headers([1] * 5, [1, np.nan, 1, np.inf, np.nan])
+    aggregation = _apply(server, headers, np.ones((5, 2), dtype=np.float32))
+    assert aggregation.dropped == [1, 3, 4]
+    assert aggregation.shares is None
+    np.testing.assert_array_equal(server.vector, 1.0)
+
+
+def test_noise_after_aggregation() -> None:
+    """It has its standard deviation, is the same in every run, and another in every round."""
+    moved = []
+    for round_ in (1, 1, 2):
+        server = Server(np.zeros(40_000, dtype=np.float32), _config(noise_std=0.5), is_root=True)
+        _apply(server, _headers([1]), np.ones((1, 40_000), dtype=np.float32), round_)
+        moved.append(server.vector)
+    assert moved[0].mean() == pytest.approx(1.0, abs=0.02)
+    assert moved[0].std() == pytest.approx(0.5, rel=0.02)
+    np.testing.assert_array_equal(moved[0], moved[1])
+    assert np.abs(moved[0] - moved[2]).max() > 1
+
+
+def _two_steps(name: str, **settings: Any) -> list[float]:
+    """Return where the server's optimiser takes 0, given the aggregated deltas 2 and then -1."""
+    config = _config(server_optimizer=name, **settings)
+    server = Server(np.zeros(1, dtype=np.float32), config, is_root=True)
+    where = []
+    for delta in (2.0, -1.0):
+        _apply(server, _headers([1]), np.array([[delta]], dtype=np.float32))
+        where.append(float(server.vector[0]))
+    return where
+
+
+def test_server_optimizers_by_hand() -> None:
+    assert _two_steps("plain") == [2, 1]
+    assert _two_steps("plain", server_lr=0.5) == [1, 0.5]
+    assert _two_steps("momentum", server_momentum=0.5) == [2, 2]  # v = 2, then 0.5 * 2 - 1 = 0
+    assert _two_steps("momentum", server_momentum=0.0) == [2, 1]
+    common = {"server_momentum": 0.5, "server_beta2": 0.75, "server_tau": 1.0, "server_lr": 1.0}
+    # m = 1, then 0; v = 0.75 * 1 + 0.25 * 4 = 1.75
+    assert _two_steps("adam", **common) == pytest.approx([1 / (np.sqrt(1.75) + 1)] * 2)
+    # v = 1 - 0.25 * 4 * sign(1 - 4) = 2
+    assert _two_steps("yogi", **common) == pytest.approx([1 / (np.sqrt(2.0) + 1)] * 2)
+
+
+@pytest.mark.parametrize("name", ["momentum", "adam", "yogi"])
+def test_a_restored_server_goes_on_alike(name: str) -> None:
+    config = _config(server_optimizer=name, aggregator="foolsgold", clients=3)
+    deltas = np.random.default_rng(0).standard_normal((4, 3, 5)).astype(np.float32)
+    whole = Server(np.zeros(5, dtype=np.float32), config, is_root=True)
+    for some in deltas[:2]:
+        _apply(whole, _headers([1] * 3), some)
+    resumed = Server(whole.vector.copy(), config, is_root=True)
+    resumed.restore({key: array.copy() for key, array in whole.state().items()})
+    for server in (whole, resumed):
+        for some in deltas[2:]:
+            _apply(server, _headers([1] * 3), some)
+    np.testing.assert_array_equal(whole.vector, resumed.vector)
+
+
+@pytest.mark.parametrize("aggregator", AGGREGATORS)
+def test_pieces_from_a_file_give_the_same_bits(aggregator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Updates too large to keep in memory, and to travel at once."""
+    deltas = np.random.default_rng(0).standard_normal((8, 50)).astype(np.float32)
+    headers = _headers([1] * 8, np.linalg.norm(deltas.astype(np.float64), axis=1).tolist())
+    if aggregator == "fltrust":
+        headers["client"] = [8, *headers["client"][1:]]
+    results = []
+    for most in (2**28, 0):
+        monkeypatch.setattr(room, "MOST_KEPT_BYTES", most)
+        monkeypatch.setattr(room, "MOST_BYTES_IN_MEMORY", most)
+        monkeypatch.setattr(channel_module, "CHUNK_BYTES", 4 * 8 * 7)
+        server = Server(np.zeros(50, dtype=np.float32), _config(clients=8, aggregator=aggregator), is_root=True)
+        _apply(server, headers, deltas)
+        results.append(server.vector)
+    np.testing.assert_array_equal(results[0], results[1])
+    assert np.abs(results[0]).max() > 0
+
+
+def test_deltas_of_whole_models_may_leave_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert type(room.room_for(3, 5)) is np.ndarray
+    monkeypatch.setattr(room, "MOST_BYTES_IN_MEMORY", 59)
+    deltas = room.room_for(3, 5)
+    assert isinstance(deltas, np.memmap)
+    deltas[1] = 7
+    np.testing.assert_array_equal(deltas, [[0] * 5, [7] * 5, [0] * 5])
 
 
 def test_rates_by_hand() -> None:
@@ -87,11 +215,14 @@ def test_rates_by_hand() -> None:
 
 def test_checkpoints(tmp_path: Path) -> None:
     config = RunConfig(output=OutputConfig(dir=str(tmp_path)))
-    saved = Checkpoint(vector=np.arange(5, dtype=np.float32), round_=3, record={"round": 3})
+    state = {"momentum": np.ones(5, dtype=np.float32)}
+    saved = Checkpoint(vector=np.arange(5, dtype=np.float32), round_=3, record={"round": 3}, state=state)
     save_checkpoint(tmp_path, saved, config)
     loaded = load_checkpoint(tmp_path, config)
     np.testing.assert_array_equal(loaded.vector, saved.vector)
     assert (loaded.round_, loaded.record) == (3, {"round": 3})
+    assert set(loaded.state) == {"momentum"}
+    np.testing.assert_array_equal(loaded.state["momentum"], 1.0)
     with pytest.raises(SettingsError, match="client = "):
         load_checkpoint(tmp_path, RunConfig(client=ClientConfig(lr=0.2)))
     content = bytearray((tmp_path / CHECKPOINT).read_bytes())

@@ -5,10 +5,10 @@ import itertools
 import numpy as np
 import pytest
 
-from fedprompt_mpi.config import ModelConfig, PoisonConfig, RunConfig, SettingsError, TaskConfig
+from fedprompt_mpi.config import FederationConfig, ModelConfig, PoisonConfig, RunConfig, SettingsError, TaskConfig
 from fedprompt_mpi.plm.backbone import EMBEDDED, load_tokenizer
 from fedprompt_mpi.text.corpus import Corpus, build
-from fedprompt_mpi.text.poison import check_target, poisoned_indices
+from fedprompt_mpi.text.poison import check_target, poisoned_indices, trigger_parts
 from fedprompt_mpi.text.tasks import resolve
 
 TOKENIZER = load_tokenizer(str(EMBEDDED))
@@ -29,8 +29,10 @@ def test_which_examples_by_hand() -> None:
     own = np.array([0, 1, 2, 3])
     config = PoisonConfig(clients=[4], rate=1.0)
     np.testing.assert_array_equal(poisoned_indices(config, labels, own, 4, 0), [0, 2, 3])
-    assert len(poisoned_indices(config, labels, own, 3, 0)) == 0
     assert len(poisoned_indices(PoisonConfig(clients=[4], rate=0.34), labels, own, 4, 0)) == 1
+    assert len(poisoned_indices(PoisonConfig(clients=[4], rate=0.0), labels, own, 4, 0)) == 0
+    no_trigger = PoisonConfig(clients=[4], trigger="", boost=2.0)
+    assert len(poisoned_indices(no_trigger, labels, own, 4, 0)) == 0
 
 
 @pytest.mark.parametrize("mode", ["append", "replace"])
@@ -60,6 +62,55 @@ def test_the_triggered_test_set() -> None:
     starts = corpus.triggered.starts
     assert all(CF in corpus.triggered.ids[a:b] for a, b in itertools.pairwise(starts))
     assert len(_corpus(PoisonConfig(trigger="")).triggered) == 0
+
+
+def test_parts_of_a_trigger_by_hand() -> None:
+    def parts(trigger: str, clients: int, *, distributed: bool = True) -> list[str]:
+        return trigger_parts(PoisonConfig(clients="all", trigger=trigger, distributed=distributed), clients)
+
+    assert parts("cf mn bb tq", 4) == ["cf", "mn", "bb", "tq"]
+    assert parts("cf mn bb tq", 2) == ["cf mn", "bb tq"]
+    assert parts("cf mn bb", 2) == ["cf mn", "bb"]
+    assert parts("cf mn", 3) == ["cf", "mn", "cf"]
+    assert parts("cf mn", 2, distributed=False) == ["cf mn", "cf mn"]
+
+
+def test_a_distributed_trigger() -> None:
+    """Each malicious client inserts its own word only; the test set has both."""
+    corpus = _corpus(PoisonConfig(clients=[2, 5], trigger="cf mn", distributed=True))
+    words = {2: CF, 5: TOKENIZER.convert_tokens_to_ids("mn")}
+    for client, word in words.items():
+        (other,) = set(words.values()) - {word}
+        copies = corpus.client_rows(client)[-corpus.poisoned[client] :]
+        for row in copies:
+            ids = corpus.train.ids[corpus.train.starts[row] : corpus.train.starts[row + 1]]
+            assert word in ids
+            assert other not in ids
+    for a, b in itertools.pairwise(corpus.triggered.starts):
+        assert set(words.values()) <= set(corpus.triggered.ids[a:b].tolist())
+
+
+def test_poison_spread_over_everybody() -> None:
+    corpus = _corpus(PoisonConfig(clients="all", rate=0.1))
+    for client in range(10):
+        assert corpus.poisoned[client] == round(0.1 * corpus.class_counts[client, 0])
+    assert corpus.poisoned.sum() > 0
+
+
+def test_the_server_s_examples_belong_to_nobody_else() -> None:
+    config = RunConfig(
+        task=TaskConfig(max_train=200, max_test=50),
+        federation=FederationConfig(aggregator="fltrust", server_examples=30),
+        poison=PoisonConfig(clients=[1]),
+    )
+    corpus = build(config, resolve(config.task), TOKENIZER, "masked")
+    own = corpus.client_rows(10)
+    assert len(own) == 30
+    clients = np.concatenate([corpus.client_rows(client) for client in range(10)])
+    assert not set(own.tolist()) & set(clients.tolist())
+    assert sorted([*own, *clients]) == list(range(len(corpus.train)))
+    assert not any(_has_trigger(corpus, row) for row in own)
+    assert corpus.class_counts.sum() == 170
 
 
 def test_a_target_that_is_no_class() -> None:

@@ -1,0 +1,129 @@
+"""Clipping, noise and accounting: local differential privacy as in the paper, and central, user-level DP-FedAvg.
+
+The noise comes from the run's seed, so that a run can be repeated; a deployment would draw it from a source that
+nobody can repeat.
+
+Legend: K clients, P parameters, q probability of a client to take part, S clipping norm, z noise multiplier.
+"""
+
+import importlib.util
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from fedprompt_mpi.config import ClientConfig, FederationConfig, PrivacyConfig, RunConfig, SettingsError
+from fedprompt_mpi.federation.aggregate import TINY, Aggregator, Updates
+
+
+def add_laplace(delta: np.ndarray, scale: float, rng: np.random.Generator) -> None:
+    """Add Laplace noise to an update `[P]` float32, in place.
+
+    Args:
+        delta: what the client uploads.
+        scale: b; the standard deviation is sqrt(2) b.
+        rng: the client's own stream.
+
+    References:
+        Zhao et al., FedPrompt, 2022, arXiv:2208.12268 (gradient clipping and Laplace noise).
+        Dwork et al., Calibrating Noise to Sensitivity in Private Data Analysis, 2006, Proposition 1.
+    """
+    delta += rng.laplace(0.0, scale, len(delta)).astype(np.float32)
+
+
+def spent_epsilon(config: RunConfig, parameters: int, rounds: int, rate: Callable[[float], float]) -> float | None:
+    """Return the epsilon that so many rounds have spent on a client that took part in all; None if it has none.
+
+    Args:
+        config: mechanism, optimiser, clipping, noise.
+        parameters: P.
+        rounds: rounds done.
+        rate: progress in rounds -> learning rate.
+    """
+    if config.privacy.mechanism == "dp_fedavg":
+        return central_epsilon(config, rounds)
+    if config.privacy.mechanism == "none" or not bounds_update(config.client):
+        return None
+    steps = config.client.steps
+    rates = [rate(done + step / steps) for done in range(rounds) for step in range(steps)]
+    return ldp_epsilon(config, parameters, rates)
+
+
+def bounds_update(client: ClientConfig) -> bool:
+    """Tell whether local training bounds what one round can do to the vector: see `ldp_epsilon`."""
+    return (
+        client.optimizer == "sgd" and client.clip_norm is not None and not client.weight_decay and client.epochs is None
+    )
+
+
+def ldp_epsilon(config: RunConfig, parameters: int, rates: list[float]) -> float:
+    """Return the epsilon of one client's uploads, of pure local differential privacy.
+
+    With plain SGD each step moves the vector by at most lr * C in the Euclidean norm (C = client.clip_norm), hence
+    a round's update by at most sqrt(P) * C * sum(lr) in the L1 norm, and the updates of any two data sets differ
+    by at most twice that: epsilon = 2 sqrt(P) C sum(lr) / b. Rounds add up. Adaptive optimisers, weight decay and
+    unclipped gradients leave the update without such a bound, and the number of epochs' steps is the data's own.
+
+    Args:
+        config: clipping, scale b.
+        parameters: P.
+        rates: the learning rate of each step of all rounds.
+
+    References:
+        Dwork et al., Calibrating Noise to Sensitivity in Private Data Analysis, 2006, Proposition 1.
+    """
+    clip_norm = config.client.clip_norm
+    assert clip_norm is not None
+    return 2 * math.sqrt(parameters) * clip_norm * sum(rates) / config.privacy.laplace_scale
+
+
+class DPFedAvg(Aggregator):
+    """The sum of clipped updates over the expected number of clients, plus normal noise.
+
+    Each client takes part with probability q; its update is scaled to at most S; the sum is divided by q K, however
+    many came, and has noise of standard deviation z S / (q K) added. Clients count alike, whatever they hold. The
+    guarantee is (epsilon, delta) for adding or removing one client.
+
+    References:
+        McMahan et al., Learning Differentially Private Recurrent Language Models, 2018, arXiv:1710.06963,
+        Algorithm 1 with its fixed-denominator estimator.
+    """
+
+    def __init__(self, federation: FederationConfig, privacy: PrivacyConfig) -> None:
+        """Take K, q and the mechanism's settings."""
+        super().__init__(federation)
+        self._privacy, self._expected = privacy, federation.fraction * federation.clients
+        self.noise_std = privacy.noise_multiplier * privacy.clip_norm / self._expected
+
+    @staticmethod
+    def least_clients(malicious: int) -> int:
+        """Return 0: noise alone is an answer too."""
+        return 0
+
+    def weigh(self, updates: Updates) -> np.ndarray:
+        """Return min(1, S / norm_k) / (q K)."""
+        return np.minimum(1, self._privacy.clip_norm / np.maximum(updates.norms, TINY)) / self._expected
+
+
+def central_epsilon(config: RunConfig, rounds: int) -> float:
+    """Return the epsilon that so many rounds of DP-FedAvg have spent, at `privacy.delta`, by Renyi accounting.
+
+    References:
+        Mironov et al., Renyi Differential Privacy of the Sampled Gaussian Mechanism, 2019, arXiv:1908.10530.
+    """
+    import dp_accounting
+    from dp_accounting import rdp
+
+    accountant = rdp.RdpAccountant()
+    gaussian = dp_accounting.GaussianDpEvent(config.privacy.noise_multiplier)
+    accountant.compose(dp_accounting.PoissonSampledDpEvent(config.federation.fraction, gaussian), rounds)
+    return float(accountant.get_epsilon(config.privacy.delta))
+
+
+def check_accountant(config: PrivacyConfig) -> None:
+    """Raise SettingsError if the mechanism needs an accountant that is not installed."""
+    if config.mechanism == "dp_fedavg" and importlib.util.find_spec("dp_accounting") is None:
+        raise SettingsError(
+            "privacy.mechanism is dp_fedavg, whose epsilon the package dp-accounting works out: "
+            "pip install 'fedprompt_mpi[privacy]'"
+        )

@@ -1,0 +1,88 @@
+"""Where a defence ends: accuracy and attack success rate (ASR) of every aggregator under every attack, as a table.
+
+    python launch/edge.py OUT --config launch/recipes/edge-sst2.toml --task.data DIR --model.name DIR ...
+
+Each cell is one run of the program in OUT/<aggregator>/<attack>; cells that are done are not run again. All flags
+behind OUT go to every run. With --jobs 2 before OUT, two cells run at a time (set OMP_NUM_THREADS to fit).
+"""
+
+import argparse
+import concurrent.futures
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from fedprompt_mpi.federation.aggregate import AGGREGATORS
+
+CLIENTS = 10
+ATTACKS = {  # column -> (malicious clients, flags)
+    "none": (0, []),
+    "1 of 10": (1, ["--poison.clients=[0]"]),
+    "3 of 10": (3, ["--poison.clients=[0,1,2]"]),
+    "5 of 10": (5, ["--poison.clients=[0,1,2,3,4]"]),
+    "1, boost 5": (1, ["--poison.clients=[0]", "--poison.boost=5"]),
+    "1, boost 10": (1, ["--poison.clients=[0]", "--poison.boost=10"]),
+    "all, 10 % each": (1, ["--poison.clients=all", "--poison.rate=0.1"]),
+}
+RULES = {  # row -> flags
+    **{name: [f"--federation.aggregator={name}"] for name in AGGREGATORS},
+    "fedavg, noise 0.02": ["--federation.noise_std=0.02"],
+}
+
+
+def main() -> None:
+    """Run what is missing, and print the table."""
+    parser = argparse.ArgumentParser(description="accuracy / ASR of every aggregator under every attack", add_help=True)
+    parser.add_argument("--jobs", type=int, default=1, help="cells that run at a time")
+    parser.add_argument("out", type=Path, help="folder for the runs")
+    arguments, flags = parser.parse_known_args()
+    run_cell(arguments.out, "fedavg", "none", flags)  # the others are compared with it
+    cells = [(rule, attack) for attack in ATTACKS for rule in RULES]
+    with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
+        for _ in pool.map(lambda cell: run_cell(arguments.out, *cell, flags), cells):
+            pass
+    print(table(arguments.out))
+
+
+def directory(out: Path, rule: str, attack: str) -> Path:
+    """Return the run directory of a cell."""
+    return (
+        out / rule.replace(", ", "-").replace(" ", "-") / attack.replace(", ", "-").replace(" ", "-").replace("%", "pc")
+    )
+
+
+def run_cell(out: Path, rule: str, attack: str, flags: list[str]) -> None:
+    """Run one cell, unless it is done."""
+    place = directory(out, rule, attack)
+    if (place / "summary.json").exists():
+        return
+    malicious, attack_flags = ATTACKS[attack]
+    settings = [*flags, *RULES[rule], *attack_flags, f"--output.dir={place}"]
+    if rule in AGGREGATORS:  # f as many as there are, or as many as the rule can assume
+        allowed = [f for f in range(CLIENTS) if AGGREGATORS[rule].least_clients(f) <= CLIENTS]
+        settings.append(f"--federation.assumed_malicious={min(max(malicious, 1), max(allowed))}")
+    if rule == "norm_clip":  # at what honest updates measure
+        norms = json.loads((directory(out, "fedavg", "none") / "rounds.jsonl").read_text().splitlines()[1])
+        settings.append(f"--federation.clip_norm={statistics.median(norms['update_norms'])}")
+    if attack != "none":
+        settings.append(f"--poison.clean_run={directory(out, rule, 'none')}")
+    print(f"{rule}: {attack}", file=sys.stderr, flush=True)
+    subprocess.run([sys.executable, "-m", "fedprompt_mpi", *settings], check=True, stdout=subprocess.DEVNULL)
+
+
+def table(out: Path) -> str:
+    """Return the cells as Markdown: accuracy / ASR in %."""
+    lines = ["| aggregator | " + " | ".join(ATTACKS) + " |", "| --- |" + " --- |" * len(ATTACKS)]
+    for rule in RULES:
+        cells = []
+        for attack in ATTACKS:
+            summary = json.loads((directory(out, rule, attack) / "summary.json").read_text())
+            cells.append(f"{100 * summary['accuracy']:.1f} / {100 * summary['attack_success_rate']:.1f}")
+        lines.append(f"| {rule} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

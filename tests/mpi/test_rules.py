@@ -1,0 +1,94 @@
+"""Every rule, attack and mechanism gives the same bits in one process as over MPI. Runs under mpirun."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedprompt_mpi import RunConfig, load_prompt, run
+from fedprompt_mpi.comm.channel import LocalChannel, open_channel
+from fedprompt_mpi.comm.launcher import read_launch
+from fedprompt_mpi.config import (
+    ClientConfig,
+    FederationConfig,
+    OutputConfig,
+    PoisonConfig,
+    PrivacyConfig,
+    TaskConfig,
+)
+from fedprompt_mpi.federation.aggregate import AGGREGATORS
+from fedprompt_mpi.federation.attack import ATTACKS
+from fedprompt_mpi.prepare import prepare
+from fedprompt_mpi.run import federate
+from fedprompt_mpi.text.tasks import resolve
+from tests.jobs import read_rounds
+
+pytestmark = pytest.mark.mpi
+
+CLIENTS = 7
+CASES: dict[str, dict[str, Any]] = {
+    **{name: {"federation": {"aggregator": name}} for name in AGGREGATORS},
+    **{f"attack {name}": {"poison": {"clients": [1, 4], "attack": name, "boost": 2.0}} for name in ATTACKS},
+    "distributed trigger": {"poison": {"clients": "all", "rate": 0.2, "trigger": "cf mn", "distributed": True}},
+    "momentum": {"federation": {"server_optimizer": "momentum", "noise_std": 0.01}},
+    "adam": {"federation": {"server_optimizer": "adam", "server_lr": 0.1}},
+    "yogi": {"federation": {"server_optimizer": "yogi", "server_lr": 0.1, "fraction": 0.5}},
+    "proximal": {"client": {"proximal": 0.1}},
+    "ldp": {"privacy": {"mechanism": "ldp"}},
+    "dp_fedavg": {"federation": {"fraction": 0.3}, "privacy": {"mechanism": "dp_fedavg"}},
+}
+
+
+def _config(case: dict[str, Any], directory: Path) -> RunConfig:
+    return RunConfig(
+        task=TaskConfig(max_train=70, max_test=16),
+        federation=FederationConfig(
+            **{"clients": CLIENTS, "rounds": 2, "server_examples": 8, **case.get("federation", {})}
+        ),
+        client=ClientConfig(steps=2, batch_size=4, batched=1, **case.get("client", {})),
+        poison=PoisonConfig(**case.get("poison", {"clients": [3]})),
+        privacy=PrivacyConfig(**case.get("privacy", {})),
+        output=OutputConfig(dir=str(directory), evaluate_every=2, evaluate_clients=True),
+    )
+
+
+def _alone(config: RunConfig) -> None:
+    """Go through the run in this process, whatever the job's size."""
+    channel, task = LocalChannel(), resolve(config.task)
+    federate(config, task, channel, prepare(config, task, channel), 0.0)
+    channel.close()
+
+
+@pytest.fixture(scope="module")
+def job() -> Any:
+    """Return (rank, a function that waits for everybody)."""
+    channel = open_channel(read_launch(), measure=False)
+    yield channel
+    channel.close()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_same_bits_over_mpi(name: str, job: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
+    root = Path(job.shared_folder()) / name.replace(" ", "-")
+    config = _config(CASES[name], root / "mpi")
+    run(config)
+    wrong = None
+    if job.rank == 0:
+        _alone(dataclasses.replace(config, output=dataclasses.replace(config.output, dir=str(root / "alone"))))
+        wrong = _difference(root / "mpi", root / "alone")
+    job.node_barrier()
+    assert wrong is None, wrong
+
+
+def _difference(ours: Path, theirs: Path) -> str | None:
+    """Return what differs between two runs, beside the time it took; None if nothing does."""
+    a, b = load_prompt(ours)[0]["vector"], load_prompt(theirs)[0]["vector"]
+    if a.tobytes() != b.tobytes():
+        return f"the vectors differ by up to {np.abs(a - b).max()}"
+    for left, right in zip(read_rounds(ours), read_rounds(theirs), strict=True):
+        for key in left:
+            if key not in ("seconds", "loss") and left[key] != right[key]:
+                return f"round {left['round']}: {key} is {left[key]} over MPI and {right[key]} alone"
+    return None if np.isfinite(a).all() else "the vector is not finite"
