@@ -3,35 +3,44 @@
 A file appears under its name only when all of it is on the disk: temporary file, fsync, rename.
 """
 
+import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors.numpy import save_file
 
 from fedprompt_mpi.config import SettingsError
 
 PROMPT_FILE = "prompt.safetensors"
 
 
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """Give a temporary file to write, which takes its place once all of it is on the disk."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink()
+        raise
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole or not at all."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink()
-        raise
+    with _whole(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_text(path: Path, content: str) -> None:
@@ -46,7 +55,8 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_prompt(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
     """Write a prompt: `vector` `[P]`, the parameters by name, the effective prompt, and what they are of."""
-    write_bytes(path, save({k: np.ascontiguousarray(v) for k, v in tensors.items()}, dict(metadata)))
+    with _whole(path) as temporary:  # straight from the arrays: a copy could be too much
+        save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, temporary, dict(metadata))
 
 
 def read_prompt(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:

@@ -519,7 +519,7 @@ def check_rule(config: FederationConfig) -> None:
         )
     if rule is Flame and importlib.util.find_spec("sklearn") is None:
         raise SettingsError(
-            "federation.aggregator is flame, which clusters with scikit-learn: pip install 'fedprompt_mpi[flame]'"
+            "federation.aggregator is flame, which clusters with a package that is not here: pip install scikit-learn"
         )
 
 

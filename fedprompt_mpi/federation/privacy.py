@@ -124,6 +124,6 @@ def check_accountant(config: PrivacyConfig) -> None:
     """Raise SettingsError if the mechanism needs an accountant that is not installed."""
     if config.mechanism == "dp_fedavg" and importlib.util.find_spec("dp_accounting") is None:
         raise SettingsError(
-            "privacy.mechanism is dp_fedavg, whose epsilon the package dp-accounting works out: "
-            "pip install 'fedprompt_mpi[privacy]'"
+            "privacy.mechanism is dp_fedavg, whose epsilon the package dp-accounting works out, which is not here: "
+            "pip install dp-accounting"
         )
