@@ -25,7 +25,7 @@ class SettingsError(ValueError):
 
 
 def _at_least(name: str, value: float | None, bound: float) -> None:
-    if value is not None and not (value >= bound and math.isfinite(value)):
+    if value is not None and not bound <= value < math.inf:
         raise SettingsError(f"{name} is {value}: give a finite number of at least {bound}")
 
 

@@ -42,6 +42,8 @@ class Journal:
         """Open the run directory and introduce the run."""
         self.config, self.channel, self.ready = config, channel, ready
         self.is_root = channel.rank == 0
+        if self.is_root and config.privacy.mechanism == "dp_fedavg":
+            import dp_accounting.rdp  # noqa: F401 - takes a second: not in the middle of a round
         self.console = Console(speaks=self.is_root, rounds=config.federation.rounds)
         self.to_first_broadcast_s: float | None = None
         self.pending: dict[str, Any] = ready.checkpoint.record or {"round": 0}

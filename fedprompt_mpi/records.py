@@ -30,6 +30,13 @@ from fedprompt_mpi.config import RunConfig, SettingsError, to_dict
 from fedprompt_mpi.files import PROMPT_FILE, write_json, write_prompt, write_text
 
 PACKAGES = ("fedprompt_mpi", "torch", "transformers", "tokenizers", "safetensors", "datasets", "mpi4py", "numpy")
+DECIDES_THE_RATE = {
+    "task": ("name", "template", "label_words", "eval_split", "max_test"),
+    "model": ("name", "max_length"),
+    "prompt": ("method", "num_virtual_tokens"),
+    "poison": ("trigger", "position", "target"),
+}
+"""Settings in which a clean run must agree with the one beside it."""
 
 
 def to_toml(config: RunConfig) -> str:
@@ -70,29 +77,25 @@ def read_clean_run(config: RunConfig) -> dict[int, float]:
     try:
         theirs = tomllib.loads((directory / "config.toml").read_text())
         lines = [json.loads(line) for line in (directory / "rounds.jsonl").read_text().splitlines()]
-    except (OSError, ValueError) as error:
+        malicious = theirs["poison"]["clients"]
+        rates = {line["round"]: line.get("attack_success_rate") for line in lines}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SettingsError(
-            f"poison.clean_run is {str(directory)!r}, which cannot be read as a run ({error})"
+            f"poison.clean_run is {str(directory)!r}, which cannot be read as a run ({error!r}): name a run directory"
         ) from error
-    if theirs["poison"]["clients"]:
+    if malicious:
         raise SettingsError(
-            f"poison.clean_run is {str(directory)!r}, whose clients {theirs['poison']['clients']} are malicious: "
-            "name a run without any"
+            f"poison.clean_run is {str(directory)!r}, whose clients {malicious} are malicious: name a run without any"
         )
     ours = to_dict(config)
-    for section, names in (
-        ("task", ("name",)),
-        ("model", ("name", "max_length")),
-        ("prompt", ("method", "num_virtual_tokens")),
-        ("poison", ("trigger", "position", "target")),
-    ):
+    for section, names in DECIDES_THE_RATE.items():
         for name in names:
-            if ours[section][name] != theirs[section][name]:
+            there, here = theirs.get(section, {}).get(name), ours[section].get(name)
+            if there != here:
                 raise SettingsError(
-                    f"poison.clean_run is {str(directory)!r}, which has {section}.{name} = {theirs[section][name]!r}, "
-                    f"here it is {ours[section][name]!r}: name a run that differs in its malicious clients only"
+                    f"poison.clean_run is {str(directory)!r}, which has {section}.{name} = {there!r}, "
+                    f"here it is {here!r}: name a run that differs in its malicious clients only"
                 )
-    rates = {line["round"]: line.get("attack_success_rate") for line in lines}
     return {round_: rate for round_, rate in rates.items() if rate is not None}
 
 

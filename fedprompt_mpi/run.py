@@ -140,6 +140,7 @@ def _resumed_observer(config: RunConfig, channel: Channel, ready: Prepared) -> O
     observer, checkpoint = Observer(config.poison), ready.checkpoint
     if observer.watches and checkpoint.round_ > 0:
         before = checkpoint.state.get("vector_before", np.zeros_like(checkpoint.vector))
+        channel.timing.round_ = checkpoint.round_ + 1
         channel.broadcast(before, ready.method.layout.fingerprint)
         observer.see(before)
     return observer

@@ -42,10 +42,14 @@ def test_known_tasks(name: str, tmp_path: Path) -> None:
     assert summary["plm_parameters"] == 22_744_506
 
 
-@pytest.mark.parametrize("method", ["soft", "p_tuning", "prefix", "full"])
-def test_methods_on_real_text(method: str, tmp_path: Path) -> None:
+RECIPES = ("sst2-soft", "sst2-p_tuning", "sst2-prefix", "sst2-full", "backdoor-sst2", "backdoor-lingspam", "edge-sst2")
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipes(recipe: str, tmp_path: Path) -> None:
+    folder = "lingspam" if "lingspam" in recipe else "sst2"
     finished = launch(
-        3, "-m", "fedprompt_mpi", f"--config=launch/recipes/sst2-{method}.toml", f"--task.data={DATA / 'sst2'}",
+        3, "-m", "fedprompt_mpi", f"--config=launch/recipes/{recipe}.toml", f"--task.data={DATA / folder}",
         f"--model.name={MODEL}", "--task.max_train=100", "--task.max_test=20", "--federation.rounds=1",
         "--federation.clients=2", "--client.steps=2", "--output.evaluate_every=1", f"--output.dir={tmp_path / 'run'}",
         deadline_s=180,

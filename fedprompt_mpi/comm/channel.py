@@ -349,6 +349,8 @@ class MPIChannel:
     def report_progress(self, left: int) -> None:
         """Tell rank 0 how many local steps are left, a few times a second at most."""
         now = time.monotonic()
+        if self.rank == 0:  # a server that trains; nobody needs to send for it
+            self._left[0] = left
         if not self._watched or self.rank == 0 or now - self._last_report < 0.2:
             return
         if self._sending is not None and not self._sending[0].Test():

@@ -1,6 +1,7 @@
 """Every rule by hand, at its limits, and all of them through one suite."""
 
 import dataclasses
+import re
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from fedprompt_mpi.federation.aggregate import (
     inner_products,
     krum_scores,
 )
+from tests.jobs import REPOSITORY
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -293,6 +295,19 @@ def test_outlier_check_by_hand() -> None:
 def test_inner_products_are_those_of_float64() -> None:
     rows = np.random.default_rng(0).standard_normal((5, 1000)).astype(np.float32)
     np.testing.assert_allclose(inner_products(rows), rows.astype(np.float64) @ rows.T.astype(np.float64), rtol=1e-12)
+
+
+def test_the_readme_s_rule_is_one() -> None:
+    """What it shows goes through the same checks as any row of the suite."""
+    text = (REPOSITORY / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(class EqualMean.*?)```", text, flags=re.DOTALL)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 10
+    made: dict[str, Any] = {"Aggregator": Aggregator, "Updates": Updates, "np": np}
+    exec(code, made)
+    rule = made["EqualMean"](FederationConfig(clients=K))
+    deltas = _honest(np.random.default_rng(0), "equal_mean")
+    counts = np.arange(1.0, K + 1)
+    np.testing.assert_allclose(_aggregate(rule, deltas, counts), deltas.mean(axis=0, dtype=np.float64), rtol=1e-9)
 
 
 def test_an_unknown_rule_lists_the_known_ones() -> None:

@@ -1,0 +1,36 @@
+"""The table of aggregators and attacks, with fewer of both."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.jobs import REPOSITORY, SMALL
+
+
+def test_a_small_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Cells are made once, compared with the clean run of their own rule, and norm_clip clips at the median norm."""
+    spec = importlib.util.spec_from_file_location("edge", REPOSITORY / "launch" / "edge.py")
+    assert spec is not None and spec.loader is not None
+    edge = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(edge)
+    monkeypatch.setattr(edge, "ATTACKS", {name: edge.ATTACKS[name] for name in ("none", "1, boost 10")})
+    monkeypatch.setattr(edge, "RULES", {name: edge.RULES[name] for name in ("fedavg", "norm_clip")})
+    flags = [*SMALL, "--federation.rounds=1", "--client.steps=1"]
+    monkeypatch.setattr(sys, "argv", ["edge.py", "--jobs=2", str(tmp_path), *flags])
+    edge.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "| aggregator | none | 1, boost 10 |"
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| fedavg", "| norm_clip"]
+    cell = tmp_path / "norm_clip" / "1-boost-10"
+    summary = json.loads((cell / "summary.json").read_text())
+    clean = json.loads((tmp_path / "norm_clip" / "none" / "summary.json").read_text())
+    assert summary["clean_attack_success_rate"] == clean["attack_success_rate"]
+    assert f"{100 * summary['accuracy']:.1f} / {100 * summary['attack_success_rate']:.1f} |" in lines[3]
+    norms = json.loads((tmp_path / "fedavg" / "none" / "rounds.jsonl").read_text().splitlines()[1])["update_norms"]
+    assert f"clip_norm = {sorted(norms)[4]}"[:16] in (cell / "config.toml").read_text()
+    before = (cell / "summary.json").stat().st_mtime_ns
+    edge.main()
+    assert (cell / "summary.json").stat().st_mtime_ns == before
