@@ -240,10 +240,12 @@ def test_foolsgold_by_hand() -> None:
 
 
 def test_foolsgold_pardons_an_honest_client_near_sybils() -> None:
-    """By the paper's lines: cosines 1 between sybils, 0.6 to the honest one; pardoned to 0.36, so it keeps its say."""
-    deltas = np.array([[1, 0], [1, 0], [0.6, 0.8]], dtype=np.float32)
-    # v = (1, 1, 0.6); the honest one's cosines become 0.6 * 0.6 / 1 = 0.36: alpha = 0.64, scaled to 1, so logit > 1
-    np.testing.assert_allclose(_aggregate(_rule("foolsgold"), deltas), [0.6, 0.8], rtol=1e-6)
+    """By the paper's lines: v = (1, 1, 0.6, 0), so that the third's cosines to the sybils become 0.6 * 0.6 / 1 = 0.36.
+
+    Its alpha is 0.64, and ln(0.64 / 0.36) + 0.5 > 1: a full say. Unpardoned it would have ln(0.4 / 0.6) + 0.5 = 0.09.
+    """
+    deltas = np.array([[1, 0, 0], [1, 0, 0], [0.6, 0.8, 0], [0, 0, 1]], dtype=np.float32)
+    np.testing.assert_allclose(_aggregate(_rule("foolsgold"), deltas), [0.3, 0.4, 0.5], rtol=1e-6)
 
 
 def test_foolsgold_remembers() -> None:

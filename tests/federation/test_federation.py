@@ -151,11 +151,15 @@ def test_server_optimizers_by_hand() -> None:
     assert _two_steps("plain", server_lr=0.5) == [1, 0.5]
     assert _two_steps("momentum", server_momentum=0.5) == [2, 2]  # v = 2, then 0.5 * 2 - 1 = 0
     assert _two_steps("momentum", server_momentum=0.0) == [2, 1]
-    common = {"server_momentum": 0.5, "server_beta2": 0.75, "server_tau": 1.0, "server_lr": 1.0}
-    # m = 1, then 0; v = 0.75 * 1 + 0.25 * 4 = 1.75
-    assert _two_steps("adam", **common) == pytest.approx([1 / (np.sqrt(1.75) + 1)] * 2)
-    # v = 1 - 0.25 * 4 * sign(1 - 4) = 2
-    assert _two_steps("yogi", **common) == pytest.approx([1 / (np.sqrt(2.0) + 1)] * 2)
+    common = {"server_beta2": 0.75, "server_tau": 1.0}
+    # v = 0.75 * 1 + 0.25 * 4 = 1.75, then 0.75 * 1.75 + 0.25 * 1 = 1.25^2; m = 1, then 0
+    root = np.sqrt(1.75)
+    assert _two_steps("adam", server_momentum=0.5, **common) == pytest.approx([1 / (root + 1)] * 2)
+    plain_m = _two_steps("adam", server_momentum=0.0, **common)
+    assert plain_m == pytest.approx([2 / (root + 1), 2 / (root + 1) - 1 / 2.25])
+    # v = 1 - 0.25 * 4 * sign(1 - 4) = 2, then 2 - 0.25 * 1 * sign(2 - 1) = 1.75
+    first = 2 / (np.sqrt(2.0) + 1)
+    assert _two_steps("yogi", server_momentum=0.0, **common) == pytest.approx([first, first - 1 / (root + 1)])
 
 
 @pytest.mark.parametrize("name", ["momentum", "adam", "yogi"])
