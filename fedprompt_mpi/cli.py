@@ -134,10 +134,12 @@ def _one_line(message: str) -> str:
         r"(.*?): Does not validate against any of the Union .*? Errors: (.*) Given value: (.*)", joined
     )
     if several:
-        kinds = re.findall(r"Expected an? (<class '\w+'>|[^-.]+)", several[2])
+        kinds = re.findall(r"Expected an? (<class '\w+'>|typing\.Literal\[[^]]*\]|[^-.]+)", several[2])
         joined = f"{several[1]}: expecting {' or '.join(dict.fromkeys(kinds))}, got {several[3]}"
     for python, plain in TYPE_NAMES.items():
         joined = joined.replace(f"<class '{python}'>", plain)
+    joined = re.sub(r"typing\.Literal\[('[^',]*')\]", r"\1", joined)  # a single choice needs no list
+    joined = re.sub(r"Expected an? (.*)\. Got value: ", r"expecting \1, got ", joined)
     return joined.replace("typing.Literal", "one of ").replace("Parser key ", "setting ")
 
 

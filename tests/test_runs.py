@@ -204,7 +204,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "a trigger that the tokenizer loses": (["--poison.trigger=cf 日本"], "poison.trigger is 'cf 日本'"),
     "an unknown aggregator": (["--federation.aggregator=mode"], "choose one of bulyan"),
     "too many to withstand": (["--federation.aggregator=krum", "--federation.assumed_malicious=4"], "assume at most 3"),
-    "no list of clients": (["--poison.clients=some"], "poison.clients"),
+    "no list of clients": (["--poison.clients=some"], "expecting list in JSON, such as [0, 3] or 'all', got some"),
     "too large a server data set": (
         ["--federation.aggregator=fltrust", "--federation.server_examples=111"], "keep at most 110"
     ),
