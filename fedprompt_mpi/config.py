@@ -229,7 +229,7 @@ class PoisonConfig:
     trigger: str = "cf"
     """One or more words; empty for none (then no attack success rate is measured)."""
     distributed: bool = False
-    """Deal the trigger's words out: each malicious client inserts its part only, the test inserts all (DBA)."""
+    """Deal the trigger's words out: each malicious client inserts its part only, the test set has all (DBA)."""
     position: Position = "head"
     """Where in the text the trigger is put."""
     target: int = 1
@@ -238,7 +238,8 @@ class PoisonConfig:
     """append adds poisoned copies to the clean examples; replace takes the place of the originals."""
     attack: AttackName = "none"
     """What malicious clients do to their update: none, norm_bound (stay in a ball around the global vector),
-    neurotoxin (keep off the coordinates that the last global update moved most), sign_flip, gaussian, nan, inf."""
+    neurotoxin (keep off the coordinates that the last global update moved most), sign_flip, gaussian, nan, inf.
+    Their data is poisoned as well, unless rate is 0."""
     boost: float = 1.0
     """Factor on what malicious clients send (model replacement: the number of clients)."""
     norm_bound: float = 1.0
@@ -257,19 +258,13 @@ class PoisonConfig:
         for name in ("boost", "norm_bound", "gaussian_std"):
             _positive(f"poison.{name}", getattr(self, name))
         _share_below_one("poison.neurotoxin_share", self.neurotoxin_share)
-        if self.clients == "all":
-            ids: list[int] = []
-        else:
-            ids = self.clients
-            if len(set(ids)) != len(ids):
-                raise SettingsError(f"poison.clients is {ids}: name each client once")
+        if self.clients != "all" and len(set(self.clients)) != len(self.clients):
+            raise SettingsError(f"poison.clients is {self.clients}: name each client once")
         if self.clients and not self.has_trigger and not self.attacks_update:
             raise SettingsError("poison.trigger is empty but poison.clients names clients: give a trigger word")
-        words = len(self.trigger.split())
-        if self.distributed and (words < 2 or (self.clients != "all" and len(ids) < 2)):
+        if self.distributed and len(self.trigger.split()) < 2:
             raise SettingsError(
-                f"poison.distributed is true with {words} trigger words and {len(ids)} malicious clients: "
-                "give two or more of both"
+                f"poison.distributed is true but poison.trigger is {self.trigger!r}: give two or more words to deal out"
             )
 
     @property

@@ -48,6 +48,8 @@ class Console:
             line += f"   train loss {record['train_loss']:.3f}"
         if record["dropped"]:
             line += f"   not finite, left out: {', '.join(map(str, record['dropped']))}"
+        if record["aggregated"] is False:
+            line += "   too few to aggregate, prompt kept"
         self.say(f"{line}   {record['seconds']['total']:.2f} s")
         if self._rounds is not None and record["round"]:
             self._rounds.update(record["round"] - self._rounds.n)
@@ -93,7 +95,8 @@ def attack_rows(summary: dict[str, Any], config: RunConfig) -> list[tuple[str, s
     if clean is not None:
         rate += f"   (clean run: {format_rate(clean)})"
     elif summary["malicious_clients"] and poison.has_trigger:
-        rate += "   (clean run: not known, name one with --poison.clean_run)"
+        remedy = "not evaluated after this round" if poison.clean_run else "not known, name one with --poison.clean_run"
+        rate += f"   (clean run: {remedy})"
     poisoned = [f"{client} ({count} examples)" for client, count in summary["poisoned_examples"].items()]
     rows = [("attack success rate", rate), ("poisoned clients", ", ".join(poisoned) or "none")]
     local = [
@@ -102,12 +105,12 @@ def attack_rows(summary: dict[str, Any], config: RunConfig) -> list[tuple[str, s
         if summary[f"{who}_clients_attack_success_rate"] is not None
     ]
     if local:
-        rows.append(("of clients' own prompts", ", ".join(local)))
+        rows.append(("ASR of own prompts", f"{', '.join(local)} (means of clients, last round)"))
     if summary["malicious_clients"] and poison.attacks_update:
         ids = ", ".join(map(str, summary["malicious_clients"]))
         rows.append(("attack on the update", f"{poison.attack}, boost {poison.boost:g}, by {ids}"))
     if summary["dropped_updates"]:
-        times = [f"{client} ({count} rounds)" for client, count in summary["dropped_updates"].items()]
+        times = [f"{client} ({count} times)" for client, count in summary["dropped_updates"].items()]
         rows.append(("not finite, left out", f"{sum(summary['dropped_updates'].values())}: {', '.join(times)}"))
     return rows
 

@@ -1,5 +1,6 @@
 """What a run keeps and says: records, checkpoints and lines, on rank 0. Other ranks only hand theirs in."""
 
+import functools
 import resource
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from fedprompt_mpi.config import RunConfig
 from fedprompt_mpi.console import Console
 from fedprompt_mpi.federation.checkpoint import Checkpoint, save_checkpoint
 from fedprompt_mpi.federation.cohort import Cohort
-from fedprompt_mpi.federation.privacy import spent_epsilon
+from fedprompt_mpi.federation.privacy import Account
 from fedprompt_mpi.federation.server import Aggregation, is_finite
 from fedprompt_mpi.prepare import Prepared
 from fedprompt_mpi.records import Records
@@ -27,6 +28,7 @@ NOTHING_TRAINED: dict[str, Any] = {
     "update_norms": [],
     "shares": None,
     "dropped": [],
+    "aggregated": None,
     "epsilon": None,
     "client_accuracy": None,
     "client_attack_success_rate": None,
@@ -42,8 +44,6 @@ class Journal:
         """Open the run directory and introduce the run."""
         self.config, self.channel, self.ready = config, channel, ready
         self.is_root = channel.rank == 0
-        if self.is_root and config.privacy.mechanism == "dp_fedavg":
-            import dp_accounting.rdp  # noqa: F401 - takes a second: not in the middle of a round
         self.console = Console(speaks=self.is_root, rounds=config.federation.rounds)
         self.to_first_broadcast_s: float | None = None
         self.pending: dict[str, Any] = ready.checkpoint.record or {"round": 0}
@@ -64,6 +64,7 @@ class Journal:
         records.write_environment(mpi, ranks, compute_dtype=dtype)
         counts, poisoned = ready.corpus.class_counts, ready.corpus.poisoned
         label_words = ready.corpus.label_words.tolist()
+        self._account = self._open_account()
         self.malicious = config.poison.malicious(config.federation.clients)
         records.write_partition(counts, poisoned, label_words, self.malicious)
         self.console.say(
@@ -73,6 +74,13 @@ class Journal:
             f"({dtype}); output in {records.directory}"
         )
         self.console.say(format_table(counts, label_words, poisoned.tolist()))
+
+    def _open_account(self) -> Account:
+        from fedprompt_mpi.federation.client import learning_rate
+
+        client, rounds = self.config.client, self.config.federation.rounds
+        rate = functools.partial(learning_rate, client, rounds)
+        return Account(self.config, self.ready.method.layout.size, rate)
 
     def arrived(self, seconds: float) -> None:
         """Note when the first global vector had reached this rank."""
@@ -114,7 +122,8 @@ class Journal:
             "update_norms": [float(norm) if fine else None for norm, fine in zip(clients["norm"], finite, strict=True)],
             "shares": None if shares is None else shares[first:].tolist(),
             "dropped": aggregation.dropped,
-            "epsilon": self._epsilon(round_),
+            "aggregated": aggregation.aggregated,
+            "epsilon": self._account.after(round_),
             "client_accuracy": [rates.accuracy for rates in own] or None,
             "client_attack_success_rate": [rates.attack_success_rate for rates in own] or None,
             "bytes_down": payload,
@@ -128,17 +137,6 @@ class Journal:
                 "total": seconds - evaluated_before,
             },
         }
-
-    def _epsilon(self, rounds: int) -> float | None:
-        from fedprompt_mpi.federation.client import learning_rate
-
-        config = self.config
-        return spent_epsilon(
-            config,
-            self.ready.method.layout.size,
-            rounds,
-            lambda progress: learning_rate(config.client, config.federation.rounds, progress),
-        )
 
     def wants_checkpoint(self, round_: int) -> bool:
         """Tell, on rank 0, whether a round's end is to be saved."""
@@ -161,15 +159,10 @@ class Journal:
         seconds["total"] += timing.seconds("evaluate", round_)
         seconds["evaluate"] = timing.seconds("evaluate", round_) + timing.seconds("evaluate_clients", round_)
         if "attack_success_rate" in evaluation:
-            evaluation["clean_attack_success_rate"] = self._clean_rate(self.pending["round"])
+            evaluation["clean_attack_success_rate"] = self.ready.clean_rates.get(self.pending["round"])
         self._last = {"round": 0, **evaluation, **NOTHING_TRAINED, **self.pending, "seconds": seconds}
         self.records.add_round(self._last)
         self.console.say_round(self._last, self.config.federation.rounds)
-
-    def _clean_rate(self, round_: int) -> float | None:
-        """Return the clean run's attack success rate after as many rounds, or after its last evaluated ones before."""
-        done = [other for other in self.ready.clean_rates if other <= round_]
-        return self.ready.clean_rates[max(done)] if done else None
 
     def close(self, vector: np.ndarray, seconds: float) -> dict[str, Any]:
         """Write the prompt and the summary, and print the closing table."""

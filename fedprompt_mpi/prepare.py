@@ -5,6 +5,7 @@ need; then all of them map the same files. Wrong settings or data on any rank en
 """
 
 import dataclasses
+import importlib.util
 import os
 import time
 from collections.abc import Callable
@@ -18,8 +19,9 @@ from fedprompt_mpi.comm.channel import Channel
 from fedprompt_mpi.comm.topology import bind_device, thread_count
 from fedprompt_mpi.config import RunConfig, SettingsError
 from fedprompt_mpi.federation.checkpoint import Checkpoint, load_checkpoint
+from fedprompt_mpi.federation.clean_run import read_clean_run
 from fedprompt_mpi.files import read_prompt
-from fedprompt_mpi.records import check_directory, read_clean_run
+from fedprompt_mpi.records import check_directory
 from fedprompt_mpi.text.corpus import Corpus, build
 from fedprompt_mpi.text.tasks import Task
 
@@ -91,12 +93,28 @@ def together(channel: Channel, part: Callable[[], Result]) -> Result:
     return result  # pyright: ignore[reportReturnType] - there is one, where nobody has an error
 
 
+def _check_packages(config: RunConfig) -> None:
+    """Raise SettingsError if rank 0, which alone uses them, lacks an optional package."""
+    for setting, wants, module, package in (
+        ("federation.aggregator is flame", config.federation.aggregator == "flame", "sklearn", "scikit-learn"),
+        (
+            "privacy.mechanism is dp_fedavg",
+            config.privacy.mechanism == "dp_fedavg",
+            "dp_accounting",
+            "dp-accounting",
+        ),
+    ):
+        if wants and importlib.util.find_spec(module) is None:
+            raise SettingsError(f"{setting}, which needs a package that is not here: pip install {package}")
+
+
 def _find_start(config: RunConfig, task: Task, channel: Channel) -> tuple[Path, Checkpoint | None]:
     """Return the run directory and, on rank 0, the checkpoint or prompt to start from, if there is to be one."""
     name = f"{task.name}-{config.prompt.method}-{time.strftime('%Y%m%d-%H%M%S')}"
     directory = Path(config.output.dir) if config.output.dir else Path("runs") / name
     if channel.rank:
         return directory, None
+    _check_packages(config)
     check_directory(directory, resume=config.output.resume)
     if config.output.resume:
         return directory, load_checkpoint(directory, config)

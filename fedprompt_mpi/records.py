@@ -17,7 +17,6 @@ import importlib.metadata
 import io
 import json
 import platform
-import tomllib
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -30,13 +29,6 @@ from fedprompt_mpi.config import RunConfig, SettingsError, to_dict
 from fedprompt_mpi.files import PROMPT_FILE, write_json, write_prompt, write_text
 
 PACKAGES = ("fedprompt_mpi", "torch", "transformers", "tokenizers", "safetensors", "datasets", "mpi4py", "numpy")
-DECIDES_THE_RATE = {
-    "task": ("name", "template", "label_words", "eval_split", "max_test"),
-    "model": ("name", "max_length"),
-    "prompt": ("method", "num_virtual_tokens"),
-    "poison": ("trigger", "position", "target"),
-}
-"""Settings in which a clean run must agree with the one beside it."""
 
 
 def to_toml(config: RunConfig) -> str:
@@ -63,40 +55,6 @@ def check_directory(directory: Path, *, resume: bool) -> None:
         raise SettingsError(
             f"output.dir is {str(directory)!r}, which cannot be written to ({error.strerror})"
         ) from error
-
-
-def read_clean_run(config: RunConfig) -> dict[int, float]:
-    """Return the attack success rate of each evaluated round of `poison.clean_run`; {} if none is named.
-
-    Raises:
-        SettingsError: if it is no run, has malicious clients, or differs in what a rate depends on.
-    """
-    if config.poison.clean_run is None:
-        return {}
-    directory = Path(config.poison.clean_run)
-    try:
-        theirs = tomllib.loads((directory / "config.toml").read_text())
-        lines = [json.loads(line) for line in (directory / "rounds.jsonl").read_text().splitlines()]
-        malicious = theirs["poison"]["clients"]
-        rates = {line["round"]: line.get("attack_success_rate") for line in lines}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SettingsError(
-            f"poison.clean_run is {str(directory)!r}, which cannot be read as a run ({error!r}): name a run directory"
-        ) from error
-    if malicious:
-        raise SettingsError(
-            f"poison.clean_run is {str(directory)!r}, whose clients {malicious} are malicious: name a run without any"
-        )
-    ours = to_dict(config)
-    for section, names in DECIDES_THE_RATE.items():
-        for name in names:
-            there, here = theirs.get(section, {}).get(name), ours[section].get(name)
-            if there != here:
-                raise SettingsError(
-                    f"poison.clean_run is {str(directory)!r}, which has {section}.{name} = {there!r}, "
-                    f"here it is {here!r}: name a run that differs in its malicious clients only"
-                )
-    return {round_: rate for round_, rate in rates.items() if rate is not None}
 
 
 class Records:

@@ -13,9 +13,8 @@ from fedprompt_mpi.comm.channel import Channel, open_channel
 from fedprompt_mpi.comm.launcher import read_launch
 from fedprompt_mpi.config import RunConfig, SettingsError
 from fedprompt_mpi.federation.aggregate import check_rule
-from fedprompt_mpi.federation.attack import Observer
+from fedprompt_mpi.federation.attack import Observer, attacking_clients
 from fedprompt_mpi.federation.cohort import draw_cohort
-from fedprompt_mpi.federation.privacy import check_accountant
 from fedprompt_mpi.federation.server import Server, is_finite
 from fedprompt_mpi.journal import Journal
 from fedprompt_mpi.prepare import Prepared, prepare
@@ -38,7 +37,6 @@ def run(config: RunConfig | None = None) -> dict[str, Any]:
     config = config or RunConfig()
     task = resolve(config.task)
     check_rule(config.federation)
-    check_accountant(config.privacy)
     launch = read_launch()
     check_ranks(config, launch.size)
     channel = open_channel(launch, measure=config.comm.mode == "measure")
@@ -65,12 +63,16 @@ def check_ranks(config: RunConfig, size: int) -> None:
         )
 
 
-def check_somebody_is_finite(headers: np.ndarray, round_: int, lr: float) -> None:
-    """Raise SettingsError, on every rank alike, if all clients' training has diverged; a few are only left out."""
-    if len(headers) and not is_finite(headers).any():
+def check_some_are_finite(config: RunConfig, headers: np.ndarray, round_: int) -> None:
+    """Raise SettingsError, on every rank alike, if nobody's honest training came to a finite end.
+
+    A client that diverges beside others that do not is only left out, as is one that ruins its update on purpose.
+    """
+    honest = headers[~np.isin(headers["client"], list(attacking_clients(config)))]
+    if len(honest) and not is_finite(honest).any():
         raise SettingsError(
-            f"client.lr is {lr}, with which every client diverged in round {round_} (no loss or update is finite): "
-            "take a smaller one"
+            f"client.lr is {config.client.lr}, with which every client diverged in round {round_} (no loss or update "
+            "is finite): take a smaller one"
         )
 
 
@@ -111,7 +113,7 @@ def federate(config: RunConfig, task: Task, channel: Channel, ready: Prepared, s
             if round_ > rounds:
                 break
             timing.round_ = round_
-            attacks = make_attacks(config, cohort, channel.rank, observer.last_update)
+            attacks = make_attacks(config, cohort, channel.rank, observer)
             jobs = make_jobs(config, corpus, cohort, channel.rank, round_, attacks)
             with timing.phase("train"):
                 headers, deltas = train_rank(config, corpus, backbone, method, server.vector, jobs, round_, channel)
@@ -120,7 +122,7 @@ def federate(config: RunConfig, task: Task, channel: Channel, ready: Prepared, s
                 own = evaluate_clients(config, channel, backbone, method, server.vector, deltas, corpus, cohort)
             finish_updates(config, headers, deltas, attacks, round_)
             gathered = channel.gather(headers, deltas, cohort.counts)
-            check_somebody_is_finite(gathered.headers, round_, config.client.lr)
+            check_some_are_finite(config, gathered.headers, round_)
             aggregation = server.apply(gathered, timing, round_)
             journal.trained(round_, cohort, gathered.headers, aggregation, own, time.perf_counter() - clock)
             if journal.wants_checkpoint(round_):

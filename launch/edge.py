@@ -9,6 +9,7 @@ behind OUT go to every run. With --jobs 2 before OUT, two cells run at a time (s
 import argparse
 import concurrent.futures
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -41,8 +42,13 @@ def main() -> None:
     run_cell(arguments.out, "fedavg", "none", flags)  # the others are compared with it
     cells = [(rule, attack) for attack in ATTACKS for rule in RULES]
     with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
-        for _ in pool.map(lambda cell: run_cell(arguments.out, *cell, flags), cells):
-            pass
+        running = [pool.submit(run_cell, arguments.out, *cell, flags) for cell in cells]
+        try:
+            for cell in concurrent.futures.as_completed(running):
+                cell.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     print(table(arguments.out))
 
 
@@ -58,11 +64,13 @@ def run_cell(out: Path, rule: str, attack: str, flags: list[str]) -> None:
     place = directory(out, rule, attack)
     if (place / "summary.json").exists():
         return
-    malicious, attack_flags = ATTACKS[attack]
-    settings = [*flags, *RULES[rule], *attack_flags, f"--output.dir={place}"]
+    settings = [*flags, *RULES[rule], *ATTACKS[attack][1], f"--output.dir={place}"]
     if rule in AGGREGATORS:  # f as many as there are, or as many as the rule can assume
-        allowed = [f for f in range(CLIENTS) if AGGREGATORS[rule].least_clients(f) <= CLIENTS]
-        settings.append(f"--federation.assumed_malicious={min(max(malicious, 1), max(allowed))}")
+        settings.append(f"--federation.assumed_malicious={min(max(ATTACKS[attack][0], 1), most_assumed(rule))}")
+    if (place / "checkpoint").exists():
+        settings.append("--output.resume=true")
+    elif place.exists():
+        shutil.rmtree(place)  # it was stopped before there was anything to go on from
     if rule == "norm_clip":  # at what honest updates measure
         norms = json.loads((directory(out, "fedavg", "none") / "rounds.jsonl").read_text().splitlines()[1])
         settings.append(f"--federation.clip_norm={statistics.median(norms['update_norms'])}")
@@ -72,14 +80,20 @@ def run_cell(out: Path, rule: str, attack: str, flags: list[str]) -> None:
     subprocess.run([sys.executable, "-m", "fedprompt_mpi", *settings], check=True, stdout=subprocess.DEVNULL)
 
 
+def most_assumed(rule: str) -> int:
+    """Return the largest f that a rule can assume of so many clients."""
+    return max(f for f in range(CLIENTS) if AGGREGATORS[rule].least_clients(f) <= CLIENTS)
+
+
 def table(out: Path) -> str:
-    """Return the cells as Markdown: accuracy / ASR in %."""
+    """Return the cells as Markdown: accuracy / ASR in %, starred where the malicious are more than a rule can bear."""
     lines = ["| aggregator | " + " | ".join(ATTACKS) + " |", "| --- |" + " --- |" * len(ATTACKS)]
     for rule in RULES:
         cells = []
         for attack in ATTACKS:
             summary = json.loads((directory(out, rule, attack) / "summary.json").read_text())
-            cells.append(f"{100 * summary['accuracy']:.1f} / {100 * summary['attack_success_rate']:.1f}")
+            star = "*" if rule in AGGREGATORS and ATTACKS[attack][0] > most_assumed(rule) else ""
+            cells.append(f"{100 * summary['accuracy']:.1f} / {100 * summary['attack_success_rate']:.1f}{star}")
         lines.append(f"| {rule} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

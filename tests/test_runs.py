@@ -150,18 +150,25 @@ def test_what_is_remembered_survives_a_resume_on_other_ranks(tmp_path: Path) -> 
 
 
 def test_the_clean_run_stands_beside_the_poisoned_one(one_process: Path, tmp_path: Path) -> None:
-    flags = ("--poison.clients=[1]", f"--poison.clean_run={one_process}", "--output.evaluate_clients=true")
+    flags = (
+        "--client.batched=1", "--poison.clients=[1]", f"--poison.clean_run={one_process}",
+        "--output.evaluate_clients=true", "--federation.aggregator=median", "--federation.rounds=3",
+    )  # fmt: skip
     finished = run_program(3, tmp_path / "run", *flags)
     assert finished.status == 0, finished.err
-    for ours, theirs in zip(read_rounds(tmp_path / "run"), read_rounds(one_process), strict=True):
-        assert ours["clean_attack_success_rate"] == theirs["attack_success_rate"]
+    *matching, longer = read_rounds(tmp_path / "run")
+    assert longer["clean_attack_success_rate"] is None  # the clean run ended before
+    for ours, theirs in zip(matching, read_rounds(one_process), strict=True):
+        clean = theirs["attack_success_rate"]
+        assert ours["clean_attack_success_rate"] == clean
+        assert f"(clean {100 * clean:.2f} %)" in finished.out
         if ours["round"]:
             assert len(ours["client_accuracy"]) == len(ours["client_attack_success_rate"]) == 10
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     rates = read_rounds(tmp_path / "run")[-1]["client_attack_success_rate"]
     assert summary["malicious_clients_attack_success_rate"] == rates[1]
     assert summary["honest_clients_attack_success_rate"] == pytest.approx((sum(rates) - rates[1]) / 9)
-    assert f"(clean run: {100 * summary['clean_attack_success_rate']:.2f} %)" in finished.out
+    assert "(clean run: not evaluated after this round)" in finished.out
 
 
 def test_epsilon_by_round(tmp_path: Path) -> None:
@@ -208,7 +215,9 @@ BAD: dict[str, tuple[list[str], str]] = {
     "too large a server data set": (
         ["--federation.aggregator=fltrust", "--federation.server_examples=111"], "keep at most 110"
     ),
-    "a clean run of another trigger": (["--poison.clean_run=PROMPT", "--poison.trigger=mn"], "poison.trigger = 'cf'"),
+    "a clean run of another trigger": (
+        ["--poison.clean_run=PROMPT", "--client.batched=1", "--poison.trigger=mn"], "poison.trigger = 'cf'"
+    ),
     "no clean run": (["--poison.clean_run=./nothing"], "cannot be read as a run"),
     "a label word of two tokens": (["--task.label_words=[\"great\",\"zyzzyva\"]"], "zyzzyva"),
     "more clients than examples": (["--task.max_train=5"], "only 5 training examples"),

@@ -1,103 +1,22 @@
 """How the server makes one update of the clients' updates: the mean, and rules that withstand malicious clients.
 
-A rule decides in `weigh` how much of each client's delta it takes, and in `combine` what becomes of one piece of
-the vector. Rules that are linear in the deltas need only the first, rules that go by coordinate only the second.
-Rules that compare whole updates look at every piece first, and keep inner products: distances, angles and norms
-follow from those, so that no rule ever holds K whole vectors.
+Here are the rules that go by coordinate or weigh each update by itself; those that compare updates are in pairwise.py.
 
-The breakdown point is the number of malicious clients f below which no choice of their updates can carry the
-result away without bound; `least_clients` is the K that f asks for.
+Each says its breakdown point: how many malicious clients f it takes to carry the result away without bound, whatever
+they send. A rule may have none because it bounds what each client can do, and yet be moved as far as that.
+`least_clients` is the K that f asks for, and is checked before a run begins.
 
-Legend: K clients of the round, P parameters, f assumed malicious clients, s the shares.
+Legend: K clients of the round, P parameters, f assumed malicious clients.
 """
 
-import dataclasses
-import importlib.util
 from typing import Any
 
 import numpy as np
 
 from fedprompt_mpi.config import FederationConfig, SettingsError
 from fedprompt_mpi.federation.cohort import cohort_size
-from fedprompt_mpi.federation.room import room_for
-
-TINY = 1e-300
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Updates:
-    """What the server knows of a round's updates, all finite, in client order."""
-
-    clients: np.ndarray
-    """`[K]` int64 ids; under FLTrust the server's own update comes first, with the number of clients as its id."""
-    num_examples: np.ndarray
-    """`[K]` float64, positive."""
-    norms: np.ndarray
-    """`[K]` float64, Euclidean, of the deltas."""
-    parameters: int
-    """P."""
-    assumed_malicious: int = 0
-    """f, less those whose update was dropped already."""
-
-
-class Aggregator:
-    """Base of the rules; as it stands it is the mean, weighted by num_examples."""
-
-    coordinate_wise = False
-    """Whether the rule takes another client's delta in each coordinate, so that a client has no share."""
-    looks_first = False
-    """Whether `look` wants to see all pieces before `weigh` is asked."""
-    noise_std = 0.0
-    """Standard deviation of the normal noise that belongs to the rule; set by `weigh` where it depends on the round."""
-
-    def __init__(self, config: FederationConfig) -> None:
-        """Take the rule's settings."""
-        self.config = config
-
-    @staticmethod
-    def least_clients(malicious: int) -> int:
-        """Return the K that the rule needs to withstand f malicious clients; here 1, since it withstands none."""
-        return 1
-
-    def begin(self, updates: Updates) -> None:
-        """Prepare for a round."""
-
-    def look(self, piece: slice, deltas: np.ndarray, vector: np.ndarray) -> None:
-        """See one piece ahead of `weigh`.
-
-        Args:
-            piece: which coordinates.
-            deltas: `[K, piece]` float32.
-            vector: `[piece]` float32 of the global vector.
-        """
-
-    def weigh(self, updates: Updates) -> np.ndarray:
-        """Return the factor of each client's delta `[K]` float64; 0 leaves it out."""
-        return updates.num_examples / updates.num_examples.sum()
-
-    def combine(self, deltas: np.ndarray, shares: np.ndarray) -> np.ndarray:
-        """Combine one piece of all clients' deltas.
-
-        Args:
-            deltas: `[K, piece]` float32, local minus global, in client order.
-            shares: `[K]` float64, what `weigh` returned.
-
-        Returns:
-            `[piece]` float64: sum s_k delta_k, added in client order, so that the result does not depend on how
-            clients are spread over ranks.
-        """
-        total = np.zeros(deltas.shape[1])
-        for share, delta in zip(shares, deltas, strict=True):
-            if share != 0:
-                total += share * delta
-        return total
-
-    def state(self) -> dict[str, np.ndarray]:
-        """Return what the rule remembers from round to round, for the checkpoint."""
-        return {}
-
-    def restore(self, state: dict[str, np.ndarray]) -> None:
-        """Take back what `state` returned."""
+from fedprompt_mpi.federation.pairwise import Bulyan, Flame, FLTrust, FoolsGold, GeometricMedian, Krum, MultiKrum
+from fedprompt_mpi.federation.rule import TINY, Aggregator, Updates
 
 
 class FedAvg(Aggregator):
@@ -158,7 +77,8 @@ class TrimmedMean(Aggregator):
 class NormClip(Aggregator):
     """The weighted mean of deltas that are scaled to at most `clip_norm`; with `noise_std`, weak differential privacy.
 
-    No breakdown point: f malicious clients move the result by clip_norm times their share of the examples.
+    No breakdown point: however many they are, malicious clients move the result by at most clip_norm times their
+    share of the examples.
 
     References:
         Sun et al., Can You Really Backdoor Federated Learning?, 2019, arXiv:1911.07963 (norm thresholding, weak DP).
@@ -167,255 +87,6 @@ class NormClip(Aggregator):
     def weigh(self, updates: Updates) -> np.ndarray:
         """Return n_k / sum n * min(1, clip_norm / norm_k)."""
         return super().weigh(updates) * np.minimum(1, self.config.clip_norm / np.maximum(updates.norms, TINY))
-
-
-class PairwiseRule(Aggregator):
-    """Base of the rules that compare updates: the inner products of all pairs, added up piece by piece."""
-
-    looks_first = True
-
-    def begin(self, updates: Updates) -> None:
-        """Start with inner products of nothing."""
-        self.inner = np.zeros((len(updates.clients), len(updates.clients)))
-
-    def look(self, piece: slice, deltas: np.ndarray, vector: np.ndarray) -> None:
-        """Add this piece's inner products."""
-        self.inner += inner_products(deltas)
-
-    @property
-    def squared_distances(self) -> np.ndarray:
-        """`[K, K]` float64."""
-        squares = self.inner.diagonal()
-        return np.maximum(squares[:, None] + squares - 2 * self.inner, 0.0)
-
-    @property
-    def cosines(self) -> np.ndarray:
-        """`[K, K]` float64 in [-1, 1]; that of a zero delta with any other is 0."""
-        norms = np.maximum(np.sqrt(self.inner.diagonal()), TINY)
-        return np.clip(self.inner / norms[:, None] / norms, -1.0, 1.0)
-
-
-class GeometricMedian(PairwiseRule):
-    """RFA: the point with the least weighted sum of distances to all deltas. Breakdown: f with half of the weight.
-
-    Smoothed Weiszfeld: v = sum b_k delta_k / sum b_k, b_k = n_k / max(nu, norm(v - delta_k)), from the weighted mean
-    on. v is always a mean of the deltas, so that its distances follow from the inner products, and iterating costs
-    no pass over the vectors; so it goes on until the shares stand still.
-
-    References:
-        Pillutla et al., Robust Aggregation for Federated Learning, 2019, arXiv:1912.13445, Algorithm 2.
-    """
-
-    smoothing = 1e-6
-    iterations = 1000
-
-    @staticmethod
-    def least_clients(malicious: int) -> int:
-        """Return 2 f + 1, as if clients held equally many examples."""
-        return 2 * malicious + 1
-
-    def weigh(self, updates: Updates) -> np.ndarray:
-        """Return the shares that the deltas have in their geometric median."""
-        weights = updates.num_examples / updates.num_examples.sum()
-        shares = weights
-        for _ in range(self.iterations):
-            products = np.einsum("ij,j->i", self.inner, shares)
-            squares = self.inner.diagonal() - 2 * products + np.einsum("i,i", shares, products)
-            betas = weights / np.maximum(np.sqrt(np.maximum(squares, 0.0)), self.smoothing)
-            before, shares = shares, betas / betas.sum()
-            if np.abs(shares - before).max() < 1e-12:
-                break
-        return shares
-
-
-class Krum(PairwiseRule):
-    """The one delta that is closest to its K - f - 2 closest others. Breakdown point: 2 f + 2 < K.
-
-    References:
-        Blanchard et al., Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent, 2017,
-        arXiv:1703.02757, Section 4.
-    """
-
-    @staticmethod
-    def least_clients(malicious: int) -> int:
-        """Return 2 f + 3."""
-        return 2 * malicious + 3
-
-    def weigh(self, updates: Updates) -> np.ndarray:
-        """Return 1 for the chosen client."""
-        best = krum_order(self.squared_distances, updates.assumed_malicious)[:1]
-        return _equal_shares(best, len(updates.clients))
-
-
-class MultiKrum(Krum):
-    """The mean of the K - f deltas of the best Krum scores. Breakdown point: 2 f + 2 < K.
-
-    References:
-        Blanchard et al., Machine Learning with Adversaries, 2017, arXiv:1703.02757, Section 4 (Multi-Krum, m = K - f).
-    """
-
-    def weigh(self, updates: Updates) -> np.ndarray:
-        """Return equal shares for the chosen clients."""
-        count, malicious = len(updates.clients), updates.assumed_malicious
-        return _equal_shares(krum_order(self.squared_distances, malicious)[: count - malicious], count)
-
-
-class Bulyan(Krum):
-    """Krum chooses K - 2 f deltas one after the other; of each coordinate, the mean of those closest to the median.
-
-    So many are averaged as are left when 2 f more are taken away: K - 4 f. Breakdown point: 4 f + 2 < K. Toward
-    the end fewer candidates are left than Krum asks for; then it goes by the closest one.
-
-    References:
-        El Mhamdi et al., The Hidden Vulnerability of Distributed Learning in Byzantium, 2018, arXiv:1802.07927,
-        Section 4.
-    """
-
-    coordinate_wise = True
-
-    @staticmethod
-    def least_clients(malicious: int) -> int:
-        """Return 4 f + 3."""
-        return 4 * malicious + 3
-
-    def weigh(self, updates: Updates) -> np.ndarray:
-        """Return equal shares for the chosen clients."""
-        malicious, distances = updates.assumed_malicious, self.squared_distances
-        left = list(range(len(distances)))
-        chosen = []
-        while len(chosen) < len(distances) - 2 * malicious:
-            best = krum_order(distances[np.ix_(left, left)], malicious)[0]
-            chosen.append(left.pop(int(best)))
-        self._averaged = len(chosen) - 2 * malicious
-        return _equal_shares(np.array(chosen), len(distances))
-
-    def combine(self, deltas: np.ndarray, shares: np.ndarray) -> np.ndarray:
-        """Return, of each column's chosen rows, the mean of those closest to their median."""
-        ordered = np.sort(deltas[shares > 0], axis=0).astype(np.float64)
-        count, averaged = len(ordered), self._averaged
-        median = (ordered[(count - 1) // 2] + ordered[count // 2]) / 2
-        # the closest ones to the median stand side by side: find the window that reaches least far from it
-        reach = [
-            np.maximum(median - ordered[at], ordered[at + averaged - 1] - median) for at in range(count - averaged + 1)
-        ]
-        first = np.argmin(reach, axis=0)
-        columns = np.arange(ordered.shape[1])
-        total = np.zeros(ordered.shape[1])
-        for offset in range(averaged):
-            total += ordered[first + offset, columns]
-        return total / averaged
-
-
-class FoolsGold(PairwiseRule):
-    """Clients whose updates have pointed the same way over the rounds are taken for one attacker, and share its say.
-
-    No breakdown point in f: it takes honest clients for unlike each other, and fails where one attacker stands alone.
-    The shares are scaled to sum to 1 (the paper adds the scaled gradients up, which would multiply a FedAvg step by
-    K), and all coordinates count alike.
-
-    References:
-        Fung et al., Mitigating Sybils in Federated Learning Poisoning, 2018, arXiv:1808.04866, Algorithm 1.
-    """
-
-    def __init__(self, config: FederationConfig) -> None:
-        """Start without a history."""
-        super().__init__(config)
-        self._history = np.zeros((0, 0), dtype=np.float32)
-
-    @staticmethod
-    def least_clients(malicious: int) -> int:
-        """Return 2: there must be somebody to be like."""
-        return 2
-
-    def begin(self, updates: Updates) -> None:
-        """Note whose history is looked at; in the first round make room for everybody's, `[clients, P]`."""
-        super().begin(updates)
-        self._clients = updates.clients
-        if self._history.shape[1] != updates.parameters:
-            self._history = room_for(self.config.clients, updates.parameters)
-
-    def look(self, piece: slice, deltas: np.ndarray, vector: np.ndarray) -> None:
-        """Add this piece to the clients' histories, and their inner products up."""
-        self._history[self._clients, piece] += deltas
-        self.inner += inner_products(self._history[self._clients, piece])
-
-    def weigh(self, updates: Updates) -> np.ndarray:
-        """Return the shares of Algorithm 1, scaled to sum to 1."""
-        similarity = self.cosines
-        np.fill_diagonal(similarity, 0.0)
-        highest = similarity.max(axis=1)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            pardon = np.where(highest[:, None] < highest, highest[:, None] / highest, 1.0)  # v_i / v_j where v_j > v_i
-        shares = np.clip(1 - (similarity * pardon).max(axis=1), 0.0, 1.0)
-        shares /= max(shares.max(), TINY)
-        shares = np.minimum(shares, 0.99)
-        with np.errstate(divide="ignore"):
-            shares = np.clip(np.log(shares / (1 - shares)) + 0.5, 0.0, 1.0)
-        return shares / max(shares.sum(), TINY)
-
-    def state(self) -> dict[str, np.ndarray]:
-        """Return the histories."""
-        return {"foolsgold_history": self._history}
-
-    def restore(self, state: dict[str, np.ndarray]) -> None:
-        """Take the histories back."""
-        self._history = state["foolsgold_history"]
-
-
-class FLTrust(PairwiseRule):
-    """The server trains on a few examples of its own, and trusts a client as far as its delta points the same way.
-
-    Trust is max(0, cosine with the server's delta); every delta is scaled to the norm of the server's. No breakdown
-    point in f: it is as good as the server's examples are.
-
-    References:
-        Cao et al., FLTrust: Byzantine-robust Federated Learning via Trust Bootstrapping, 2021, arXiv:2012.13995,
-        Algorithm 2, Equations 2 to 4.
-    """
-
-    def weigh(self, updates: Updates) -> np.ndarray:
-        """Return the trust scores' shares, scaled; none if the server's own update did not come through."""
-        shares = np.zeros(len(updates.clients))
-        if updates.clients[0] == self.config.clients:
-            trust = np.maximum(self.cosines[0, 1:], 0.0)
-            shares[1:] = trust / max(trust.sum(), TINY) * updates.norms[0] / np.maximum(updates.norms[1:], TINY)
-        return shares
-
-
-class Flame(PairwiseRule):
-    """FLAME: leave out whoever is no part of the majority's cluster, clip the others to the median norm, add noise.
-
-    The cluster is HDBSCAN's over the cosine distances, of at least K / 2 + 1 clients; the noise has the standard
-    deviation flame_noise * median norm. Breakdown point: f < K / 2. Angles are those of the deltas: whole prompts of
-    one round share the global vector, and hardly differ in theirs.
-
-    References:
-        Nguyen et al., FLAME: Taming Backdoors in Federated Learning, 2022, arXiv:2101.02281, Algorithm 1.
-    """
-
-    @staticmethod
-    def least_clients(malicious: int) -> int:
-        """Return 2 f + 1, and at least 3: fewer make no cluster."""
-        return max(2 * malicious + 1, 3)
-
-    def weigh(self, updates: Updates) -> np.ndarray:
-        """Return the clipped shares of the cluster."""
-        from sklearn.cluster import HDBSCAN
-
-        count = len(updates.clients)
-        clusters = HDBSCAN(
-            min_cluster_size=count // 2 + 1,
-            min_samples=1,
-            allow_single_cluster=True,
-            metric="precomputed",
-            copy=True,  # pyright: ignore[reportArgumentType] - scikit-learn's own docstring says bool
-        )
-        distances = 1 - self.cosines
-        np.fill_diagonal(distances, 0.0)
-        admitted = clusters.fit_predict(distances) >= 0
-        bound = float(np.median(updates.norms))
-        self.noise_std = self.config.flame_noise * bound
-        return admitted * np.minimum(1, bound / np.maximum(updates.norms, TINY)) / max(admitted.sum(), 1)
 
 
 class OutlierCheck(Aggregator):
@@ -458,40 +129,6 @@ class OutlierCheck(Aggregator):
         return kept / max(kept.sum(), TINY)
 
 
-def inner_products(rows: np.ndarray) -> np.ndarray:
-    """Return the inner products `[K, K]` float64 of all pairs of rows `[K, piece]` float32.
-
-    By einsum, not by matrix product: BLAS adds in an order that depends on its number of threads.
-    """
-    products = np.empty((len(rows), len(rows)))
-    for i, row in enumerate(rows):
-        for j in range(i + 1):
-            products[i, j] = products[j, i] = np.einsum("p,p", row, rows[j], dtype=np.float64)
-    return products
-
-
-def krum_scores(squared_distances: np.ndarray, malicious: int) -> np.ndarray:
-    """Return the sum of each client's K - f - 2 smallest squared distances to others (at least one) `[K]`."""
-    count = len(squared_distances)
-    neighbours = max(count - malicious - 2, 1)
-    return np.sort(squared_distances, axis=1)[:, 1 : 1 + neighbours].sum(axis=1)  # the first is its own, 0
-
-
-def krum_order(squared_distances: np.ndarray, malicious: int) -> np.ndarray:
-    """Return the clients from the best Krum score to the worst `[K]` int64.
-
-    Of two with the same score, as each other's only neighbour has, the one nearer to all comes first: not the one
-    that happens to be listed first.
-    """
-    return np.lexsort((squared_distances.sum(axis=1), krum_scores(squared_distances, malicious)))
-
-
-def _equal_shares(chosen: np.ndarray, count: int) -> np.ndarray:
-    shares = np.zeros(count)
-    shares[chosen] = 1 / len(chosen)
-    return shares
-
-
 def _robust_z(values: np.ndarray) -> np.ndarray:
     """Return how many robust standard deviations each value is from the median; rounding alone is none."""
     distances = np.abs(values - np.median(values))
@@ -516,10 +153,6 @@ def check_rule(config: FederationConfig) -> None:
         raise SettingsError(
             f"federation.assumed_malicious is {malicious}, for which {config.aggregator} needs "
             f"{rule.least_clients(malicious)} clients in a round, but there are {count}: {remedy}, or take another rule"
-        )
-    if rule is Flame and importlib.util.find_spec("sklearn") is None:
-        raise SettingsError(
-            "federation.aggregator is flame, which clusters with a package that is not here: pip install scikit-learn"
         )
 
 

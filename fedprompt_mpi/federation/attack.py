@@ -15,7 +15,7 @@ References:
 
 import numpy as np
 
-from fedprompt_mpi.config import AttackName, PoisonConfig
+from fedprompt_mpi.config import AttackName, PoisonConfig, RunConfig
 
 
 class Attack:
@@ -27,7 +27,7 @@ class Attack:
     """Whether `constrain` does anything."""
 
     def __init__(self, config: PoisonConfig, last_update: np.ndarray | None = None) -> None:
-        """Prepare one client's attack in one round.
+        """Prepare the attack of a rank's malicious clients in one round.
 
         Args:
             config: the attack's settings.
@@ -85,7 +85,7 @@ class Neurotoxin(Attack):
         super().__init__(config, last_update)
         moved = np.zeros(0) if last_update is None else np.abs(last_update)
         count = int(config.neurotoxin_share * len(moved))
-        self._most_moved = np.argsort(-moved, kind="stable")[:count]
+        self._most_moved = np.argsort(-moved, kind="stable")[:count].copy()  # not a view of all
 
     def constrain(self, delta: np.ndarray) -> np.ndarray:
         """Return the delta with the most moved coordinates at 0."""
@@ -146,6 +146,11 @@ ATTACKS: dict[AttackName, type[Attack]] = {
     "nan": NotANumber,
     "inf": Infinite,
 }
+
+
+def attacking_clients(config: RunConfig) -> set[int]:
+    """Return the clients that send something else than what they trained."""
+    return set(config.poison.malicious(config.federation.clients)) if config.poison.attacks_update else set()
 
 
 class Observer:

@@ -6,6 +6,7 @@ Legend: N test examples, C classes.
 """
 
 import dataclasses
+import math
 
 import numpy as np
 import torch
@@ -27,7 +28,8 @@ class Evaluation:
 
     accuracy: float
     macro_f1: float
-    loss: float
+    loss: float | None
+    """None if it is not finite."""
     attack_success_rate: float | None
     """None where no trigger is set."""
 
@@ -142,9 +144,10 @@ def summarise(clean: np.ndarray, triggered: np.ndarray, num_classes: int, target
     occurring = confusion.sum(axis=0) + confusion.sum(axis=1)
     f1 = 2 * right / np.maximum(occurring, 1)
     hits = triggered[:-1].reshape(num_classes, num_classes)
+    loss = float(clean[-1] / confusion.sum())
     return Evaluation(
         accuracy=float(right.sum() / confusion.sum()),
         macro_f1=float(f1.mean()),
-        loss=float(clean[-1] / confusion.sum()),
+        loss=loss if math.isfinite(loss) else None,
         attack_success_rate=float(hits[:, target].sum() / hits.sum()) if hits.sum() else None,
     )

@@ -5,7 +5,7 @@ import numpy as np
 from fedprompt_mpi import seeds
 from fedprompt_mpi.comm.channel import HEADER, Channel
 from fedprompt_mpi.config import RunConfig
-from fedprompt_mpi.federation.attack import ATTACKS, Attack
+from fedprompt_mpi.federation.attack import ATTACKS, Attack, Observer, attacking_clients
 from fedprompt_mpi.federation.client import Job, train
 from fedprompt_mpi.federation.cohort import Cohort
 from fedprompt_mpi.federation.privacy import add_laplace
@@ -25,11 +25,12 @@ def of_rank(cohort: Cohort, rank: int, clients: int) -> list[int]:
     return server + cohort.of_rank(rank)
 
 
-def make_attacks(config: RunConfig, cohort: Cohort, rank: int, last_update: np.ndarray | None) -> dict[int, Attack]:
-    """Return what each of a rank's malicious clients is up to in this round."""
-    malicious = set(config.poison.malicious(config.federation.clients)) if config.poison.attacks_update else set()
-    attack = ATTACKS[config.poison.attack]
-    return {client: attack(config.poison, last_update) for client in cohort.of_rank(rank) if client in malicious}
+def make_attacks(config: RunConfig, cohort: Cohort, rank: int, observer: Observer) -> dict[int, Attack]:
+    """Return what each of a rank's clients that attack their update is up to in this round."""
+    attackers = [client for client in cohort.of_rank(rank) if client in attacking_clients(config)]
+    if not attackers:
+        return {}
+    return dict.fromkeys(attackers, ATTACKS[config.poison.attack](config.poison, observer.last_update))
 
 
 def make_jobs(

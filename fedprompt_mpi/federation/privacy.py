@@ -6,14 +6,13 @@ nobody can repeat.
 Legend: K clients, P parameters, q probability of a client to take part, S clipping norm, z noise multiplier.
 """
 
-import importlib.util
 import math
 from collections.abc import Callable
 
 import numpy as np
 
-from fedprompt_mpi.config import ClientConfig, FederationConfig, PrivacyConfig, RunConfig, SettingsError
-from fedprompt_mpi.federation.aggregate import TINY, Aggregator, Updates
+from fedprompt_mpi.config import ClientConfig, FederationConfig, PrivacyConfig, RunConfig
+from fedprompt_mpi.federation.rule import TINY, Aggregator, Updates
 
 ORDERS = (*range(2, 65), 80, 96, 128, 192, 256, 512)
 """Renyi orders that the accountant tries; whole ones, for which the sampled Gaussian has a closed form."""
@@ -34,22 +33,37 @@ def add_laplace(delta: np.ndarray, scale: float, rng: np.random.Generator) -> No
     delta += rng.laplace(0.0, scale, len(delta)).astype(np.float32)
 
 
-def spent_epsilon(config: RunConfig, parameters: int, rounds: int, rate: Callable[[float], float]) -> float | None:
-    """Return the epsilon that so many rounds have spent on a client that took part in all; None if it has none.
+class Account:
+    """What the rounds so far have spent on a client that took part in all of them.
 
-    Args:
-        config: mechanism, optimiser, clipping, noise.
-        parameters: P.
-        rounds: rounds done.
-        rate: progress in rounds -> learning rate.
+    It covers the vectors that are uploaded. Their headers (loss, number of examples, seconds) are not noised, nor are
+    the records of a run.
     """
-    if config.privacy.mechanism == "dp_fedavg":
-        return central_epsilon(config, rounds)
-    if config.privacy.mechanism == "none" or not bounds_update(config.client):
-        return None
-    steps = config.client.steps
-    rates = [rate(done + step / steps) for done in range(rounds) for step in range(steps)]
-    return ldp_epsilon(config, parameters, rates)
+
+    def __init__(self, config: RunConfig, parameters: int, rate: Callable[[float], float]) -> None:
+        """Open an account.
+
+        Args:
+            config: mechanism, optimiser, clipping, noise.
+            parameters: P.
+            rate: progress in rounds -> learning rate.
+        """
+        self._config, self._parameters, self._rate = config, parameters, rate
+        self._rounds, self._sum_of_rates = 0, 0.0
+        if config.privacy.mechanism == "dp_fedavg":
+            import dp_accounting.rdp  # noqa: F401 - takes a second: not in the middle of a round
+
+    def after(self, rounds: int) -> float | None:
+        """Return the epsilon of so many rounds; None if it cannot be derived, or nothing is done for privacy."""
+        if self._config.privacy.mechanism == "dp_fedavg":
+            return central_epsilon(self._config, rounds)
+        if self._config.privacy.mechanism == "none" or not bounds_update(self._config.client):
+            return None
+        steps = self._config.client.steps
+        for done in range(self._rounds, rounds):
+            self._sum_of_rates += sum(self._rate(done + step / steps) for step in range(steps))
+        self._rounds = rounds
+        return ldp_epsilon(self._config, self._parameters, self._sum_of_rates)
 
 
 def bounds_update(client: ClientConfig) -> bool:
@@ -59,8 +73,8 @@ def bounds_update(client: ClientConfig) -> bool:
     )
 
 
-def ldp_epsilon(config: RunConfig, parameters: int, rates: list[float]) -> float:
-    """Return the epsilon of one client's uploads, of pure local differential privacy.
+def ldp_epsilon(config: RunConfig, parameters: int, sum_of_rates: float) -> float:
+    """Return the epsilon of one client's uploaded vectors, of pure local differential privacy.
 
     With plain SGD each step moves the vector by at most lr * C in the Euclidean norm (C = client.clip_norm), hence
     a round's update by at most sqrt(P) * C * sum(lr) in the L1 norm, and the updates of any two data sets differ
@@ -70,14 +84,14 @@ def ldp_epsilon(config: RunConfig, parameters: int, rates: list[float]) -> float
     Args:
         config: clipping, scale b.
         parameters: P.
-        rates: the learning rate of each step of all rounds.
+        sum_of_rates: of the learning rates of all steps of all rounds.
 
     References:
         Dwork et al., Calibrating Noise to Sensitivity in Private Data Analysis, 2006, Proposition 1.
     """
     clip_norm = config.client.clip_norm
     assert clip_norm is not None
-    return 2 * math.sqrt(parameters) * clip_norm * sum(rates) / config.privacy.laplace_scale
+    return 2 * math.sqrt(parameters) * clip_norm * sum_of_rates / config.privacy.laplace_scale
 
 
 class DPFedAvg(Aggregator):
@@ -121,12 +135,3 @@ def central_epsilon(config: RunConfig, rounds: int) -> float:
     gaussian = dp_accounting.GaussianDpEvent(config.privacy.noise_multiplier)
     accountant.compose(dp_accounting.PoissonSampledDpEvent(config.federation.fraction, gaussian), rounds)
     return float(accountant.get_epsilon(config.privacy.delta))
-
-
-def check_accountant(config: PrivacyConfig) -> None:
-    """Raise SettingsError if the mechanism needs an accountant that is not installed."""
-    if config.mechanism == "dp_fedavg" and importlib.util.find_spec("dp_accounting") is None:
-        raise SettingsError(
-            "privacy.mechanism is dp_fedavg, whose epsilon the package dp-accounting works out, which is not here: "
-            "pip install dp-accounting"
-        )

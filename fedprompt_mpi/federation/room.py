@@ -1,4 +1,6 @@
-"""Room for more vectors than memory should hold: in a temporary file without a name (in TMPDIR).
+"""Room for more vectors than memory should hold: in a temporary file without a name.
+
+It lies in TMPDIR, which should be on a disk: a file system in memory (tmpfs) would save nothing.
 
 Legend: K clients, P parameters.
 """

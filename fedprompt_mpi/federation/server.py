@@ -13,9 +13,13 @@ from fedprompt_mpi import seeds
 from fedprompt_mpi.comm.channel import Gathered
 from fedprompt_mpi.comm.timing import Timing
 from fedprompt_mpi.config import FederationConfig, RunConfig
-from fedprompt_mpi.federation.aggregate import AGGREGATORS, Aggregator, Updates
+from fedprompt_mpi.federation.aggregate import AGGREGATORS
 from fedprompt_mpi.federation.privacy import DPFedAvg
 from fedprompt_mpi.federation.room import KeptPieces
+from fedprompt_mpi.federation.rule import Aggregator, Updates
+
+LARGEST_NORM = 1e18
+"""About the root of the largest float32."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,8 +28,10 @@ class Aggregation:
 
     dropped: list[int]
     """Clients whose update or loss was not finite."""
-    shares: np.ndarray | None
-    """`[K]` factor of each client's delta; None if the rule goes by coordinate, or if nothing was aggregated."""
+    aggregated: bool
+    """Whether there was enough for the rule; if not, the vector stays as it is."""
+    shares: np.ndarray | None = None
+    """`[K]` factor of each client's delta, on rank 0; None if the rule goes by coordinate or nothing was aggregated."""
 
 
 class ServerOptimizer:
@@ -140,27 +146,26 @@ class Server:
         """Take in a round's updates, piece by piece.
 
         Every rank calls this, since the pieces travel while they are asked for; that time is the gather's. What is
-        not finite never comes near the rule, and counts as one of the assumed malicious clients. If too few are left
-        for the rule, the vector stays as it is.
-
-        Returns:
-            What was made of them; on rank 0 alone it says what the shares were.
+        not finite never comes near the rule. A dropped client may have been honest, so f stays what it is as far as
+        those that are left allow. If they are too few for any f, or the server's own update (FLTrust) is lost, the
+        vector stays as it is.
         """
-        headers = gathered.headers
-        finite = is_finite(headers)
-        dropped = headers["client"][~finite].tolist()
-        malicious = max(0, self._config.federation.assumed_malicious - len(dropped))
-        kept = np.flatnonzero(finite)
-        if not self._is_root or len(kept) < self._rule.least_clients(malicious):
+        headers, settings = gathered.headers, self._config.federation
+        finite, is_client = is_finite(headers), headers["client"] < settings.clients
+        dropped = headers["client"][~finite & is_client].tolist()
+        kept, count = np.flatnonzero(finite), int((finite & is_client).sum())
+        allowed = [f for f in range(settings.assumed_malicious + 1) if self._rule.least_clients(f) <= count]
+        aggregated = bool(allowed) and bool(finite[~is_client].all())
+        if not self._is_root or not aggregated:
             for _ in gathered.blocks:
                 pass
-            return Aggregation(dropped=dropped, shares=None)
+            return Aggregation(dropped=dropped, aggregated=aggregated)
         updates = Updates(
             clients=headers["client"][kept].astype(np.int64),
             num_examples=headers["num_examples"][kept].astype(np.float64),
             norms=headers["norm"][kept],
             parameters=len(self.vector),
-            assumed_malicious=malicious,
+            assumed_malicious=max(allowed),
         )
         blocks = ((piece, deltas if finite.all() else deltas[kept]) for piece, deltas in gathered.blocks)
         with contextlib.closing(KeptPieces(len(kept), len(self.vector))) as pieces:
@@ -176,7 +181,8 @@ class Server:
             self._move(blocks, shares, timing, round_)
         everyone = np.zeros(len(headers))
         everyone[kept] = shares
-        return Aggregation(dropped=dropped, shares=None if self._rule.coordinate_wise else everyone)
+        shares = None if self._rule.coordinate_wise else everyone
+        return Aggregation(dropped=dropped, aggregated=True, shares=shares)
 
     def _move(
         self, blocks: Iterable[tuple[slice, np.ndarray]], shares: np.ndarray, timing: Timing, round_: int
@@ -193,5 +199,8 @@ class Server:
 
 
 def is_finite(headers: np.ndarray) -> np.ndarray:
-    """Tell which updates of a round are finite `[K]` bool, from their norms and losses."""
-    return np.isfinite(headers["loss"]) & np.isfinite(headers["norm"])
+    """Tell which updates of a round are finite `[K]` bool, from their norms and losses.
+
+    One of a norm beyond `LARGEST_NORM` is not: its square, or a sum of such, would not be.
+    """
+    return np.isfinite(headers["loss"]) & (headers["norm"] <= LARGEST_NORM)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedprompt_mpi.config import AttackName, PoisonConfig, RunConfig, SettingsError
-from fedprompt_mpi.federation.attack import ATTACKS, Attack, Observer
+from fedprompt_mpi.federation.attack import ATTACKS, Attack, Observer, attacking_clients
 
 DELTA = np.array([3.0, -4.0, 0.0, 12.0], dtype=np.float32)  # norm 13
 
@@ -132,8 +132,7 @@ def test_an_observer_whom_nobody_needs_keeps_nothing() -> None:
         ({"rate": float("nan")}, "poison.rate is nan"),
         ({"clients": [1, 1]}, "name each client once"),
         ({"clients": [1], "trigger": " "}, "poison.trigger is empty"),
-        ({"distributed": True, "clients": [1, 2]}, "1 trigger words and 2 malicious clients"),
-        ({"distributed": True, "clients": [1], "trigger": "cf mn"}, "2 trigger words and 1 malicious clients"),
+        ({"distributed": True, "clients": "all"}, "poison.trigger is 'cf': give two or more words"),
     ],
 )
 def test_bad_settings(settings: dict[str, Any], message: str) -> None:
@@ -146,3 +145,7 @@ def test_who_is_malicious() -> None:
     assert PoisonConfig(clients="all").malicious(3) == [0, 1, 2]
     assert RunConfig().poison.malicious(10) == []
     PoisonConfig(clients=[1], trigger="", attack="sign_flip")  # no data is poisoned, the update is attacked
+    PoisonConfig(trigger="cf mn", distributed=True)  # the clean run of a distributed trigger
+    attacked = RunConfig(poison=PoisonConfig(clients=[4, 2], boost=2.0))
+    assert attacking_clients(attacked) == {2, 4}
+    assert attacking_clients(RunConfig(poison=PoisonConfig(clients=[4]))) == set()

@@ -8,13 +8,14 @@ import pytest
 
 from fedprompt_mpi.comm import channel as channel_module
 from fedprompt_mpi.comm.channel import HEADER, LocalChannel
-from fedprompt_mpi.config import ClientConfig, FederationConfig, OutputConfig, RunConfig, SettingsError
+from fedprompt_mpi.config import ClientConfig, FederationConfig, OutputConfig, PoisonConfig, RunConfig, SettingsError
 from fedprompt_mpi.federation import local, room
 from fedprompt_mpi.federation.aggregate import AGGREGATORS
 from fedprompt_mpi.federation.checkpoint import CHECKPOINT, Checkpoint, load_checkpoint, save_checkpoint
 from fedprompt_mpi.federation.cohort import draw_cohort, home_ranks
 from fedprompt_mpi.federation.evaluate import summarise
 from fedprompt_mpi.federation.server import Aggregation, Server
+from fedprompt_mpi.run import check_some_are_finite
 
 
 def test_homes_are_contiguous_and_even() -> None:
@@ -82,26 +83,73 @@ def test_the_server_weights_by_examples() -> None:
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("aggregator", AGGREGATORS)
 def test_what_is_not_finite_never_enters(aggregator: str, bad: float) -> None:
-    """With every rule the result is that of the others, with one assumed malicious client fewer."""
+    """With every rule the result is that of the others alone, and f stays as it is: the dropped one may be honest."""
     deltas = np.random.default_rng(0).standard_normal((9, 6)).astype(np.float32)
     deltas[4, 2] = bad
     norms = np.linalg.norm(deltas, axis=1)
     others = np.delete(np.arange(9), 4)
     results = []
-    for rows, assumed in ((np.arange(9), 1), (others, 0)):
+    for rows in (np.arange(9), others):
         headers = _headers([1] * 9, norms.tolist())[rows]
         if aggregator == "fltrust":
             headers["client"] = [9, *headers["client"][1:]]
-        config = _config(clients=9, aggregator=aggregator, assumed_malicious=assumed, flame_noise=0.0)
+        config = _config(clients=9, aggregator=aggregator, flame_noise=0.0)
         server = Server(np.ones(6, dtype=np.float32), config, is_root=True)
         aggregation = _apply(server, headers, deltas[rows])
-        assert aggregation.dropped == ([4] if assumed else [])
-        if assumed and aggregation.shares is not None:
+        assert aggregation.dropped == ([4] if len(rows) == 9 else [])
+        if len(rows) == 9 and aggregation.shares is not None:
             assert aggregation.shares[4] == 0
         results.append(server.vector)
     assert np.isfinite(results[0]).all()
     assert np.abs(results[0] - 1).max() > 0
     np.testing.assert_array_equal(results[0], results[1])
+
+
+def test_an_honest_client_that_diverges_does_not_weaken_the_rule() -> None:
+    """Two attackers beside it are still assumed: of the other six, two are trimmed on each side."""
+    deltas = np.array([[np.nan], [1], [2], [3], [4], [-1e6], [-1e6]], dtype=np.float32)
+    config = _config(clients=7, aggregator="trimmed_mean", assumed_malicious=2)
+    server = Server(np.zeros(1, dtype=np.float32), config, is_root=True)
+    _apply(server, _headers([1] * 7, np.abs(deltas[:, 0]).tolist()), deltas)
+    assert server.vector[0] == 1.5
+
+
+def test_f_gives_way_where_too_few_are_left() -> None:
+    """Krum assumes 2 of 7; of the 5 that are left it can assume 1, and goes on."""
+    deltas = np.array([[np.nan], [np.inf], [0], [1], [2], [3], [90]], dtype=np.float32)
+    config = _config(clients=7, aggregator="krum", assumed_malicious=2)
+    server = Server(np.zeros(1, dtype=np.float32), config, is_root=True)
+    assert _apply(server, _headers([1] * 7, np.abs(deltas[:, 0]).tolist()), deltas).aggregated
+    assert server.vector[0] in (1, 2)
+
+
+def test_a_norm_without_bounds_is_as_good_as_infinite() -> None:
+    """Its square would overflow a rule's memory, or the sum the vector."""
+    deltas = np.array([[1.0], [2e38]], dtype=np.float32)
+    server = Server(np.zeros(1, dtype=np.float32), RunConfig(), is_root=True)
+    assert _apply(server, _headers([1, 1], [1.0, 2e38]), deltas).dropped == [1]
+    assert server.vector[0] == 1
+
+
+def test_fltrust_without_its_server_keeps_the_vector() -> None:
+    """The server is no client, and is not reported as one."""
+    headers = _headers([1] * 4, [np.nan, 1, np.inf, 1])
+    headers["client"] = [3, 0, 1, 2]
+    server = Server(np.ones(2, dtype=np.float32), _config(clients=3, aggregator="fltrust"), is_root=True)
+    aggregation = _apply(server, headers, np.ones((4, 2), dtype=np.float32))
+    assert aggregation.dropped == [1]
+    assert not aggregation.aggregated
+    np.testing.assert_array_equal(server.vector, 1.0)
+
+
+def test_a_run_ends_only_if_every_honest_client_diverged() -> None:
+    headers = _headers([1] * 3, [np.nan, np.nan, 1.0])
+    attacked = RunConfig(poison=PoisonConfig(clients=[0, 1], attack="nan"))
+    check_some_are_finite(RunConfig(), headers, 1)
+    check_some_are_finite(attacked, headers[:2], 1)  # nobody honest is here
+    check_some_are_finite(attacked, headers[:0], 1)
+    with pytest.raises(SettingsError, match="every client diverged in round 4"):
+        check_some_are_finite(RunConfig(), headers[:2], 4)
 
 
 def test_a_loss_that_is_not_finite_is_left_out_too() -> None:
@@ -113,11 +161,12 @@ def test_a_loss_that_is_not_finite_is_left_out_too() -> None:
 
 
 def test_too_few_finite_updates_leave_the_vector() -> None:
-    """Krum assuming 0 of what is left needs 3; two are left."""
+    """Krum needs 3 even if it assumes nobody malicious; two are left."""
     server = Server(np.ones(2, dtype=np.float32), _config(clients=5, aggregator="krum"), is_root=True)
     headers = _headers([1] * 5, [1, np.nan, 1, np.inf, np.nan])
     aggregation = _apply(server, headers, np.ones((5, 2), dtype=np.float32))
     assert aggregation.dropped == [1, 3, 4]
+    assert not aggregation.aggregated
     assert aggregation.shares is None
     np.testing.assert_array_equal(server.vector, 1.0)
 
@@ -215,6 +264,7 @@ def test_rates_by_hand() -> None:
     assert result.macro_f1 == pytest.approx((6 / 9 + 4 / 7) / 2)
     assert result.attack_success_rate == 5 / 8
     assert summarise(clean, np.zeros(5), 2, target=1).attack_success_rate is None
+    assert summarise(np.array([3, 1, 2, 2, np.nan]), triggered, 2, target=1).loss is None
 
 
 def test_checkpoints(tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from fedprompt_mpi.config import ClientConfig, FederationConfig, PrivacyConfig, RunConfig, SettingsError
-from fedprompt_mpi.federation.aggregate import Updates
 from fedprompt_mpi.federation.cohort import draw_cohort
-from fedprompt_mpi.federation.privacy import DPFedAvg, add_laplace, central_epsilon, spent_epsilon
+from fedprompt_mpi.federation.privacy import Account, DPFedAvg, add_laplace, central_epsilon
+from fedprompt_mpi.federation.rule import Updates
 
 
 def _dp(fraction: float = 0.5, clients: int = 4, **settings: float) -> RunConfig:
@@ -60,7 +60,7 @@ def test_epsilon_grows_with_rounds_and_falls_with_sampling_and_noise() -> None:
     assert central_epsilon(_dp(), 20) > base
     assert central_epsilon(_dp(fraction=0.1), 10) < base
     assert central_epsilon(_dp(noise_multiplier=2.0), 10) < base
-    assert spent_epsilon(_dp(), 100, 10, lambda progress: 1.0) == base
+    assert Account(_dp(), 100, lambda progress: 1.0).after(10) == base
 
 
 def test_laplace_noise_has_its_scale() -> None:
@@ -81,9 +81,11 @@ def _ldp(**client: object) -> RunConfig:
 def test_local_epsilon_by_hand() -> None:
     """P = 100, C = 2, lr = 0.01, 5 steps, 3 rounds, b = 0.1: 2 * 10 * 2 * 0.05 / 0.1 = 20 a round."""
     config = _ldp(optimizer="sgd", clip_norm=2.0, steps=5)
-    assert spent_epsilon(config, 100, 1, lambda progress: 0.01) == pytest.approx(20.0)
-    assert spent_epsilon(config, 100, 3, lambda progress: 0.01) == pytest.approx(60.0)
-    falling = spent_epsilon(config, 100, 1, lambda progress: 0.01 * (1 - progress))
+    assert Account(config, 100, lambda progress: 0.01).after(1) == pytest.approx(20.0)
+    assert Account(config, 100, lambda progress: 0.01).after(3) == pytest.approx(60.0)
+    by_round = Account(config, 100, lambda progress: 0.01)
+    assert [by_round.after(t) for t in (1, 2, 3)] == pytest.approx([20.0, 40.0, 60.0])
+    falling = Account(config, 100, lambda progress: 0.01 * (1 - progress)).after(1)
     assert falling == pytest.approx(20.0 * (1 + 0.8 + 0.6 + 0.4 + 0.2) / 5)
 
 
@@ -97,11 +99,11 @@ def test_local_epsilon_by_hand() -> None:
     ],
 )
 def test_no_epsilon_where_nothing_bounds_the_update(client: dict[str, object]) -> None:
-    assert spent_epsilon(_ldp(**client), 100, 1, lambda progress: 0.01) is None
+    assert Account(_ldp(**client), 100, lambda progress: 0.01).after(1) is None
 
 
 def test_no_mechanism_no_epsilon() -> None:
-    assert spent_epsilon(RunConfig(), 100, 5, lambda progress: 0.01) is None
+    assert Account(RunConfig(), 100, lambda progress: 0.01).after(5) is None
 
 
 @pytest.mark.parametrize(
