@@ -110,8 +110,9 @@ def attack_rows(summary: dict[str, Any], config: RunConfig) -> list[tuple[str, s
         ids = ", ".join(map(str, summary["malicious_clients"]))
         rows.append(("attack on the update", f"{poison.attack}, boost {poison.boost:g}, by {ids}"))
     if summary["dropped_updates"]:
-        times = [f"{client} ({count} times)" for client, count in summary["dropped_updates"].items()]
-        rows.append(("not finite, left out", f"{sum(summary['dropped_updates'].values())}: {', '.join(times)}"))
+        dropped = summary["dropped_updates"]
+        by_client = ", ".join(f"client {client}: {count}" for client, count in dropped.items())
+        rows.append(("not finite, left out", f"{sum(dropped.values())} updates ({by_client})"))
     return rows
 
 
