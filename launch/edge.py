@@ -9,6 +9,7 @@ behind OUT go to every run. With --jobs 2 before OUT, two cells run at a time (s
 import argparse
 import concurrent.futures
 import json
+import re
 import shutil
 import statistics
 import subprocess
@@ -39,24 +40,28 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="cells that run at a time")
     parser.add_argument("out", type=Path, help="folder for the runs")
     arguments, flags = parser.parse_known_args()
-    run_cell(arguments.out, "fedavg", "none", flags)  # the others are compared with it
     cells = [(rule, attack) for attack in ATTACKS for rule in RULES]
-    with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
-        running = [pool.submit(run_cell, arguments.out, *cell, flags) for cell in cells]
+    clean = [cell for cell in cells if cell[1] == "none"]
+    for some in (clean[:1], clean, cells):  # norm_clip needs fedavg's, each rule's attacked cells its clean one
+        run_cells(arguments.out, some, flags, arguments.jobs)
+    print(table(arguments.out))
+
+
+def directory(out: Path, rule: str, attack: str) -> Path:
+    """Return the run directory of a cell."""
+    return out / re.sub(r"[^\w.]+", "-", rule) / re.sub(r"[^\w.]+", "-", attack)
+
+
+def run_cells(out: Path, cells: list[tuple[str, str]], flags: list[str], jobs: int) -> None:
+    """Run so many cells at a time; the first that fails ends it."""
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        running = [pool.submit(run_cell, out, rule, attack, flags) for rule, attack in cells]
         try:
             for cell in concurrent.futures.as_completed(running):
                 cell.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    print(table(arguments.out))
-
-
-def directory(out: Path, rule: str, attack: str) -> Path:
-    """Return the run directory of a cell."""
-    return (
-        out / rule.replace(", ", "-").replace(" ", "-") / attack.replace(", ", "-").replace(" ", "-").replace("%", "pc")
-    )
 
 
 def run_cell(out: Path, rule: str, attack: str, flags: list[str]) -> None:
