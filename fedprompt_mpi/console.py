@@ -13,6 +13,8 @@ from tqdm import tqdm
 
 from fedprompt_mpi.config import RunConfig
 
+MOST_NAMED = 6
+"""So many clients are named in the closing table one by one; partition.json has them all."""
 LAUNCHERS = ("mpirun", "mpiexec", "mpiexec.hydra", "prterun", "orterun", "srun")
 
 
@@ -97,8 +99,7 @@ def attack_rows(summary: dict[str, Any], config: RunConfig) -> list[tuple[str, s
     elif summary["malicious_clients"] and poison.has_trigger:
         remedy = "not evaluated after this round" if poison.clean_run else "not known, name one with --poison.clean_run"
         rate += f"   (clean run: {remedy})"
-    poisoned = [f"{client} ({count} examples)" for client, count in summary["poisoned_examples"].items()]
-    rows = [("attack success rate", rate), ("poisoned clients", ", ".join(poisoned) or "none")]
+    rows = [("attack success rate", rate), ("poisoned clients", format_poisoned(summary["poisoned_examples"]))]
     local = [
         f"{who} {format_rate(summary[f'{who}_clients_attack_success_rate'])}"
         for who in ("malicious", "honest")
@@ -114,6 +115,14 @@ def attack_rows(summary: dict[str, Any], config: RunConfig) -> list[tuple[str, s
         by_client = ", ".join(f"client {client}: {count}" for client, count in dropped.items())
         rows.append(("not finite, left out", f"{sum(dropped.values())} updates ({by_client})"))
     return rows
+
+
+def format_poisoned(examples: dict[str, int]) -> str:
+    """Return who was poisoned and how many examples of each; of many clients the sum."""
+    if len(examples) > MOST_NAMED:
+        counts = sorted(examples.values())
+        return f"{len(counts)}, with {counts[0]} to {counts[-1]} examples each, {sum(counts)} in all"
+    return ", ".join(f"{client} ({count} examples)" for client, count in examples.items()) or "none"
 
 
 def privacy_rows(summary: dict[str, Any], config: RunConfig) -> list[tuple[str, str]]:

@@ -10,6 +10,7 @@ import pytest
 
 from fedprompt_mpi import RunConfig, load_prompt
 from fedprompt_mpi.cli import parse_settings
+from fedprompt_mpi.console import format_poisoned
 from tests.jobs import find_mpirun, is_open_mpi, launch, read_rounds, run_program
 
 
@@ -191,7 +192,14 @@ def test_poisoned_clients_are_counted(tmp_path: Path) -> None:
     for client in clients:
         expected = round(0.5 * client["by_class"][0]) if client["client"] in (0, 7) else 0
         assert client["poisoned"] == expected
-    assert "poisoned clients" in finished.out
+    counts = {client["client"]: client["poisoned"] for client in clients}
+    assert f"0 ({counts[0]} examples), 7 ({counts[7]} examples)" in finished.out
+
+
+def test_poison_over_everybody_is_summed_up() -> None:
+    assert format_poisoned({str(k): 5 + k for k in range(10)}) == "10, with 5 to 14 examples each, 95 in all"
+    assert format_poisoned({"3": 8}) == "3 (8 examples)"
+    assert format_poisoned({}) == "none"
 
 
 BAD: dict[str, tuple[list[str], str]] = {
