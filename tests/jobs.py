@@ -80,6 +80,14 @@ def run_program(ranks: int, directory: Path, *flags: str, **options: Any) -> Fin
     return launch(ranks, "-m", "fedprompt_mpi", *SMALL, f"--output.dir={directory}", *flags, **options)
 
 
+def run_here(directory: Path, *flags: str) -> dict[str, Any]:
+    """Run the same in this process, which spares the start; returns the summary."""
+    from fedprompt_mpi import run
+    from fedprompt_mpi.cli import parse_settings
+
+    return run(parse_settings([*SMALL, f"--output.dir={directory}", *flags]))
+
+
 def read_rounds(directory: Path) -> list[dict[str, Any]]:
     """Return the lines of a run's rounds.jsonl."""
     return [json.loads(line) for line in (directory / "rounds.jsonl").read_text().splitlines()]

@@ -11,7 +11,7 @@ import pytest
 from fedprompt_mpi import RunConfig, load_prompt
 from fedprompt_mpi.cli import parse_settings
 from fedprompt_mpi.console import format_poisoned
-from tests.jobs import find_mpirun, is_open_mpi, launch, read_rounds, run_program
+from tests.jobs import find_mpirun, is_open_mpi, launch, read_rounds, run_here, run_program
 
 
 def _vector(directory: Path) -> np.ndarray:
@@ -27,7 +27,7 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.mark.parametrize("ranks", [2, 3, 5, 11])
+@pytest.mark.parametrize("ranks", [2, 5, 11])  # and 4: tests/mpi/test_rules.py
 def test_same_bits_on_any_number_of_ranks(ranks: int, one_process: Path, tmp_path: Path) -> None:
     finished = run_program(ranks, tmp_path / "run", "--client.batched=1")
     assert finished.status == 0, finished.err
@@ -39,19 +39,10 @@ def test_same_bits_on_any_number_of_ranks(ranks: int, one_process: Path, tmp_pat
 
 
 def test_one_pass_of_all_clients_is_close_to_one_by_one(one_process: Path, tmp_path: Path) -> None:
-    assert run_program(1, tmp_path / "run", "--client.optimizer=sgd").status == 0
-    assert run_program(1, tmp_path / "by_one", "--client.optimizer=sgd", "--client.batched=1").status == 0
+    run_here(tmp_path / "run", "--client.optimizer=sgd")
+    run_here(tmp_path / "by_one", "--client.optimizer=sgd", "--client.batched=1")
     difference = np.abs(_vector(tmp_path / "run") - _vector(tmp_path / "by_one")).max()
     assert difference < 1e-5
-
-
-@pytest.mark.parametrize("method", ["p_tuning", "prefix", "full"])
-def test_other_methods_have_the_same_bits_too(method: str, tmp_path: Path) -> None:
-    flags = (f"--prompt.method={method}", "--client.lr=0.001", "--client.batched=1", "--federation.clients=4")
-    assert run_program(1, tmp_path / "one", *flags).status == 0
-    assert run_program(3, tmp_path / "three", *flags).status == 0
-    assert _vector(tmp_path / "one").tobytes() == _vector(tmp_path / "three").tobytes()
-    assert np.abs(_vector(tmp_path / "one")).max() > 0
 
 
 def test_the_run_directory(one_process: Path) -> None:
@@ -112,8 +103,7 @@ def test_two_rounds_are_one_and_a_resumed_one(one_process: Path, tmp_path: Path)
 
 
 def test_a_part_of_the_clients(tmp_path: Path) -> None:
-    finished = run_program(3, tmp_path / "run", "--federation.fraction=0.3", "--output.evaluate_every=2")
-    assert finished.status == 0, finished.err
+    run_here(tmp_path / "run", "--federation.fraction=0.3", "--output.evaluate_every=2")
     first, second = read_rounds(tmp_path / "run")[1:]
     assert len(first["cohort"]) == len(second["cohort"]) == 3
     assert first["cohort"] != second["cohort"]
@@ -143,57 +133,56 @@ def test_what_is_remembered_survives_a_resume_on_other_ranks(tmp_path: Path) -> 
         "--poison.attack=neurotoxin", "--poison.neurotoxin_share=0.5", "--federation.server_optimizer=yogi",
         "--federation.server_lr=0.1",
     )  # fmt: skip
-    assert run_program(1, tmp_path / "whole", *flags, "--federation.rounds=3").status == 0
-    assert run_program(1, tmp_path / "run", *flags, "--federation.rounds=1").status == 0
+    run_here(tmp_path / "whole", *flags, "--federation.rounds=3")
+    run_here(tmp_path / "run", *flags, "--federation.rounds=1")
     resumed = run_program(3, tmp_path / "run", *flags, "--federation.rounds=3", "--output.resume=true")
     assert resumed.status == 0, resumed.err
     assert _vector(tmp_path / "run").tobytes() == _vector(tmp_path / "whole").tobytes()
 
 
-def test_the_clean_run_stands_beside_the_poisoned_one(one_process: Path, tmp_path: Path) -> None:
+def test_the_clean_run_stands_beside_the_poisoned_one(
+    one_process: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     flags = (
         "--client.batched=1", "--poison.clients=[1]", f"--poison.clean_run={one_process}",
         "--output.evaluate_clients=true", "--federation.aggregator=median", "--federation.rounds=3",
     )  # fmt: skip
-    finished = run_program(3, tmp_path / "run", *flags)
-    assert finished.status == 0, finished.err
+    summary = run_here(tmp_path / "run", *flags)
+    printed = capsys.readouterr().out
     *matching, longer = read_rounds(tmp_path / "run")
     assert longer["clean_attack_success_rate"] is None  # the clean run ended before
     for ours, theirs in zip(matching, read_rounds(one_process), strict=True):
         clean = theirs["attack_success_rate"]
         assert ours["clean_attack_success_rate"] == clean
-        assert f"(clean {100 * clean:.2f} %)" in finished.out
+        assert f"(clean {100 * clean:.2f} %)" in printed
         if ours["round"]:
             assert len(ours["client_accuracy"]) == len(ours["client_attack_success_rate"]) == 10
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     rates = read_rounds(tmp_path / "run")[-1]["client_attack_success_rate"]
     assert summary["malicious_clients_attack_success_rate"] == rates[1]
     assert summary["honest_clients_attack_success_rate"] == pytest.approx((sum(rates) - rates[1]) / 9)
-    assert "(clean run: not evaluated after this round)" in finished.out
+    assert "(clean run: not evaluated after this round)" in printed
 
 
-def test_epsilon_by_round(tmp_path: Path) -> None:
-    """Every rank may be without a client in a round; the account grows all the same."""
+def test_epsilon_by_round(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nobody may take part in a round; the account grows all the same."""
     flags = ("--privacy.mechanism=dp_fedavg", "--federation.fraction=0.1", "--federation.rounds=4")
-    finished = run_program(3, tmp_path / "run", *flags)
-    assert finished.status == 0, finished.err
+    run_here(tmp_path / "run", *flags)
     rounds = read_rounds(tmp_path / "run")
     assert {len(record["cohort"]) for record in rounds[1:]} >= {0, 1}
     spent = [record["epsilon"] for record in rounds]
     assert spent[0] is None
     assert spent[1:] == sorted(spent[1:])
-    assert f"epsilon {spent[-1]:.2f} at delta 1e-05" in finished.out
+    assert f"epsilon {spent[-1]:.2f} at delta 1e-05" in capsys.readouterr().out
 
 
-def test_poisoned_clients_are_counted(tmp_path: Path) -> None:
-    finished = run_program(3, tmp_path / "run", "--poison.clients=[0, 7]", "--poison.rate=0.5")
-    assert finished.status == 0, finished.err
+def test_poisoned_clients_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_here(tmp_path / "run", "--poison.clients=[0, 7]", "--poison.rate=0.5")
     clients = json.loads((tmp_path / "run" / "partition.json").read_text())["clients"]
     for client in clients:
         expected = round(0.5 * client["by_class"][0]) if client["client"] in (0, 7) else 0
         assert client["poisoned"] == expected
     counts = {client["client"]: client["poisoned"] for client in clients}
-    assert f"0 ({counts[0]} examples), 7 ({counts[7]} examples)" in finished.out
+    assert f"0 ({counts[0]} examples), 7 ({counts[7]} examples)" in capsys.readouterr().out
 
 
 def test_poison_over_everybody_is_summed_up() -> None:
@@ -241,7 +230,7 @@ BAD: dict[str, tuple[list[str], str]] = {
 
 @pytest.mark.parametrize(
     ("case", "ranks"),
-    [*((case, 3) for case in BAD), ("a wrong type", 1), ("a missing model", 1), ("nothing to resume", 1)],
+    [*((case, 2) for case in BAD), ("a wrong type", 1), ("a missing model", 1), ("nothing to resume", 1)],
 )
 def test_bad_input_is_one_message(case: str, ranks: int, one_process: Path, tmp_path: Path) -> None:
     flags, message = BAD[case]

@@ -1,4 +1,4 @@
-"""Every rule, attack and mechanism gives the same bits in one process as over MPI. Runs under mpirun."""
+"""Every rule, attack, mechanism and method gives the same bits in one process as over MPI. Runs under mpirun."""
 
 import dataclasses
 from pathlib import Path
@@ -16,6 +16,7 @@ from fedprompt_mpi.config import (
     OutputConfig,
     PoisonConfig,
     PrivacyConfig,
+    PromptConfig,
     TaskConfig,
 )
 from fedprompt_mpi.federation.aggregate import AGGREGATORS
@@ -35,6 +36,7 @@ CASES: dict[str, dict[str, Any]] = {
     "momentum": {"federation": {"server_optimizer": "momentum", "noise_std": 0.01}},
     "adam": {"federation": {"server_optimizer": "adam", "server_lr": 0.1}},
     "yogi": {"federation": {"server_optimizer": "yogi", "server_lr": 0.1, "fraction": 0.5}},
+    **{name: {"prompt": {"method": name}, "client": {"lr": 0.001}} for name in ("p_tuning", "prefix", "full")},
     "proximal": {"client": {"proximal": 0.1}},
     "ldp": {"privacy": {"mechanism": "ldp"}},
     "dp_fedavg": {"federation": {"fraction": 0.3}, "privacy": {"mechanism": "dp_fedavg"}},
@@ -48,6 +50,7 @@ def _config(case: dict[str, Any], directory: Path) -> RunConfig:
         federation=FederationConfig(
             **{"clients": CLIENTS, "rounds": 2, "server_examples": 8, **case.get("federation", {})}
         ),
+        prompt=PromptConfig(**case.get("prompt", {})),
         client=ClientConfig(steps=2, batch_size=4, batched=1, **case.get("client", {})),
         poison=PoisonConfig(**case.get("poison", {"clients": [3]})),
         privacy=PrivacyConfig(**case.get("privacy", {})),
