@@ -193,7 +193,7 @@ class Journal:
     def _local_rates(self) -> dict[str, float | None]:
         """Return the mean attack success rate of malicious and of honest clients' own prompts in the last round."""
         rates = self._last["client_attack_success_rate"] or []
-        named = [pair for pair in zip(self._last["cohort"], rates, strict=True) if pair[1] is not None] if rates else []
+        named = [(k, rate) for k, rate in zip(self._last["cohort"], rates, strict=False) if rate is not None]
         means = {}
         for who, is_malicious in (("malicious", True), ("honest", False)):
             own = [rate for client, rate in named if (client in self.malicious) == is_malicious]

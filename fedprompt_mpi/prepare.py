@@ -56,8 +56,7 @@ def prepare(config: RunConfig, task: Task, channel: Channel) -> Prepared:
     Raises:
         SettingsError: on every rank, with the message of the lowest rank that found something wrong.
     """
-    directory, found = together(channel, lambda: _find_start(config, task, channel))
-    clean_rates = together(channel, lambda: {} if channel.rank else read_clean_run(config))
+    directory, found, clean_rates = together(channel, lambda: _find_start(config, task, channel))
     shared = channel.shared_folder()
     together(channel, lambda: _make_data(config, task, channel, shared))
     corpus = Corpus.map(shared)
@@ -108,19 +107,23 @@ def _check_packages(config: RunConfig) -> None:
             raise SettingsError(f"{setting}, which needs a package that is not here: pip install {package}")
 
 
-def _find_start(config: RunConfig, task: Task, channel: Channel) -> tuple[Path, Checkpoint | None]:
-    """Return the run directory and, on rank 0, the checkpoint or prompt to start from, if there is to be one."""
+def _find_start(config: RunConfig, task: Task, channel: Channel) -> tuple[Path, Checkpoint | None, dict[int, float]]:
+    """Return the run directory and, on rank 0, what is there already.
+
+    That is the checkpoint or prompt to start from, if there is to be one, and the rates of the clean run.
+    """
     name = f"{task.name}-{config.prompt.method}-{time.strftime('%Y%m%d-%H%M%S')}"
     directory = Path(config.output.dir) if config.output.dir else Path("runs") / name
     if channel.rank:
-        return directory, None
+        return directory, None, {}
     _check_packages(config)
     check_directory(directory, resume=config.output.resume)
+    found = None
     if config.output.resume:
-        return directory, load_checkpoint(directory, config)
-    if config.prompt.init not in ("vocab", "random"):
-        return directory, Checkpoint(vector=read_prompt(config.prompt.init)[0]["vector"], round_=0, record={})
-    return directory, None
+        found = load_checkpoint(directory, config)
+    elif config.prompt.init not in ("vocab", "random"):
+        found = Checkpoint(vector=read_prompt(config.prompt.init)[0]["vector"], round_=0, record={})
+    return directory, found, read_clean_run(config)
 
 
 def _make_data(config: RunConfig, task: Task, channel: Channel, shared: Path) -> None:

@@ -36,7 +36,7 @@ RULES = {  # row -> flags
 
 def main() -> None:
     """Run what is missing, and print the table."""
-    parser = argparse.ArgumentParser(description="accuracy / ASR of every aggregator under every attack", add_help=True)
+    parser = argparse.ArgumentParser(description="accuracy / ASR of every aggregator under every attack")
     parser.add_argument("--jobs", type=int, default=1, help="cells that run at a time")
     parser.add_argument("out", type=Path, help="folder for the runs")
     arguments, flags = parser.parse_known_args()
@@ -87,7 +87,7 @@ def run_cell(out: Path, rule: str, attack: str, flags: list[str]) -> None:
 
 def most_assumed(rule: str) -> int:
     """Return the largest f that a rule can assume of so many clients."""
-    return max(f for f in range(CLIENTS) if AGGREGATORS[rule].least_clients(f) <= CLIENTS)
+    return AGGREGATORS[rule].most_malicious(CLIENTS) or 0
 
 
 def table(out: Path) -> str:

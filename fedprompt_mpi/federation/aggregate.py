@@ -9,14 +9,12 @@ they send. A rule may have none because it bounds what each client can do, and y
 Legend: K clients of the round, P parameters, f assumed malicious clients.
 """
 
-from typing import Any
-
 import numpy as np
 
 from fedprompt_mpi.config import FederationConfig, SettingsError
 from fedprompt_mpi.federation.cohort import cohort_size
 from fedprompt_mpi.federation.pairwise import Bulyan, Flame, FLTrust, FoolsGold, GeometricMedian, Krum, MultiKrum
-from fedprompt_mpi.federation.rule import TINY, Aggregator, Updates
+from fedprompt_mpi.federation.rule import TINY, Aggregator, Updates, clip_factors, honest_majority, middle
 
 
 class FedAvg(Aggregator):
@@ -38,15 +36,11 @@ class Median(Aggregator):
 
     coordinate_wise = True
 
-    @staticmethod
-    def least_clients(malicious: int) -> int:
-        """Return 2 f + 1."""
-        return 2 * malicious + 1
+    least_clients = staticmethod(honest_majority)
 
     def combine(self, deltas: np.ndarray, shares: np.ndarray) -> np.ndarray:
         """Return the median of each column; of an even K the mean of the middle two."""
-        ordered = np.sort(deltas, axis=0)
-        return (ordered[(len(ordered) - 1) // 2].astype(np.float64) + ordered[len(ordered) // 2]) / 2
+        return middle(np.sort(deltas, axis=0))
 
 
 class TrimmedMean(Aggregator):
@@ -58,10 +52,7 @@ class TrimmedMean(Aggregator):
 
     coordinate_wise = True
 
-    @staticmethod
-    def least_clients(malicious: int) -> int:
-        """Return 2 f + 1."""
-        return 2 * malicious + 1
+    least_clients = staticmethod(honest_majority)
 
     def begin(self, updates: Updates) -> None:
         """Take f."""
@@ -86,7 +77,7 @@ class NormClip(Aggregator):
 
     def weigh(self, updates: Updates) -> np.ndarray:
         """Return n_k / sum n * min(1, clip_norm / norm_k)."""
-        return super().weigh(updates) * np.minimum(1, self.config.clip_norm / np.maximum(updates.norms, TINY))
+        return super().weigh(updates) * clip_factors(updates.norms, self.config.clip_norm)
 
 
 class OutlierCheck(Aggregator):
@@ -103,10 +94,7 @@ class OutlierCheck(Aggregator):
 
     looks_first = True
 
-    @staticmethod
-    def least_clients(malicious: int) -> int:
-        """Return 2 f + 1."""
-        return 2 * malicious + 1
+    least_clients = staticmethod(honest_majority)
 
     def begin(self, updates: Updates) -> None:
         """Start with moments of nothing."""
@@ -141,14 +129,14 @@ def check_rule(config: FederationConfig) -> None:
     Raises:
         SettingsError: naming the settings and their bounds.
     """
-    rule: Any = AGGREGATORS.get(config.aggregator)
+    rule = AGGREGATORS.get(config.aggregator)
     if rule is None:
         raise SettingsError(
             f"federation.aggregator is {config.aggregator!r}: choose one of {', '.join(sorted(AGGREGATORS))}"
         )
     count, malicious = cohort_size(config), config.assumed_malicious
     if count < rule.least_clients(malicious):
-        most = max((f for f in range(count) if rule.least_clients(f) <= count), default=None)
+        most = rule.most_malicious(count)
         remedy = f"assume at most {most}" if most is not None else f"have at least {rule.least_clients(0)}"
         raise SettingsError(
             f"federation.assumed_malicious is {malicious}, for which {config.aggregator} needs "

@@ -16,6 +16,7 @@ References:
 import numpy as np
 
 from fedprompt_mpi.config import AttackName, PoisonConfig, RunConfig
+from fedprompt_mpi.federation.rule import euclidean_norm
 
 
 class Attack:
@@ -60,9 +61,9 @@ class NormBound(Attack):
     def constrain(self, delta: np.ndarray) -> np.ndarray:
         """Return delta * min(1, radius / norm(delta))."""
         radius = self.config.norm_bound / self.config.boost
-        norm = np.sqrt(np.einsum("i,i", delta, delta, dtype=np.float64))
+        norm = euclidean_norm(delta)
         # one part in a million inside, so that rounding to float32 does not step over the bound
-        return delta if norm <= radius else (delta * (radius / norm * (1 - 1e-6))).astype(np.float32)
+        return delta if norm <= radius else (delta.astype(np.float64) * (radius / norm * (1 - 1e-6))).astype(np.float32)
 
 
 class Neurotoxin(Attack):

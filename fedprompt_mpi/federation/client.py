@@ -149,8 +149,8 @@ def _constrain(vector: torch.Tensor, start: torch.Tensor, constrain: Callable[[n
     """Change a client's vector `[P]` in place to what its attack makes of it, if it attacks."""
     if constrain is None:
         return
-    delta = constrain((vector - start).cpu().numpy())
-    vector.copy_(start + torch.from_numpy(delta).to(vector.device))
+    delta = constrain(to_host(vector - start))
+    vector.copy_(start + to_device(delta, vector.device))
 
 
 def _mean_losses(

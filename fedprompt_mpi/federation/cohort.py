@@ -21,19 +21,24 @@ class Cohort:
     """The rank of each; ascending, since clients live in contiguous blocks."""
     size: int
     """R."""
-    server_trains: bool = False
-    """Whether rank 0 trains on data of its own, as one more client that comes first."""
+    server: int | None = None
+    """The id, one beyond the clients', under which rank 0 trains on data of its own; None if it does not."""
 
     @property
     def counts(self) -> np.ndarray:
         """`[R]` int64: how many train on each rank in this round, the server included."""
         counts = np.bincount(self.ranks, minlength=self.size)
-        counts[0] += self.server_trains
+        counts[0] += self.server is not None
         return counts
 
     def of_rank(self, rank: int) -> list[int]:
         """Return the clients that train on a rank."""
         return [client for client, home in zip(self.clients, self.ranks, strict=True) if home == rank]
+
+    def trainers(self, rank: int) -> list[int]:
+        """Return who trains on a rank: its clients, before them on rank 0 the server, if it does."""
+        server = [self.server] if self.server is not None and rank == 0 else []
+        return server + self.of_rank(rank)
 
 
 def home_ranks(clients: int, size: int) -> np.ndarray:
@@ -74,5 +79,5 @@ def draw_cohort(config: RunConfig, size: int, round_: int) -> Cohort:
         clients=tuple(chosen.tolist()),
         ranks=tuple(home_ranks(clients, size)[chosen].tolist()),
         size=size,
-        server_trains=config.federation.aggregator == "fltrust",
+        server=clients if config.federation.aggregator == "fltrust" else None,
     )

@@ -10,6 +10,7 @@ from fedprompt_mpi.federation.client import Job, train
 from fedprompt_mpi.federation.cohort import Cohort
 from fedprompt_mpi.federation.privacy import add_laplace
 from fedprompt_mpi.federation.room import room_for
+from fedprompt_mpi.federation.rule import euclidean_norm
 from fedprompt_mpi.plm.backbone import Backbone
 from fedprompt_mpi.plm.methods import Method
 from fedprompt_mpi.text.batches import collate, local_steps
@@ -19,15 +20,10 @@ MOST_TOKENS_IN_A_PASS = 16384
 """How many padded tokens the clients of one pass may bring together, when client.batched is auto."""
 
 
-def of_rank(cohort: Cohort, rank: int, clients: int) -> list[int]:
-    """Return who trains on a rank: on rank 0 first the server, if it does, as number `clients`; then its clients."""
-    server = [clients] if cohort.server_trains and rank == 0 else []
-    return server + cohort.of_rank(rank)
-
-
 def make_attacks(config: RunConfig, cohort: Cohort, rank: int, observer: Observer) -> dict[int, Attack]:
     """Return what each of a rank's clients that attack their update is up to in this round."""
-    attackers = [client for client in cohort.of_rank(rank) if client in attacking_clients(config)]
+    attacking = attacking_clients(config)
+    attackers = [client for client in cohort.of_rank(rank) if client in attacking]
     if not attackers:
         return {}
     return dict.fromkeys(attackers, ATTACKS[config.poison.attack](config.poison, observer.last_update))
@@ -38,7 +34,7 @@ def make_jobs(
 ) -> list[Job]:
     """Choose the examples of every step of each of a rank's clients, and the bounds that attackers keep to."""
     jobs = []
-    for client in of_rank(cohort, rank, config.federation.clients):
+    for client in cohort.trainers(rank):
         rows = corpus.client_rows(client)
         steps = local_steps(
             corpus.train.lengths[rows],
@@ -70,7 +66,7 @@ def steps_by_rank(config: RunConfig, corpus: Corpus, method: Method, cohort: Coh
     settings, size = config.client, clients_per_pass(config, method)
     taken = np.zeros(cohort.size, dtype=np.int64)
     for rank in range(cohort.size):
-        counts = [corpus.num_examples(client) for client in of_rank(cohort, rank, config.federation.clients)]
+        counts = [corpus.num_examples(client) for client in cohort.trainers(rank)]
         steps = [
             settings.steps if settings.epochs is None else settings.epochs * -(-n // min(n, settings.batch_size))
             for n in counts
@@ -134,4 +130,4 @@ def finish_updates(
             delta[:] = attacks[client].send(delta, seeds.generator(config.seed, "attack", round_, client))
         elif config.privacy.mechanism == "ldp" and client < clients:  # the server's own update stays with it
             add_laplace(delta, config.privacy.laplace_scale, seeds.generator(config.seed, "ldp", round_, client))
-        header["norm"] = np.sqrt(np.einsum("i,i", delta, delta, dtype=np.float64))
+        header["norm"] = euclidean_norm(delta)

@@ -10,7 +10,7 @@ import numpy as np
 
 from fedprompt_mpi.config import FederationConfig
 from fedprompt_mpi.federation.room import room_for
-from fedprompt_mpi.federation.rule import TINY, Aggregator, Updates
+from fedprompt_mpi.federation.rule import TINY, Aggregator, Updates, clip_factors, honest_majority, middle
 
 
 class PairwiseRule(Aggregator):
@@ -53,10 +53,7 @@ class GeometricMedian(PairwiseRule):
     smoothing = 1e-6
     iterations = 1000
 
-    @staticmethod
-    def least_clients(malicious: int) -> int:
-        """Return 2 f + 1, as if clients held equally many examples."""
-        return 2 * malicious + 1
+    least_clients = staticmethod(honest_majority)  # as if clients held equally many examples
 
     def weigh(self, updates: Updates) -> np.ndarray:
         """Return the shares that the deltas have in their geometric median."""
@@ -137,8 +134,7 @@ class Bulyan(Krum):
     def combine(self, deltas: np.ndarray, shares: np.ndarray) -> np.ndarray:
         """Return, of each column's chosen rows, the mean of those closest to their median."""
         ordered = np.sort(deltas[shares > 0], axis=0).astype(np.float64)
-        count, averaged = len(ordered), self._averaged
-        median = (ordered[(count - 1) // 2] + ordered[count // 2]) / 2
+        count, averaged, median = len(ordered), self._averaged, middle(ordered)
         # the closest ones to the median stand side by side: find the window that reaches least far from it
         reach = [
             np.maximum(median - ordered[at], ordered[at + averaged - 1] - median) for at in range(count - averaged + 1)
@@ -181,8 +177,9 @@ class FoolsGold(PairwiseRule):
 
     def look(self, piece: slice, deltas: np.ndarray, vector: np.ndarray) -> None:
         """Add this piece to the clients' histories, and their inner products up."""
-        self._history[self._clients, piece] += deltas
-        self.inner += inner_products(self._history[self._clients, piece])
+        sums = self._history[self._clients, piece] + deltas
+        self._history[self._clients, piece] = sums
+        self.inner += inner_products(sums)
 
     def weigh(self, updates: Updates) -> np.ndarray:
         """Return the shares of Algorithm 1, scaled to sum to 1."""
@@ -241,7 +238,7 @@ class Flame(PairwiseRule):
     @staticmethod
     def least_clients(malicious: int) -> int:
         """Return 2 f + 1, and at least 3: fewer make no cluster."""
-        return max(2 * malicious + 1, 3)
+        return max(honest_majority(malicious), 3)
 
     def weigh(self, updates: Updates) -> np.ndarray:
         """Return the clipped shares of the cluster."""
@@ -260,7 +257,7 @@ class Flame(PairwiseRule):
         admitted = clusters.fit_predict(distances) >= 0
         bound = float(np.median(updates.norms))
         self.noise_std = self.config.flame_noise * bound
-        return admitted * np.minimum(1, bound / np.maximum(updates.norms, TINY)) / max(admitted.sum(), 1)
+        return admitted * clip_factors(updates.norms, bound) / max(admitted.sum(), 1)
 
 
 def inner_products(rows: np.ndarray) -> np.ndarray:

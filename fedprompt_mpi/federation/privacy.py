@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from fedprompt_mpi.config import ClientConfig, FederationConfig, PrivacyConfig, RunConfig
-from fedprompt_mpi.federation.rule import TINY, Aggregator, Updates
+from fedprompt_mpi.federation.rule import Aggregator, Updates, clip_factors
 
 ORDERS = (*range(2, 65), 80, 96, 128, 192, 256, 512)
 """Renyi orders that the accountant tries; whole ones, for which the sampled Gaussian has a closed form."""
@@ -119,7 +119,7 @@ class DPFedAvg(Aggregator):
 
     def weigh(self, updates: Updates) -> np.ndarray:
         """Return min(1, S / norm_k) / (q K)."""
-        return np.minimum(1, self._privacy.clip_norm / np.maximum(updates.norms, TINY)) / self._expected
+        return clip_factors(updates.norms, self._privacy.clip_norm) / self._expected
 
 
 def central_epsilon(config: RunConfig, rounds: int) -> float:

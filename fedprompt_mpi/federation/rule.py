@@ -51,6 +51,11 @@ class Aggregator:
         """Return the K that the rule needs to withstand f malicious clients; here 1, since it withstands none."""
         return 1
 
+    @classmethod
+    def most_malicious(cls, clients: int) -> int | None:
+        """Return the largest f that so many clients allow; None if they are too few even for f = 0."""
+        return max((f for f in range(clients + 1) if cls.least_clients(f) <= clients), default=None)
+
     def begin(self, updates: Updates) -> None:
         """Prepare for a round."""
 
@@ -90,3 +95,23 @@ class Aggregator:
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
         """Take back what `state` returned."""
+
+
+def honest_majority(malicious: int) -> int:
+    """Return 2 f + 1, the least number of clients of which f are a minority."""
+    return 2 * malicious + 1
+
+
+def euclidean_norm(vector: np.ndarray) -> float:
+    """Return the norm of a vector `[P]` float32, added up in float64 and, unlike by BLAS, always in the same order."""
+    return float(np.sqrt(np.einsum("i,i", vector, vector, dtype=np.float64)))
+
+
+def clip_factors(norms: np.ndarray, bound: float) -> np.ndarray:
+    """Return min(1, bound / norm) for each of K norms `[K]` float64: what scales a delta to at most the bound."""
+    return np.minimum(1, bound / np.maximum(norms, TINY))
+
+
+def middle(ordered: np.ndarray) -> np.ndarray:
+    """Return the median `[piece]` float64 of columns in order `[K, piece]`: of an even K the mean of the middle two."""
+    return (ordered[(len(ordered) - 1) // 2].astype(np.float64) + ordered[len(ordered) // 2]) / 2

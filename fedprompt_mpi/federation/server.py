@@ -154,18 +154,17 @@ class Server:
         finite, is_client = is_finite(headers), headers["client"] < settings.clients
         dropped = headers["client"][~finite & is_client].tolist()
         kept, count = np.flatnonzero(finite), int((finite & is_client).sum())
-        allowed = [f for f in range(settings.assumed_malicious + 1) if self._rule.least_clients(f) <= count]
-        aggregated = bool(allowed) and bool(finite[~is_client].all())
-        if not self._is_root or not aggregated:
+        allowed = self._rule.most_malicious(count)
+        if not self._is_root or allowed is None or not finite[~is_client].all():
             for _ in gathered.blocks:
                 pass
-            return Aggregation(dropped=dropped, aggregated=aggregated)
+            return Aggregation(dropped=dropped, aggregated=False)
         updates = Updates(
             clients=headers["client"][kept].astype(np.int64),
             num_examples=headers["num_examples"][kept].astype(np.float64),
             norms=headers["norm"][kept],
             parameters=len(self.vector),
-            assumed_malicious=max(allowed),
+            assumed_malicious=min(settings.assumed_malicious, allowed),
         )
         blocks = ((piece, deltas if finite.all() else deltas[kept]) for piece, deltas in gathered.blocks)
         with contextlib.closing(KeptPieces(len(kept), len(self.vector))) as pieces:

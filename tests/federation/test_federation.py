@@ -9,7 +9,7 @@ import pytest
 from fedprompt_mpi.comm import channel as channel_module
 from fedprompt_mpi.comm.channel import HEADER, LocalChannel
 from fedprompt_mpi.config import ClientConfig, FederationConfig, OutputConfig, PoisonConfig, RunConfig, SettingsError
-from fedprompt_mpi.federation import local, room
+from fedprompt_mpi.federation import room
 from fedprompt_mpi.federation.aggregate import AGGREGATORS
 from fedprompt_mpi.federation.checkpoint import CHECKPOINT, Checkpoint, load_checkpoint, save_checkpoint
 from fedprompt_mpi.federation.cohort import draw_cohort, home_ranks
@@ -51,9 +51,9 @@ def test_a_server_that_trains_comes_first_on_rank_0() -> None:
     config = _config(clients=4, aggregator="fltrust")
     assert draw_cohort(config, 3, 1).counts.tolist() == [1, 2, 2]
     assert draw_cohort(config, 1, 1).counts.tolist() == [5]
-    assert local.of_rank(draw_cohort(config, 1, 1), 0, 4) == [4, 0, 1, 2, 3]
-    assert local.of_rank(draw_cohort(config, 3, 1), 0, 4) == [4]
-    assert local.of_rank(draw_cohort(config, 3, 1), 1, 4) == [0, 1]
+    assert draw_cohort(config, 1, 1).trainers(0) == [4, 0, 1, 2, 3]
+    assert draw_cohort(config, 3, 1).trainers(0) == [4]
+    assert draw_cohort(config, 3, 1).trainers(1) == [0, 1]
 
 
 def _headers(num_examples: list[int], norms: list[float] | None = None) -> np.ndarray:
