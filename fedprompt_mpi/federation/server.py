@@ -29,7 +29,7 @@ class Aggregation:
     dropped: list[int]
     """Clients whose update or loss was not finite."""
     aggregated: bool
-    """Whether there was enough for the rule; if not, the vector stays as it is."""
+    """Whether there was enough for the rule, on rank 0; if not, the vector stays as it is."""
     shares: np.ndarray | None = None
     """`[K]` factor of each client's delta, on rank 0; None if the rule goes by coordinate or nothing was aggregated."""
 
