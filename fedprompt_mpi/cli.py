@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import re
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,10 +19,16 @@ from fedprompt_mpi.config import PromptConfig, RunConfig, SettingsError, without
 
 USAGE = """\
 usage: mpirun -n N python -m fedprompt_mpi [run] [--config FILE.toml] [--section.setting VALUE ...]
+       mpirun -n N python -m fedprompt_mpi bench [--model NAME] [--sizes '[BYTES, ...]'] [--dir DIR]
+       mpirun -n N python -m fedprompt_mpi doctor
+                   python -m fedprompt_mpi report RUN... [--warmup ROUNDS]
                    python -m fedprompt_mpi cost [--model NAME] [--num_virtual_tokens V] [--prefix_hidden_size M]
 
 run    federated prompt tuning; rank 0 aggregates, the other ranks hold the clients
        (without mpirun, or with -n 1, one process does all of it)
+bench  raw MPI collectives and this program's, side by side over message sizes, and what each method would cost here
+doctor where the ranks are, on which cores and GPUs, over which MPI, and what will hurt
+report what the phases of a round took, from one run directory or pooled over launches of one job
 cost   parameters and bytes per round of every method, from a model's config alone
 
 python -m fedprompt_mpi run --help lists every setting with its unit and default.
@@ -143,30 +150,97 @@ def _one_line(message: str) -> str:
     return joined.replace("typing.Literal", "one of ").replace("Parser key ", "setting ")
 
 
-def _cost(arguments: list[str]) -> None:
+def _simple_parser(command: str) -> Any:
     import jsonargparse
 
-    parser = jsonargparse.ArgumentParser(prog="fedprompt_mpi cost", exit_on_error=False, allow_abbrev=False)
+    return jsonargparse.ArgumentParser(prog=f"fedprompt_mpi {command}", exit_on_error=False, allow_abbrev=False)
+
+
+def _parse(parser: Any, arguments: list[str]) -> Any:
+    """Parse the few flags of a command other than run.
+
+    Raises:
+        SettingsError: naming the flag.
+    """
+    import jsonargparse
+
+    if read_launch().rank and {"-h", "--help"} & set(arguments):
+        raise _Stop
+    try:
+        return parser.parse_args(arguments)
+    except SystemExit as end:
+        raise _Stop from end
+    except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
+        raise SettingsError(_one_line(str(error))) from error
+
+
+def _add_sizes(parser: Any) -> None:
     parser.add_argument("--model", default="embedded", help="hub id, folder, config file, or embedded")
     parser.add_argument("--num_virtual_tokens", type=int, default=20, help="length of the prompt in tokens")
     parser.add_argument("--prefix_hidden_size", type=int, default=512, help="width of the prefix method's perceptron")
-    try:
-        parsed = parser.parse_args(arguments)
-    except SystemExit as end:
-        raise _Stop from end
-    except jsonargparse.ArgumentError as error:
-        raise SettingsError(_one_line(str(error))) from error
+
+
+def _prompt_of(parsed: Any) -> PromptConfig:
+    return PromptConfig(num_virtual_tokens=parsed.num_virtual_tokens, prefix_hidden_size=parsed.prefix_hidden_size)
+
+
+def _cost(arguments: list[str]) -> None:
+    parser = _simple_parser("cost")
+    _add_sizes(parser)
+    parsed = _parse(parser, arguments)
     from fedprompt_mpi.cost import format_cost
 
-    prompt = PromptConfig(num_virtual_tokens=parsed.num_virtual_tokens, prefix_hidden_size=parsed.prefix_hidden_size)
-    print(format_cost(parsed.model, prompt))
+    print(format_cost(parsed.model, _prompt_of(parsed)))
+
+
+def _bench(arguments: list[str]) -> None:
+    parser = _simple_parser("bench")
+    _add_sizes(parser)
+    parser.add_argument("--sizes", type=list[int], default=[], help="more sizes to measure, in bytes")
+    parser.add_argument("--largest", type=int, help="largest size, in bytes; by default the whole model's vector")
+    parser.add_argument("--seconds", type=float, default=1.0, help="about so long for each size and collective")
+    parser.add_argument("--dir", help="where bench.json and the plots go; by default runs/bench-<time>")
+    parsed = _parse(parser, arguments)
+    for name in ("largest", "seconds"):
+        if getattr(parsed, name) is not None and getattr(parsed, name) <= 0:
+            raise SettingsError(f"--{name} is {getattr(parsed, name)}: give a number above 0")
+    if any(size <= 0 for size in parsed.sizes):
+        raise SettingsError(f"--sizes is {parsed.sizes}: give bytes, each above 0")
+    from fedprompt_mpi.measure import bench
+
+    directory = Path(parsed.dir or f"runs/bench-{time.strftime('%Y%m%d-%H%M%S')}")
+    bench(parsed.model, _prompt_of(parsed), parsed.sizes, parsed.largest, parsed.seconds, directory)
+
+
+def _doctor(arguments: list[str]) -> None:
+    _parse(_simple_parser("doctor"), arguments)
+    from fedprompt_mpi.measure import doctor
+
+    doctor()
+
+
+def _report(arguments: list[str]) -> None:
+    parser = _simple_parser("report")
+    parser.add_argument("runs", nargs="+", help="run directories; several are pooled as launches of one job")
+    parser.add_argument("--warmup", type=int, help="rounds to leave out; by default what the runs were told")
+    parsed = _parse(parser, arguments)
+    from fedprompt_mpi.report.communication import format_communication, read_communication
+
+    print(format_communication(read_communication([Path(run) for run in parsed.runs], warmup=parsed.warmup)))
 
 
 def _help(arguments: list[str]) -> None:
     print(USAGE, end="")
 
 
-COMMANDS: dict[str, Callable[[list[str]], None]] = {"run": _run, "cost": _cost, "help": _help}
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "run": _run,
+    "bench": _bench,
+    "doctor": _doctor,
+    "report": _report,
+    "cost": _cost,
+    "help": _help,
+}
 
 
 def _fail() -> NoReturn:

@@ -312,8 +312,19 @@ class CommConfig:
 
     mode: Literal["observe", "measure"] = "observe"
     """observe adds nothing to the run; measure puts a barrier before each collective, to time it without waiting."""
-    collective: Literal["gather"] = "gather"
-    """How updates come together at rank 0."""
+    collective: Literal["gather", "reduce"] = "gather"
+    """How updates come together at rank 0: gather brings each one (any aggregator), reduce adds them up on the way,
+    so that rank 0 receives no more however many clients there are (fedavg, norm_clip, dp_fedavg)."""
+    wire: Literal["float32", "bfloat16", "int8"] = "float32"
+    """Format of the numbers on the wire, both ways; what the short ones lose is sent later (error feedback)."""
+    gpu_aware: bool = False
+    """Hand GPU memory to MPI directly, which the MPI library must be built for; otherwise it goes through pinned memory
+    of the host."""
+    warmup: int = 1
+    """Rounds that the statistics of communication leave out."""
+
+    def __post_init__(self) -> None:
+        _at_least("comm.warmup", self.warmup, 0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -373,6 +384,21 @@ class RunConfig:
             raise SettingsError(
                 f"privacy.mechanism is dp_fedavg, which averages in its own way, but federation.aggregator is "
                 f"{self.federation.aggregator}: leave the aggregator out"
+            )
+        if self.comm.collective == "reduce" and self.comm.wire != "float32":
+            raise SettingsError(
+                f"comm.wire is {self.comm.wire} but comm.collective is reduce, which adds up whole numbers of 4 bytes: "
+                "use gather, or float32"
+            )
+        if self.comm.gpu_aware and (
+            self.comm.wire != "float32"
+            or self.comm.collective == "reduce"
+            or self.privacy.mechanism == "ldp"
+            or self.poison.attacks_update
+        ):
+            raise SettingsError(
+                "comm.gpu_aware is true, but updates that are reduced, noised by their client (ldp), attacked, or sent "
+                "in another format than float32 are made on the host: leave it out"
             )
         if self.prompt.method == "full" and self.client.batched not in ("auto", 1):
             raise SettingsError(

@@ -56,7 +56,7 @@ class Console:
         if self._rounds is not None and record["round"]:
             self._rounds.update(record["round"] - self._rounds.n)
 
-    def say_summary(self, summary: dict[str, Any], config: RunConfig) -> None:
+    def say_summary(self, summary: dict[str, Any], figures: dict[str, Any], config: RunConfig) -> None:
         """Print the closing table."""
         to_first = f"{summary['seconds_to_first_broadcast']:.1f} to the first broadcast"
         phases = "   ".join(f"{phase} {s:.1f}" for phase, s in summary["seconds_by_phase"].items())
@@ -69,6 +69,7 @@ class Console:
             ("per client and round", f"{format_count(summary['bytes_per_client_round'])} each way"),
             ("seconds", f"{summary['seconds_total']:.1f} in all, {to_first}"),
             ("seconds in the rounds", phases),
+            ("a round, median", format_figures(figures)),
         ]
         self.say("\n" + format_rows(rows))
 
@@ -178,3 +179,23 @@ def format_rows(rows: list[tuple[str, str]]) -> str:
     """Lay out names and values in two columns."""
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
+
+
+def format_figures(figures: dict[str, Any]) -> str:
+    """Return what a median round takes with its slowest rank; unmeasured, waiting and transfer stay together."""
+    names = ("wait", "transfer") if figures["mode"] == "measure" else ("wait + transfer",)
+    parts = [
+        f"{name} {format_seconds(figures['seconds'][name]['median'])}"
+        for name in ("train", *names, "aggregate", "overhead")
+        if name in figures["seconds"]
+    ]
+    note = "" if figures["mode"] == "measure" else "   (told apart by --comm.mode measure)"
+    return "   ".join(parts) + note if parts else "none after the warm-up"
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a duration with a unit that suits it."""
+    for factor, unit in ((1, "s"), (1e3, "ms"), (1e6, "us")):
+        if seconds * factor >= 1:
+            return f"{seconds * factor:.2f} {unit}"
+    return f"{seconds * 1e9:.0f} ns"

@@ -25,6 +25,21 @@ def count_parameters(config: Any, prompt: PromptConfig) -> dict[str, int]:
     }
 
 
+def lora_parameters(config: Any, rank: int = 8) -> int:
+    """Return the parameters of LoRA adapters of a rank on the query and value projections of every layer.
+
+    Nothing here trains them: they are what others send, for comparison.
+
+    References:
+        Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, 2021, arXiv:2106.09685, Section 4.2.
+    """
+    geometry = geometry_of(config)
+    width = config.get_text_config(decoder=True).hidden_size
+    heads = config.get_text_config(decoder=True).num_attention_heads
+    query, value = heads * geometry.head_width, geometry.kv_heads * geometry.head_width
+    return rank * geometry.layers * (2 * width + query + value)
+
+
 def format_cost(name: str, prompt: PromptConfig) -> str:
     """Return the table of methods, parameters, share of the PLM and bytes one way, for people.
 

@@ -1,5 +1,6 @@
 """What a run keeps and says: records, checkpoints and lines, on rank 0. Other ranks only hand theirs in."""
 
+import dataclasses
 import functools
 import resource
 from typing import TYPE_CHECKING, Any
@@ -7,6 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedprompt_mpi.comm.channel import Channel
+from fedprompt_mpi.comm.doctor import describe_processors
+from fedprompt_mpi.comm.timing import TRANSFERS
+from fedprompt_mpi.comm.topology import own_processors
+from fedprompt_mpi.comm.traffic import Traffic
+from fedprompt_mpi.comm.wire import WIRES
 from fedprompt_mpi.config import RunConfig
 from fedprompt_mpi.console import Console
 from fedprompt_mpi.federation.checkpoint import Checkpoint, save_checkpoint
@@ -34,6 +40,7 @@ NOTHING_TRAINED: dict[str, Any] = {
     "client_attack_success_rate": None,
     "bytes_down": 0,
     "bytes_up": 0,
+    "traffic": None,
 }
 
 
@@ -49,7 +56,8 @@ class Journal:
         self.pending: dict[str, Any] = ready.checkpoint.record or {"round": 0}
         self.records: Records | None = None
         dtype = "bfloat16" if ready.backbone.bf16 else "float32"
-        fields = (channel.rank, channel.place.host, ready.backbone.device, ready.threads, dtype)
+        cores = describe_processors(sorted(own_processors()))
+        fields = (channel.rank, channel.place.host, ready.backbone.device, ready.threads, cores, dtype)
         everyone = channel.collect_text("\t".join(map(str, fields)))
         if self.is_root:
             self.records = Records(ready.directory, config, last_round=ready.checkpoint.round_ - 1)
@@ -58,9 +66,18 @@ class Journal:
     def _introduce(self, records: Records, task: Task, everyone: list[str]) -> None:
         config, ready, workers = self.config, self.ready, max(1, self.channel.size - 1)
         rows = [line.split("\t") for line in everyone]
-        ranks = [{"rank": int(r), "host": host, "device": dev, "threads": int(t)} for r, host, dev, t, _ in rows]
-        dtype = rows[-1][4]  # a worker's: rank 0 may be on the CPU while they are on GPUs
-        mpi = {"library": self.channel.library, "transport": self.channel.transport}
+        ranks = [
+            {"rank": int(r), "host": host, "node": int(node), "device": device, "threads": int(threads), "cores": cores}
+            for (r, host, device, threads, cores, _), node in zip(rows, self.channel.nodes, strict=True)
+        ]
+        dtype = rows[-1][5]  # a worker's: rank 0 may be on the CPU while they are on GPUs
+        mpi = {
+            "library": self.channel.library,
+            "transport": self.channel.transport,
+            "thread_level": self.channel.thread_level,
+            "survives": self.channel.survives,
+            "clock_resolution_s": self.channel.clock_resolution_s,
+        }
         records.write_environment(mpi, ranks, compute_dtype=dtype)
         counts, poisoned = ready.corpus.class_counts, ready.corpus.poisoned
         label_words = ready.corpus.label_words.tolist()
@@ -94,6 +111,7 @@ class Journal:
         headers: np.ndarray,
         aggregation: Aggregation,
         own: "list[Evaluation]",
+        traffic: tuple[Traffic, Traffic],
         seconds: float,
     ) -> None:
         """Note what a round did.
@@ -104,6 +122,7 @@ class Journal:
             headers: `[K]` of dtype `HEADER`, the server's own update before them if it has one.
             aggregation: what became of the updates.
             own: K evaluations of the clients' own prompts, or none.
+            traffic: what went down and what came up.
             seconds: of the whole round.
         """
         if self.records is None:
@@ -111,7 +130,7 @@ class Journal:
         timing, first = self.channel.timing, len(headers) - len(cohort.clients)
         clients = headers[first:]
         finite, shares = is_finite(clients), aggregation.shares
-        payload = len(clients) * 4 * self.ready.method.layout.size
+        down, up = traffic
         train_s = np.bincount(cohort.ranks, weights=clients["train_s"], minlength=cohort.size)
         train_s[0] += headers["train_s"][:first].sum()
         evaluated_before = timing.seconds("evaluate", round_ - 1)
@@ -126,25 +145,29 @@ class Journal:
             "epsilon": self._account.after(round_),
             "client_accuracy": [rates.accuracy for rates in own] or None,
             "client_attack_success_rate": [rates.attack_success_rate for rates in own] or None,
-            "bytes_down": payload,
-            "bytes_up": payload,
+            "bytes_down": down.bytes,
+            "bytes_up": up.bytes,
+            "traffic": {"down": dataclasses.asdict(down), "up": dataclasses.asdict(up)},
             "seconds": {
                 "train": float(train_s.max()),
-                "wait": timing.seconds("wait", round_),
-                "transfer": timing.seconds("broadcast", round_) + timing.seconds("gather", round_),
+                "wait": timing.seconds("wait", round_) + timing.seconds("sync", round_),
+                "transfer": sum(timing.seconds(phase, round_) for phase in TRANSFERS),
                 "aggregate": timing.seconds("aggregate", round_),
                 "evaluate": 0.0,
                 "total": seconds - evaluated_before,
             },
         }
 
-    def wants_checkpoint(self, round_: int) -> bool:
-        """Tell, on rank 0, whether a round's end is to be saved."""
-        last = round_ == self.config.federation.rounds
-        return self.records is not None and (last or round_ % self.config.output.checkpoint_every == 0)
+    def collect_timings(self) -> None:
+        """Bring all ranks' records to rank 0, at a time at which it disturbs nothing; every rank calls this."""
+        by_rank = self.channel.collect_timings()
+        if self.records is not None:
+            self.records.add_timings(by_rank)
 
     def save(self, vector: np.ndarray, state: dict[str, np.ndarray]) -> None:
-        """Save what a resume after the round just noted needs."""
+        """Save, on rank 0, what a resume after the round just noted needs."""
+        if self.records is None:
+            return
         checkpoint = Checkpoint(vector=vector, round_=self.pending["round"], record=self.pending, state=state)
         save_checkpoint(self.ready.directory, checkpoint, self.config)
 
@@ -167,10 +190,10 @@ class Journal:
     def close(self, vector: np.ndarray, seconds: float) -> dict[str, Any]:
         """Write the prompt and the summary, and print the closing table."""
         peaks = self.channel.collect_text(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
-        timings = self.channel.collect_timings()
+        self.collect_timings()
         if self.records is None:
             return {}
-        self.records.add_timings(timings)
+        figures = self.records.write_communication(self.config.comm)
         self.records.write_prompt(self.config, vector, self.ready.method.named(vector), self._last["round"])
         parameters, plm_parameters = self.ready.method.layout.size, self.ready.backbone.num_parameters
         summary = self.records.write_summary(
@@ -178,7 +201,7 @@ class Journal:
                 "parameters": parameters,
                 "plm_parameters": plm_parameters,
                 "ratio": parameters / plm_parameters,
-                "bytes_per_client_round": vector.nbytes,
+                "bytes_per_client_round": WIRES[self.config.comm.wire].bytes_of(parameters),
                 "malicious_clients": self.malicious,
                 "poisoned_examples": {str(k): int(n) for k, n in enumerate(self.ready.corpus.poisoned) if n},
                 **self._local_rates(),
@@ -187,7 +210,7 @@ class Journal:
                 "peak_rss_bytes": [int(peak) for peak in peaks],
             }
         )
-        self.console.say_summary(summary, self.config)
+        self.console.say_summary(summary, figures, self.config)
         return summary
 
     def _local_rates(self) -> dict[str, float | None]:

@@ -192,7 +192,14 @@ def _start(
     """Check or make the first global vector on rank 0; the other ranks make room for it."""
     size = method.layout.size
     if channel.rank:
-        return Checkpoint(vector=np.zeros(size, dtype=np.float32), round_=0, record={})
+        import torch
+
+        room: Any = np.zeros(size, dtype=np.float32)
+        if config.comm.gpu_aware:
+            room = torch.zeros(size, device=backbone.device)
+            if backbone.device.type == "cuda":
+                channel.synchronise = lambda: torch.cuda.synchronize(backbone.device)
+        return Checkpoint(vector=room, round_=0, record={})
     if found is None:
         embeddings = backbone.embedding_matrix.detach().float().cpu().numpy()
         vector = method.initial(embeddings, seeds.generator(config.seed, "initial vector"))

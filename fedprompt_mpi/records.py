@@ -5,6 +5,7 @@ environment.json     versions, MPI library, rank -> host, device, threads
 partition.json       client -> examples, by class, and which are poisoned
 rounds.jsonl         a line per round; 0 is before training
 timings.csv          round,rank,phase,seconds,bytes
+communication.json   what a round's phases take: medians, quantiles, confidence intervals
 prompt.safetensors   the global vector, the parameters by name, the effective prompt
 summary.json         the closing figures
 checkpoint/          what a resume needs
@@ -24,10 +25,12 @@ from typing import Any
 import numpy as np
 import tomli_w
 
+from fedprompt_mpi.comm.statistics import Row, communication, slowest_by_round
 from fedprompt_mpi.comm.timing import PHASES
-from fedprompt_mpi.config import RunConfig, SettingsError, to_dict
+from fedprompt_mpi.config import CommConfig, RunConfig, SettingsError, to_dict
 from fedprompt_mpi.files import PROMPT_FILE, write_json, write_prompt, write_text
 
+TIMINGS = "timings.csv"
 PACKAGES = ("fedprompt_mpi", "torch", "transformers", "tokenizers", "safetensors", "datasets", "mpi4py", "numpy")
 
 
@@ -57,6 +60,15 @@ def check_directory(directory: Path, *, resume: bool) -> None:
         ) from error
 
 
+def read_timings(directory: Path) -> list[Row]:
+    """Return the records of a run directory."""
+    with (directory / TIMINGS).open(newline="") as file:
+        return [
+            (int(row["round"]), int(row["rank"]), row["phase"], float(row["seconds"]), int(row["bytes"]))
+            for row in csv.DictReader(file)
+        ]
+
+
 class Records:
     """Writes the files of one run."""
 
@@ -70,7 +82,7 @@ class Records:
         """
         self.directory = directory
         self.rounds: list[dict[str, Any]] = []
-        self._timings: list[tuple[int, int, str, float, int]] = []
+        self._timings: list[Row] = []
         directory.mkdir(parents=True, exist_ok=True)
         if last_round >= 0:
             self._read_back(last_round)
@@ -80,22 +92,10 @@ class Records:
     def _read_back(self, last: int) -> None:
         lines = (self.directory / "rounds.jsonl").read_text().splitlines()
         self.rounds = [record for record in map(json.loads, lines) if record["round"] <= last]
-        timings = self.directory / "timings.csv"
-        if timings.is_file():
-            with timings.open(newline="") as file:
-                for row in csv.DictReader(file):
-                    if int(row["round"]) <= last:
-                        self._timings.append(
-                            (
-                                int(row["round"]),
-                                int(row["rank"]),
-                                row["phase"],
-                                float(row["seconds"]),
-                                int(row["bytes"]),
-                            )
-                        )
+        if (self.directory / TIMINGS).is_file():
+            self._timings = [row for row in read_timings(self.directory) if row[0] <= last]
 
-    def write_environment(self, mpi: dict[str, str], ranks: list[dict[str, Any]], *, compute_dtype: str) -> None:
+    def write_environment(self, mpi: dict[str, Any], ranks: list[dict[str, Any]], *, compute_dtype: str) -> None:
         """Write versions, the MPI library, the arithmetic, and where each rank runs."""
         versions = {"python": platform.python_version()}
         for package in PACKAGES:
@@ -127,6 +127,9 @@ class Records:
     def add_round(self, record: dict[str, Any]) -> None:
         """Add one round's line."""
         self.rounds.append(record)
+        self._write_rounds()
+
+    def _write_rounds(self) -> None:
         lines = (json.dumps(line, allow_nan=False) + "\n" for line in self.rounds)
         write_text(self.directory / "rounds.jsonl", "".join(lines))
 
@@ -139,7 +142,18 @@ class Records:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(("round", "rank", "phase", "seconds", "bytes"))
         writer.writerows((r, rank, p, f"{s:.9f}", b) for r, rank, p, s, b in self._timings)
-        write_text(self.directory / "timings.csv", text.getvalue())
+        write_text(self.directory / TIMINGS, text.getvalue())
+
+    def write_communication(self, comm: CommConfig) -> dict[str, Any]:
+        """Write what a round's phases take, and set each round's seconds right: with its slowest rank."""
+        slowest = slowest_by_round(self._timings)
+        for line in self.rounds:
+            for name in ("train", "wait", "transfer", "aggregate", "evaluate"):
+                line["seconds"][name] = slowest.get(line["round"], {}).get(name, 0.0)
+        self._write_rounds()
+        figures = {"mode": comm.mode, **communication([self._timings], warmup=comm.warmup)}
+        write_json(self.directory / "communication.json", figures)
+        return figures
 
     def write_prompt(self, config: RunConfig, vector: np.ndarray, named: dict[str, np.ndarray], round_: int) -> None:
         """Write the global vector `[P]`, its parameters by name and the effective prompt."""

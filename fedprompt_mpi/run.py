@@ -11,10 +11,13 @@ import numpy as np
 
 from fedprompt_mpi.comm.channel import Channel, open_channel
 from fedprompt_mpi.comm.launcher import read_launch
+from fedprompt_mpi.comm.traffic import round_traffic
+from fedprompt_mpi.comm.wire import WIRES
 from fedprompt_mpi.config import RunConfig, SettingsError
 from fedprompt_mpi.federation.aggregate import check_rule
 from fedprompt_mpi.federation.attack import Observer, attacking_clients
 from fedprompt_mpi.federation.cohort import draw_cohort
+from fedprompt_mpi.federation.feedback import ClientFeedback
 from fedprompt_mpi.federation.server import Server, is_finite
 from fedprompt_mpi.journal import Journal
 from fedprompt_mpi.prepare import Prepared, prepare
@@ -36,7 +39,7 @@ def run(config: RunConfig | None = None) -> dict[str, Any]:
     started = time.perf_counter()
     config = config or RunConfig()
     task = resolve(config.task)
-    check_rule(config.federation)
+    check_rule(config.federation, config.comm)
     launch = read_launch()
     check_ranks(config, launch.size)
     channel = open_channel(launch, measure=config.comm.mode == "measure")
@@ -87,9 +90,12 @@ def federate(config: RunConfig, task: Task, channel: Channel, ready: Prepared, s
 
     corpus, backbone, method = ready.corpus, ready.backbone, ready.method
     rounds, size = config.federation.rounds, channel.size
-    first = ready.checkpoint.round_ + 1
+    first, wire_up = ready.checkpoint.round_ + 1, WIRES[config.comm.wire]
     server = Server(ready.checkpoint.vector, config, is_root=channel.rank == 0)
     server.restore(ready.checkpoint.state)
+    feedback = ClientFeedback(wire_up, config.federation.clients, channel)
+    if first > 1:
+        feedback.restore(ready.checkpoint.state, method.layout.size)
     observer = _resumed_observer(config, channel, ready)
     journal = Journal(config, task, channel, ready)
     timing = channel.timing
@@ -100,7 +106,7 @@ def federate(config: RunConfig, task: Task, channel: Channel, ready: Prepared, s
             timing.round_ = round_
             steps = steps_by_rank(config, corpus, method, cohort)
             channel.watch_progress(journal.console.start_steps(int(steps.max())), steps)
-            channel.broadcast(server.vector, method.layout.fingerprint)
+            wire_down = server.broadcast(channel, method.layout.fingerprint)
             journal.arrived(time.perf_counter() - started)
             observer.see(server.vector)
 
@@ -115,18 +121,27 @@ def federate(config: RunConfig, task: Task, channel: Channel, ready: Prepared, s
             timing.round_ = round_
             attacks = make_attacks(config, cohort, channel.rank, observer)
             jobs = make_jobs(config, corpus, cohort, channel.rank, round_, attacks)
-            with timing.phase("train"):
-                headers, deltas = train_rank(config, corpus, backbone, method, server.vector, jobs, round_, channel)
+            headers, deltas = train_rank(config, corpus, backbone, method, server.vector, jobs, round_, channel)
             own = []
             if config.output.evaluate_clients and is_evaluated(config, round_):
                 own = evaluate_clients(config, channel, backbone, method, server.vector, deltas, corpus, cohort)
-            finish_updates(config, headers, deltas, attacks, round_)
-            gathered = channel.gather(headers, deltas, cohort.counts)
+            finish_updates(config, headers, deltas, attacks, feedback, round_)
+            gathered = channel.gather(headers, deltas, cohort.counts, wire_up)
             check_some_are_finite(config, gathered.headers, round_)
             aggregation = server.apply(gathered, timing, round_)
-            journal.trained(round_, cohort, gathered.headers, aggregation, own, time.perf_counter() - clock)
-            if journal.wants_checkpoint(round_):
-                journal.save(server.vector, {**server.state(), **observer.state()})
+            down, up = round_traffic(
+                channel.nodes,
+                np.bincount(cohort.ranks, minlength=size),
+                method.layout.size,
+                collective=config.comm.collective,
+                wire_down=wire_down,
+                wire_up=wire_up,
+            )
+            journal.trained(round_, cohort, gathered.headers, aggregation, own, (down, up), time.perf_counter() - clock)
+            if wants_checkpoint(config, round_):
+                journal.collect_timings()
+                left_behind = feedback.collect(method.layout.size)
+                journal.save(server.vector, {**server.state(), **observer.state(), **left_behind})
         return journal.close(server.vector, time.perf_counter() - started)
     finally:
         journal.console.close()
@@ -137,12 +152,18 @@ def is_evaluated(config: RunConfig, round_: int) -> bool:
     return round_ % config.output.evaluate_every == 0 or round_ >= config.federation.rounds
 
 
+def wants_checkpoint(config: RunConfig, round_: int) -> bool:
+    """Tell whether a round's end is saved."""
+    return round_ % config.output.checkpoint_every == 0 or round_ >= config.federation.rounds
+
+
 def _resumed_observer(config: RunConfig, channel: Channel, ready: Prepared) -> Observer:
     """Return what an attacker has seen; in a resumed run every rank is sent what only rank 0 has kept."""
     observer, checkpoint = Observer(config.poison), ready.checkpoint
     if observer.watches and checkpoint.round_ > 0:
-        before = checkpoint.state.get("vector_before", np.zeros_like(checkpoint.vector))
-        channel.timing.round_ = checkpoint.round_ + 1
-        channel.broadcast(before, ready.method.layout.fingerprint)
+        before = checkpoint.state.get("vector_before")
+        before = np.zeros(ready.method.layout.size, dtype=np.float32) if before is None else before
+        with channel.timing.mute():
+            channel.broadcast(before, ready.method.layout.fingerprint)
         observer.see(before)
     return observer

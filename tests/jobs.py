@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,11 @@ def launch(
         command = [mpirun, *options, "-n", str(ranks), *command]
     own = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "PYTEST_CURRENT_TEST": None}
     variables = {name: value for name, value in {**own, **(environment or {})}.items() if value is not None}
+    return communicate(command, variables, deadline_s)
+
+
+def communicate(command: Sequence[str], variables: Mapping[str, str], deadline_s: float) -> Finished:
+    """Run a command with an environment; kill it and its children at the deadline, in seconds, and fail."""
     process = subprocess.Popen(
         command,
         cwd=REPOSITORY,

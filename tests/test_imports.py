@@ -38,7 +38,9 @@ ALLOWED = {
         "config",
         "seeds",
     },
-    "cli": {"run", "cost", "comm", "config"},
+    "measure": {"comm", "plm", "cost", "report", "records", "files", "config"},
+    "report": {"report", "comm", "records", "console", "files", "config"},
+    "cli": {"run", "measure", "report", "cost", "comm", "config"},
     "__init__": {"run", "files", "config"},
     "__main__": {"cli"},
 }

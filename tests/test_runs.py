@@ -48,7 +48,7 @@ def test_one_pass_of_all_clients_is_close_to_one_by_one(one_process: Path, tmp_p
 def test_the_run_directory(one_process: Path) -> None:
     assert {path.name for path in one_process.iterdir()} == {
         "config.toml", "environment.json", "partition.json", "rounds.jsonl", "timings.csv", "prompt.safetensors",
-        "summary.json", "checkpoint",
+        "summary.json", "checkpoint", "communication.json",
     }  # fmt: skip
     rounds = read_rounds(one_process)
     assert [record["round"] for record in rounds] == [0, 1, 2]
@@ -63,8 +63,12 @@ def test_the_run_directory(one_process: Path) -> None:
     assert summary["accuracy"] == rounds[-1]["accuracy"]
     environment = json.loads((one_process / "environment.json").read_text())
     assert set(environment) == {"versions", "mpi", "compute_dtype", "ranks"}
-    assert environment["mpi"] == {"library": "none (one process)", "transport": "none"}
-    assert [set(rank) for rank in environment["ranks"]] == [{"rank", "host", "device", "threads"}]
+    assert environment["mpi"]["library"] == "none (one process)"
+    assert set(environment["mpi"]) == {"library", "transport", "thread_level", "survives", "clock_resolution_s"}
+    assert [set(rank) for rank in environment["ranks"]] == [{"rank", "host", "node", "device", "threads", "cores"}]
+    communication = json.loads((one_process / "communication.json").read_text())
+    assert (communication["mode"], communication["rounds"], communication["warmup_rounds"]) == ("observe", 1, 1)
+    assert communication["seconds"]["train"]["median"] == pytest.approx(rounds[2]["seconds"]["train"], abs=1e-6)
     tensors, metadata = load_prompt(one_process)
     assert metadata["method"] == "soft"
     np.testing.assert_array_equal(tensors["effective_prompt"].ravel(), tensors["vector"])
@@ -127,12 +131,21 @@ def test_what_is_not_finite_is_left_out_and_named(tmp_path: Path) -> None:
 
 
 def test_what_is_remembered_survives_a_resume_on_other_ranks(tmp_path: Path) -> None:
-    """The attacker's last sight of the vector, the rule's history and the optimiser's moments: the same bits."""
+    """What an attacker saw, the rule's history, the optimiser's moments: the same bits."""
     flags = (
         "--client.batched=1", "--federation.aggregator=foolsgold", "--poison.clients=[0, 6]",
         "--poison.attack=neurotoxin", "--poison.neurotoxin_share=0.5", "--federation.server_optimizer=yogi",
         "--federation.server_lr=0.1",
     )  # fmt: skip
+    _check_resumed(tmp_path, *flags)
+
+
+def test_what_a_short_format_left_behind_survives_a_resume_on_other_ranks(tmp_path: Path) -> None:
+    _check_resumed(tmp_path, "--client.batched=1", "--comm.wire=int8", "--federation.fraction=0.5")
+
+
+def _check_resumed(tmp_path: Path, *flags: str) -> None:
+    """Compare three rounds in one go with one in one process and two more on three ranks."""
     run_here(tmp_path / "whole", *flags, "--federation.rounds=3")
     run_here(tmp_path / "run", *flags, "--federation.rounds=1")
     resumed = run_program(3, tmp_path / "run", *flags, "--federation.rounds=3", "--output.resume=true")

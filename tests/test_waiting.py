@@ -7,7 +7,7 @@ from tests.jobs import launch
 
 PROGRAM = """
 import sys, time
-from fedprompt_mpi.comm.channel import MPIChannel
+from fedprompt_mpi.comm.mpi_channel import MPIChannel
 from fedprompt_mpi.cli import main
 
 waited = [0.0, 0.0]

@@ -72,3 +72,8 @@ def transport_of(library: str, environment: Mapping[str, str] = os.environ) -> s
     devices = [line.partition(":")[2].strip() for line in library.splitlines() if line.startswith("MPICH Device")]
     chosen = [f"{name}={environment[name]}" for name in _TRANSPORT_VARIABLES if name in environment]
     return "; ".join([*devices, *chosen]) or "the library's choice"
+
+
+def is_fault_tolerant(vendor: str, environment: Mapping[str, str] = os.environ) -> bool:
+    """Tell whether the job was started so that it survives a lost rank: by Open MPI's mpirun --with-ft ulfm."""
+    return vendor == "Open MPI" and environment.get("OMPI_MCA_mpi_ft_enable", "0") not in ("0", "false")

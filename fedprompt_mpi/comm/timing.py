@@ -1,16 +1,29 @@
 """Where the time went: seconds and bytes of each phase, per round and rank.
 
 Every duration is local, taken from one rank's clock; two hosts' clocks are never subtracted.
+
+wait              until the last rank is there (asleep)
+sync              measure mode alone: the barrier between waiting and a collective; what measuring adds
+broadcast         the collective that carries the global vector, all ranks present
+gather, reduce    the collective that carries the updates, all ranks present
+pack              into and out of the format on the wire, and into contiguous memory
+copy              to and from the GPU
+train, aggregate, evaluate, evaluate_clients
 """
 
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
-PHASES = ("wait", "broadcast", "gather", "train", "aggregate", "evaluate", "evaluate_clients")
+PHASES = (
+    "wait", "sync", "broadcast", "gather", "reduce", "pack", "copy", "train", "aggregate", "evaluate",
+    "evaluate_clients",
+)  # fmt: skip
+TRANSFERS = ("broadcast", "gather", "reduce")
+"""The phases in which vectors travel."""
 RECORD = np.dtype([("round", "<i4"), ("phase", "<i4"), ("seconds", "<f8"), ("bytes", "<i8")])
 
 
@@ -19,20 +32,32 @@ class Timing:
     """The records of this rank."""
 
     round_: int = 0
+    clock: Callable[[], float] = time.perf_counter
+    """Seconds, of this process alone."""
+    muted: bool = False
+    """Whether what happens now belongs to no round, so that nothing is recorded."""
     _records: list[tuple[int, int, float, int]] = dataclasses.field(default_factory=list)
     _sums: dict[tuple[int, str], float] = dataclasses.field(default_factory=dict)
 
     def add(self, phase: str, seconds: float, payload_bytes: int = 0) -> None:
         """Record a finished phase of the current round."""
-        self._records.append((self.round_, PHASES.index(phase), seconds, payload_bytes))
-        self._sums[self.round_, phase] = self.seconds(phase, self.round_) + seconds
+        if not self.muted:
+            self._records.append((self.round_, PHASES.index(phase), seconds, payload_bytes))
+            self._sums[self.round_, phase] = self.seconds(phase, self.round_) + seconds
 
     @contextlib.contextmanager
-    def phase(self, phase: str) -> Iterator[None]:
+    def phase(self, phase: str, payload_bytes: int = 0) -> Iterator[None]:
         """Record how long the block takes."""
-        start = time.perf_counter()
+        start = self.clock()
         yield
-        self.add(phase, time.perf_counter() - start)
+        self.add(phase, self.clock() - start, payload_bytes)
+
+    @contextlib.contextmanager
+    def mute(self) -> Iterator[None]:
+        """Record nothing of the block: it belongs to no round."""
+        self.muted = True
+        yield
+        self.muted = False
 
     def seconds(self, phase: str, round_: int) -> float:
         """Return this rank's seconds of a phase in one round."""

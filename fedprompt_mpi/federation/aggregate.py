@@ -11,7 +11,7 @@ Legend: K clients of the round, P parameters, f assumed malicious clients.
 
 import numpy as np
 
-from fedprompt_mpi.config import FederationConfig, SettingsError
+from fedprompt_mpi.config import CommConfig, FederationConfig, SettingsError
 from fedprompt_mpi.federation.cohort import cohort_size
 from fedprompt_mpi.federation.pairwise import Bulyan, Flame, FLTrust, FoolsGold, GeometricMedian, Krum, MultiKrum
 from fedprompt_mpi.federation.rule import TINY, Aggregator, Updates, clip_factors, honest_majority, middle
@@ -123,8 +123,8 @@ def _robust_z(values: np.ndarray) -> np.ndarray:
     return distances / max(1.4826 * float(np.median(distances)), 1e-9 * float(np.abs(values).max()), TINY)
 
 
-def check_rule(config: FederationConfig) -> None:
-    """Check that the aggregator is one, and that K and f allow it.
+def check_rule(config: FederationConfig, comm: CommConfig) -> None:
+    """Check that the aggregator is one, that K and f allow it, and that it goes with the collective.
 
     Raises:
         SettingsError: naming the settings and their bounds.
@@ -133,6 +133,12 @@ def check_rule(config: FederationConfig) -> None:
     if rule is None:
         raise SettingsError(
             f"federation.aggregator is {config.aggregator!r}: choose one of {', '.join(sorted(AGGREGATORS))}"
+        )
+    if comm.collective == "reduce" and not rule.needs_headers_only():
+        able = sorted(name for name, other in AGGREGATORS.items() if other.needs_headers_only())
+        raise SettingsError(
+            f"comm.collective is reduce, which adds updates up on their way, but {config.aggregator} must see each of "
+            f"them: take gather, or one of {', '.join(able)}"
         )
     count, malicious = cohort_size(config), config.assumed_malicious
     if count < rule.least_clients(malicious):

@@ -23,8 +23,8 @@ CHECKPOINT = Path("checkpoint") / "state.safetensors"
 class Checkpoint:
     """A federation between two rounds."""
 
-    vector: np.ndarray
-    """`[P]` float32."""
+    vector: Any
+    """`[P]` float32: an array, or on a worker that hands a GPU's memory to MPI room for it there."""
     round_: int
     """Rounds done."""
     record: dict[str, Any]
@@ -36,8 +36,8 @@ class Checkpoint:
 def mathematics(config: RunConfig) -> dict[str, object]:
     """Return the settings that decide the result; how long and how it runs, and what is kept, do not."""
     settings = to_dict(config)
-    for name in ("output", "comm"):
-        del settings[name]
+    del settings["output"]
+    settings["comm"] = {name: settings["comm"][name] for name in ("collective", "wire")}
     if config.client.schedule == "constant":
         del settings["federation"]["rounds"]
     del settings["model"]["device"]

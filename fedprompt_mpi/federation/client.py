@@ -11,6 +11,7 @@ Legend: k clients of a pass, P parameters, B rows, C classes.
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,12 +37,14 @@ class Job:
 class ClientUpdate:
     """What a pass of k clients brings back."""
 
-    deltas: np.ndarray
-    """`[k, P]` float32, local minus global."""
+    deltas: Any
+    """`[k, P]` float32, local minus global; a tensor on the device if the global vector is one."""
     losses: np.ndarray
     """`[k]` float64, mean training loss over the round's steps."""
     seconds: float
     """Of the whole pass."""
+    copy_s: float
+    """Of these, for bringing the vectors to the GPU and back; 0 on a CPU."""
 
 
 def learning_rate(config: ClientConfig, rounds: int, progress: float) -> float:
@@ -79,7 +82,7 @@ def train(
     backbone: Backbone,
     method: Method,
     config: ClientConfig,
-    global_vector: np.ndarray,
+    global_vector: np.ndarray | torch.Tensor,
     jobs: Sequence[Job],
     make_batch: Callable[[np.ndarray], Batch],
     *,
@@ -93,7 +96,7 @@ def train(
         backbone: the frozen PLM (for full fine-tuning, the PLM that is trained).
         method: what is trained.
         config: optimiser, learning rate, clipping.
-        global_vector: `[P]` float32.
+        global_vector: `[P]` float32; if it is a tensor on the device, the deltas stay there too.
         jobs: k clients and their steps; a client that has fewer steps than another stops earlier.
         make_batch: rows of the training table -> a padded batch.
         round_: current round, from 1.
@@ -103,6 +106,7 @@ def train(
     start = time.perf_counter()
     device = backbone.device
     start_vector = to_device(global_vector, device)
+    copy_s = _elapsed(start, device)
     vectors = start_vector.repeat(len(jobs), 1)
     clients = method.leaves(vectors)
     optimizer = make_optimizer(config, clients)
@@ -127,9 +131,21 @@ def train(
             _constrain(vectors[k], start_vector, jobs[k].constrain)
         losses[active] += step_losses.detach()
         report(step + 1)
-    deltas = to_host(vectors.sub_(start_vector))
-    done = np.array([len(job.steps) for job in jobs])
-    return ClientUpdate(deltas=deltas, losses=losses.double().cpu().numpy() / done, seconds=time.perf_counter() - start)
+    mean_losses = losses.double().cpu().numpy() / np.array([len(job.steps) for job in jobs])  # waits for the device
+    back = time.perf_counter()
+    deltas = vectors.sub_(start_vector)
+    if isinstance(global_vector, np.ndarray):
+        deltas = to_host(deltas)
+    copy_s += _elapsed(back, device)
+    return ClientUpdate(deltas=deltas, losses=mean_losses, seconds=time.perf_counter() - start, copy_s=copy_s)
+
+
+def _elapsed(start: float, device: torch.device) -> float:
+    """Return the seconds since `start`, once a GPU has done what it was told; 0 on a CPU, where nothing is copied."""
+    if device.type == "cpu":
+        return 0.0
+    torch.cuda.synchronize(device)
+    return time.perf_counter() - start
 
 
 def _pull_back(clients: list[Parameters], start: Parameters, proximal: float) -> None:
@@ -179,8 +195,13 @@ def score_batch(
     )
 
 
-def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Bring an array to a device: to a GPU through pinned memory, without waiting; on the CPU nothing is copied."""
+def to_device(array: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Bring an array to a device: to a GPU through pinned memory, without waiting; on the CPU nothing is copied.
+
+    A tensor is there already.
+    """
+    if isinstance(array, torch.Tensor):
+        return array
     tensor = torch.from_numpy(array)
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 

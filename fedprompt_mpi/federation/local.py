@@ -1,6 +1,9 @@
 """What one rank does in a round: train its clients of the cohort, as many in a pass as asked for."""
 
+from typing import Any
+
 import numpy as np
+import torch
 
 from fedprompt_mpi import seeds
 from fedprompt_mpi.comm.channel import HEADER, Channel
@@ -8,6 +11,7 @@ from fedprompt_mpi.config import RunConfig
 from fedprompt_mpi.federation.attack import ATTACKS, Attack, Observer, attacking_clients
 from fedprompt_mpi.federation.client import Job, train
 from fedprompt_mpi.federation.cohort import Cohort
+from fedprompt_mpi.federation.feedback import ClientFeedback
 from fedprompt_mpi.federation.privacy import add_laplace
 from fedprompt_mpi.federation.room import room_for
 from fedprompt_mpi.federation.rule import euclidean_norm
@@ -80,18 +84,21 @@ def train_rank(
     corpus: Corpus,
     backbone: Backbone,
     method: Method,
-    vector: np.ndarray,
+    vector: Any,
     jobs: list[Job],
     round_: int,
     channel: Channel,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, Any]:
     """Train this rank's clients from the global vector.
 
     Returns:
-        Headers `[k]` of dtype `HEADER`, whose norms are yet to come, and deltas `[k, P]` float32, in client order.
+        Headers `[k]` of dtype `HEADER`, whose norms are yet to come, and deltas `[k, P]` float32, in client order; they
+        are an array or a tensor on the device, as the vector is.
     """
+    start = channel.timing.clock()
     headers = np.zeros(len(jobs), dtype=HEADER)
-    deltas = room_for(len(jobs), method.layout.size)
+    shape, copy_s = (len(jobs), method.layout.size), 0.0
+    deltas: Any = room_for(*shape) if isinstance(vector, np.ndarray) else vector.new_empty(shape)
     size = clients_per_pass(config, method)
     passes = [jobs[at : at + size] for at in range(0, len(jobs), size)]
     left = sum(max(len(job.steps) for job in some) for some in passes)
@@ -108,21 +115,37 @@ def train_rank(
             report=lambda step, left=left: channel.report_progress(left - step),
         )
         left -= max(len(job.steps) for job in some)
+        copy_s += update.copy_s
         deltas[first : first + size] = update.deltas
         headers["loss"][first : first + size] = update.losses
         headers["train_s"][first : first + size] = update.seconds / len(some)
     headers["client"] = [job.client for job in jobs]
     headers["num_examples"] = [corpus.num_examples(job.client) for job in jobs]
+    channel.timing.add("train", channel.timing.clock() - start - copy_s)
+    if copy_s:
+        channel.timing.add("copy", copy_s)
     return headers, deltas
 
 
 def finish_updates(
-    config: RunConfig, headers: np.ndarray, deltas: np.ndarray, attacks: dict[int, Attack], round_: int
+    config: RunConfig,
+    headers: np.ndarray,
+    deltas: Any,
+    attacks: dict[int, Attack],
+    feedback: ClientFeedback,
+    round_: int,
 ) -> None:
     """Turn what was trained into what is sent, in place: attacked, or noised for privacy; then take the norms.
 
+    Whatever it is, it goes through the wire's format, and what that loses is fed back. Updates that stay on a device
+    are sent as they are: the settings see to that.
+
     A client that attacks its update adds no noise of its own to it: nobody can make it.
     """
+    if not isinstance(deltas, np.ndarray):
+        if len(deltas):
+            headers["norm"] = torch.linalg.vector_norm(deltas, dim=1, dtype=torch.float64).cpu()
+        return
     clients = config.federation.clients
     for header, delta in zip(headers, deltas, strict=True):
         client = int(header["client"])
@@ -130,4 +153,5 @@ def finish_updates(
             delta[:] = attacks[client].send(delta, seeds.generator(config.seed, "attack", round_, client))
         elif config.privacy.mechanism == "ldp" and client < clients:  # the server's own update stays with it
             add_laplace(delta, config.privacy.laplace_scale, seeds.generator(config.seed, "ldp", round_, client))
-        header["norm"] = euclidean_norm(delta)
+        feedback.send(client, delta)
+        header["norm"], header["largest"] = euclidean_norm(delta), np.abs(delta).max()

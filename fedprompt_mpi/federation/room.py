@@ -40,7 +40,7 @@ class KeptPieces:
         if not self._fits:
             self._file = self._file or tempfile.TemporaryFile(prefix="fedprompt-")  # noqa: SIM115 - closed by close
             self._file.write(np.ascontiguousarray(deltas).data)
-        self._pieces.append((piece, deltas.shape, deltas if self._fits else None))
+        self._pieces.append((piece, deltas.shape, deltas.copy() if self._fits else None))
 
     def __iter__(self) -> Iterator[tuple[slice, np.ndarray]]:
         """Give them back in the order in which they came."""

@@ -14,6 +14,8 @@ import numpy as np
 from fedprompt_mpi.config import FederationConfig
 
 TINY = 1e-300
+LARGEST_NORM = 1e18
+"""About the root of the largest float32: an update beyond it is not let in, since sums of such are not finite."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +47,11 @@ class Aggregator:
     def __init__(self, config: FederationConfig) -> None:
         """Take the rule's settings."""
         self.config = config
+
+    @classmethod
+    def needs_headers_only(cls) -> bool:
+        """Tell whether shares come from norms and counts alone and the rest is a sum, so that MPI may add it up."""
+        return not cls.looks_first and not cls.coordinate_wise and cls.combine is Aggregator.combine
 
     @staticmethod
     def least_clients(malicious: int) -> int:

@@ -10,16 +10,16 @@ from collections.abc import Iterable
 import numpy as np
 
 from fedprompt_mpi import seeds
-from fedprompt_mpi.comm.channel import Gathered
+from fedprompt_mpi.comm.channel import Channel, Gathered
 from fedprompt_mpi.comm.timing import Timing
+from fedprompt_mpi.comm.wire import FLOAT32, WIRES, Wire
 from fedprompt_mpi.config import FederationConfig, RunConfig
 from fedprompt_mpi.federation.aggregate import AGGREGATORS
+from fedprompt_mpi.federation.feedback import send_with_feedback
+from fedprompt_mpi.federation.overlap import overlapped
 from fedprompt_mpi.federation.privacy import DPFedAvg
 from fedprompt_mpi.federation.room import KeptPieces
-from fedprompt_mpi.federation.rule import Aggregator, Updates
-
-LARGEST_NORM = 1e18
-"""About the root of the largest float32."""
+from fedprompt_mpi.federation.rule import LARGEST_NORM, Aggregator, Updates
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +114,9 @@ class Yogi(Adam):
 SERVER_OPTIMIZERS = {"plain": ServerOptimizer, "momentum": Momentum, "adam": Adam, "yogi": Yogi}
 
 
+RESIDUAL = "server_residual"
+
+
 def make_rule(config: RunConfig) -> Aggregator:
     """Return the aggregator that the settings name."""
     if config.privacy.mechanism == "dp_fedavg":
@@ -122,7 +125,11 @@ def make_rule(config: RunConfig) -> Aggregator:
 
 
 class Server:
-    """The global vector, and the rule that moves it. Every rank has one; only rank 0's has a rule and a memory."""
+    """The global vector, and the rule that moves it. Every rank has one; only rank 0's has a memory.
+
+    With a short wire format the first broadcast brings the whole vector, the others only the step that it took, of
+    which the server keeps what the format cannot carry. So all ranks always have the same vector.
+    """
 
     def __init__(self, vector: np.ndarray, config: RunConfig, *, is_root: bool) -> None:
         """Start from `vector` `[P]` float32, which is changed in place."""
@@ -131,16 +138,35 @@ class Server:
         self._rule = make_rule(config)
         optimizer = SERVER_OPTIMIZERS[config.federation.server_optimizer]
         self._optimizer = optimizer(config.federation, len(vector) if is_root else 0)
+        self._wire = WIRES[config.comm.wire]
+        self._everyone_has_a_vector = False
+        # of a short format: the last step, and what is left of all steps
+        self._step = np.zeros(0 if self._wire.exact else len(vector), dtype=np.float32)
+        self._residual = np.zeros_like(self._step)
 
     def state(self) -> dict[str, np.ndarray]:
         """Return what is remembered from round to round beside the vector, for the checkpoint."""
-        return {**self._optimizer.state, **self._rule.state()}
+        residual = {} if self._wire.exact else {RESIDUAL: self._residual}
+        return {**self._optimizer.state, **self._rule.state(), **residual}
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
         """Take back what `state` returned; nothing if the run begins."""
         if state:
             self._optimizer.state = {name: state[name] for name in self._optimizer.slots}
             self._rule.restore(state)
+            if not self._wire.exact:
+                self._residual[:] = state[RESIDUAL]
+
+    def broadcast(self, channel: Channel, fingerprint: int) -> Wire:
+        """Bring everybody's vector up to date; returns the format in which it went."""
+        if self._wire.exact or not self._everyone_has_a_vector:
+            channel.broadcast(self.vector, fingerprint)
+            self._everyone_has_a_vector = True
+            return FLOAT32
+        channel.broadcast(self._step, fingerprint, self._wire)
+        if not self._is_root:
+            self.vector += self._step
+        return self._wire
 
     def apply(self, gathered: Gathered, timing: Timing, round_: int) -> Aggregation:
         """Take in a round's updates, piece by piece.
@@ -155,7 +181,11 @@ class Server:
         dropped = headers["client"][~finite & is_client].tolist()
         kept, count = np.flatnonzero(finite), int((finite & is_client).sum())
         allowed = self._rule.most_malicious(count)
-        if not self._is_root or allowed is None or not finite[~is_client].all():
+        self._step[:] = 0
+        if allowed is None or not finite[~is_client].all():
+            return Aggregation(dropped=dropped, aggregated=False)
+        summed = self._config.comm.collective == "reduce"
+        if not self._is_root and not summed:
             for _ in gathered.blocks:
                 pass
             return Aggregation(dropped=dropped, aggregated=False)
@@ -166,35 +196,67 @@ class Server:
             parameters=len(self.vector),
             assumed_malicious=min(settings.assumed_malicious, allowed),
         )
-        blocks = ((piece, deltas if finite.all() else deltas[kept]) for piece, deltas in gathered.blocks)
-        with contextlib.closing(KeptPieces(len(kept), len(self.vector))) as pieces:
-            self._rule.begin(updates)
-            if self._rule.looks_first:
-                for piece, deltas in blocks:
-                    with timing.phase("aggregate"):
-                        self._rule.look(piece, deltas, self.vector[piece])
-                        pieces.keep(piece, deltas)
-                blocks = pieces
-            with timing.phase("aggregate"):
-                shares = self._rule.weigh(updates)
-            self._move(blocks, shares, timing, round_)
         everyone = np.zeros(len(headers))
-        everyone[kept] = shares
+        if summed:  # by a rule that needs the headers only, which every rank has
+            self._rule.begin(updates)
+            everyone[kept] = self._rule.weigh(updates)
+            self._move(gathered.sums(everyone), timing, round_)
+        else:
+            everyone[kept] = self._combine(gathered, updates, kept, timing, round_)
         shares = None if self._rule.coordinate_wise else everyone
         return Aggregation(dropped=dropped, aggregated=True, shares=shares)
 
+    def _combine(
+        self, gathered: Gathered, updates: Updates, kept: np.ndarray, timing: Timing, round_: int
+    ) -> np.ndarray:
+        """Move by what the rule makes of all clients' deltas; returns the factor of each that was kept."""
+        complete = len(kept) == len(gathered.headers)
+        blocks = ((piece, deltas if complete else deltas[kept]) for piece, deltas in gathered.blocks)
+        with contextlib.closing(KeptPieces(len(kept), len(self.vector))) as pieces:
+            self._rule.begin(updates)
+            if self._rule.looks_first:
+
+                def look(piece: slice, deltas: np.ndarray) -> None:
+                    with timing.phase("aggregate"):
+                        self._rule.look(piece, deltas, self.vector[piece])
+                        pieces.keep(piece, deltas)
+
+                overlapped(blocks, look)
+                blocks = pieces
+            with timing.phase("aggregate"):
+                shares = self._rule.weigh(updates)
+            self._move(blocks, timing, round_, shares)
+        return shares
+
     def _move(
-        self, blocks: Iterable[tuple[slice, np.ndarray]], shares: np.ndarray, timing: Timing, round_: int
+        self, blocks: Iterable[tuple[slice, np.ndarray]], timing: Timing, round_: int, shares: np.ndarray | None = None
     ) -> None:
-        """Combine piece after piece, add the noise, and go as far as the optimiser says."""
+        """Combine piece after piece, add the noise, and go as far as the optimiser says.
+
+        Args:
+            blocks: pieces with all deltas `[K, piece]`, or, without shares, with their sum `[piece]`.
+            timing: where the time goes.
+            round_: of the noise.
+            shares: `[K]` float64.
+        """
         noise_std = np.hypot(self._rule.noise_std, self._config.federation.noise_std)
         rng = seeds.generator(self._config.seed, "server noise", round_)
-        for piece, deltas in blocks:
+        target = self.vector if self._wire.exact else self._step
+
+        def move(piece: slice, block: np.ndarray) -> None:
+            if not self._is_root:
+                return
             with timing.phase("aggregate"):
-                delta = self._rule.combine(deltas, shares)
+                delta = block if shares is None else self._rule.combine(block, shares)
                 if noise_std:
                     delta += noise_std * rng.standard_normal(len(delta))
-                self.vector[piece] += self._optimizer.step(piece, delta)
+                target[piece] += self._optimizer.step(piece, delta)
+
+        overlapped(blocks, move)
+        if self._is_root and not self._wire.exact:
+            with timing.phase("aggregate"):
+                send_with_feedback(self._step, self._residual, self._wire)
+                self.vector += self._step
 
 
 def is_finite(headers: np.ndarray) -> np.ndarray:

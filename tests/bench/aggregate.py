@@ -22,7 +22,7 @@ def measure(rule: str, parameters: int, clients: int) -> None:
     import torch  # noqa: F401 - a real rank 0 has it
     import transformers  # noqa: F401
 
-    from fedprompt_mpi.comm.channel import HEADER, Gathered, chunk_columns
+    from fedprompt_mpi.comm.channel import HEADER, Gathered, pieces_of
     from fedprompt_mpi.comm.timing import Timing
     from fedprompt_mpi.config import FederationConfig, RunConfig
     from fedprompt_mpi.federation.checkpoint import Checkpoint, save_checkpoint
@@ -32,15 +32,13 @@ def measure(rule: str, parameters: int, clients: int) -> None:
     headers = np.zeros(rows, dtype=HEADER)
     headers["client"] = np.arange(rows) if rows == clients else [clients, *range(clients)]
     headers["num_examples"], headers["norm"] = 1, np.sqrt(parameters)
-    columns = chunk_columns(rows, parameters)
     rng = np.random.default_rng(0)
-    slices = (slice(at, min(at + columns, parameters)) for at in range(0, parameters, columns))
-    blocks = ((s, rng.standard_normal((rows, s.stop - s.start), dtype=np.float32)) for s in slices)
+    blocks = ((s, rng.standard_normal((rows, s.stop - s.start), dtype=np.float32)) for s in pieces_of(rows, parameters))
     config = RunConfig(federation=FederationConfig(clients=clients, aggregator=rule))
     server = Server(np.zeros(parameters, dtype=np.float32), config, is_root=True)
     timing = Timing(round_=1)
     start = time.perf_counter()
-    server.apply(Gathered(headers=headers, blocks=blocks), timing, 1)
+    server.apply(Gathered(headers=headers, blocks=blocks, sums=lambda factors: iter(())), timing, 1)
     seconds = time.perf_counter() - start
     with tempfile.TemporaryDirectory() as folder:
         save_checkpoint(

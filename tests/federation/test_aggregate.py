@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedprompt_mpi.config import FederationConfig, SettingsError
+from fedprompt_mpi.config import CommConfig, FederationConfig, SettingsError
 from fedprompt_mpi.federation.aggregate import AGGREGATORS, check_rule
 from fedprompt_mpi.federation.pairwise import Bulyan, FoolsGold, inner_products, krum_scores
 from fedprompt_mpi.federation.rule import Aggregator, Updates
@@ -136,11 +136,11 @@ class TestContract:
 
     def test_too_few_clients_are_refused(self, name: str) -> None:
         needed = AGGREGATORS[name].least_clients(3)
-        check_rule(FederationConfig(aggregator=name, assumed_malicious=3, clients=needed))
+        check_rule(FederationConfig(aggregator=name, assumed_malicious=3, clients=needed), CommConfig())
         if needed == 1:
             return
         with pytest.raises(SettingsError, match=rf"needs {needed} clients in a round, but there are {needed - 1}"):
-            check_rule(FederationConfig(aggregator=name, assumed_malicious=3, clients=needed - 1))
+            check_rule(FederationConfig(aggregator=name, assumed_malicious=3, clients=needed - 1), CommConfig())
 
     def test_zero_updates_do_not_break_it(self, name: str) -> None:
         deltas = np.zeros((K + (name == "fltrust"), P), dtype=np.float32)
@@ -309,13 +309,13 @@ def test_the_readme_s_rule_is_one() -> None:
 
 def test_an_unknown_rule_lists_the_known_ones() -> None:
     with pytest.raises(SettingsError, match=r"'mode': choose one of bulyan, .*trimmed_mean"):
-        check_rule(FederationConfig(aggregator="mode"))
+        check_rule(FederationConfig(aggregator="mode"), CommConfig())
 
 
 def test_too_large_an_f_names_the_largest_that_would_do() -> None:
     with pytest.raises(SettingsError, match="assume at most 3"):
-        check_rule(FederationConfig(aggregator="krum", assumed_malicious=4))
+        check_rule(FederationConfig(aggregator="krum", assumed_malicious=4), CommConfig())
     with pytest.raises(SettingsError, match="have at least 3"):
-        check_rule(FederationConfig(aggregator="krum", assumed_malicious=1, clients=2))
+        check_rule(FederationConfig(aggregator="krum", assumed_malicious=1, clients=2), CommConfig())
     with pytest.raises(SettingsError, match="there are 3"):  # it is the round's clients that count
-        check_rule(FederationConfig(aggregator="krum", fraction=0.3))
+        check_rule(FederationConfig(aggregator="krum", fraction=0.3), CommConfig())

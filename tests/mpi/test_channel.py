@@ -1,7 +1,7 @@
 """Vectors arrive as they were sent, whoever has how many. Runs under mpirun (see test_under_mpirun.py)."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pytest
@@ -9,6 +9,9 @@ import pytest
 from fedprompt_mpi.comm import channel as channel_module
 from fedprompt_mpi.comm.channel import HEADER, Channel, open_channel
 from fedprompt_mpi.comm.launcher import read_launch
+from fedprompt_mpi.comm.local_channel import LocalChannel
+from fedprompt_mpi.comm.timing import PHASES
+from fedprompt_mpi.comm.wire import INT8_CHUNK, WIRES
 
 pytestmark = pytest.mark.mpi
 
@@ -33,20 +36,35 @@ def test_broadcast(channel: Channel, length: int) -> None:
     np.testing.assert_array_equal(vector, np.arange(length))
 
 
+def _numbers(rows: np.ndarray, length: int) -> np.ndarray:
+    """Return rows of numbers that every format carries without loss: at most 7 bits apart in each chunk."""
+    return (rows[:, None] * 8 + np.arange(length) % 8).astype(np.float32)
+
+
+@pytest.mark.parametrize("wire", WIRES)
+def test_broadcast_in_every_format(channel: Channel, wire: str) -> None:
+    expected = _numbers(np.array([3]), 3000)[0]
+    vector = expected.copy() if channel.rank == 0 else np.zeros(3000, dtype=np.float32)
+    channel.broadcast(vector, 5, WIRES[wire])
+    np.testing.assert_array_equal(vector, expected)
+    (sent,) = [record for record in channel.timing.take().tolist() if record[1] == PHASES.index("broadcast")]
+    assert sent[3] == WIRES[wire].bytes_of(3000)
+
+
 @pytest.mark.parametrize("clients", [1, 7, 10])
 @pytest.mark.parametrize("chunk_bytes", [32 * 2**20, 64])
+@pytest.mark.parametrize("wire", WIRES)
 def test_gather_in_client_order(
-    channel: Channel, clients: int, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch
+    channel: Channel, clients: int, chunk_bytes: int, wire: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(channel_module, "CHUNK_BYTES", chunk_bytes)
-    length = 23
+    length = 600
     counts = _counts(channel.size, clients)
     first = int(counts[: channel.rank].sum())
     own = np.arange(first, first + counts[channel.rank])
     headers = np.zeros(len(own), dtype=HEADER)
     headers["client"], headers["num_examples"] = own, 100 + own
-    deltas = (own[:, None] * 1000 + np.arange(length)).astype(np.float32)
-    gathered = channel.gather(headers, deltas, counts)
+    gathered = channel.gather(headers, _numbers(own, length), counts, WIRES[wire])
     np.testing.assert_array_equal(gathered.headers["client"], np.arange(clients))
     np.testing.assert_array_equal(gathered.headers["num_examples"], 100 + np.arange(clients))
     whole = np.zeros((clients, length), dtype=np.float32)
@@ -54,11 +72,48 @@ def test_gather_in_client_order(
     for piece, block in gathered.blocks:
         pieces += 1
         if channel.rank == 0:
-            assert block.nbytes <= max(chunk_bytes, 4 * clients)
+            assert block.nbytes <= max(chunk_bytes, 4 * clients * INT8_CHUNK)
             whole[:, piece] = block
-    assert pieces == -(-length // max(1, min(length, chunk_bytes // (4 * clients))))
+    assert pieces == (1 if chunk_bytes > 64 else 3)
     if channel.rank == 0:
-        np.testing.assert_array_equal(whole, np.arange(clients)[:, None] * 1000 + np.arange(length))
+        np.testing.assert_array_equal(whole, _numbers(np.arange(clients), length))
+
+
+@pytest.mark.parametrize("chunk_bytes", [32 * 2**20, 4096])
+def test_sums_on_their_way(channel: Channel, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sum along the tree is, to the bit, that of one process; a client of factor 0 may have sent anything."""
+    monkeypatch.setattr(channel_module, "CHUNK_BYTES", chunk_bytes)
+    clients, length = 9, 3000
+    counts = _counts(channel.size, clients)
+    first = int(counts[: channel.rank].sum())
+    everybody = np.random.default_rng(0).standard_normal((clients, length)).astype(np.float32)
+    everybody[4] = np.nan
+    headers = np.zeros(clients, dtype=HEADER)
+    headers["largest"] = np.abs(everybody).max(axis=1)
+    headers["largest"][4] = 0
+    factors = np.random.default_rng(1).random(clients)
+    factors[4] = 0
+    own = slice(first, first + int(counts[channel.rank]))
+    ours = list(channel.gather(headers[own], everybody[own], counts).sums(factors))
+    assert len(ours) == (1 if chunk_bytes > 4096 else 3)
+    if channel.rank == 0:
+        alone = _together(LocalChannel().gather(headers, everybody, np.array([clients])).sums(factors), length)
+        np.testing.assert_array_equal(_together(ours, length), alone)
+        exact = np.nan_to_num(everybody).astype(np.float64).T @ factors
+        np.testing.assert_allclose(alone, exact, atol=clients * float(factors @ headers["largest"]) * 2.0**-30)
+
+
+def _together(pieces: Iterable[tuple[slice, np.ndarray]], length: int) -> np.ndarray:
+    """Put pieces together to one vector."""
+    whole = np.zeros(length)
+    for piece, block in pieces:
+        whole[piece] = block
+    return whole
+
+
+def test_every_rank_knows_the_nodes(channel: Channel) -> None:
+    assert channel.nodes.tolist() == [0] * channel.size  # this machine is one
+    assert 0 < channel.clock_resolution_s < 1e-3
 
 
 def test_sum_and_agree(channel: Channel) -> None:
@@ -78,7 +133,7 @@ def test_collecting(channel: Channel) -> None:
         return
     assert texts == [f"rank {r}" for r in range(channel.size)]
     for rank, records in enumerate(timings):
-        assert records[-1].tolist() == (3, 3, rank + 0.5, 10)
+        assert records[-1].tolist() == (3, PHASES.index("train"), rank + 0.5, 10)
 
 
 def test_the_shared_folder_is_shared_and_goes(channel: Channel) -> None:

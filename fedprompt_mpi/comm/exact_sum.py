@@ -1,0 +1,49 @@
+"""A sum that has the same bits in whatever order it is added up: in whole numbers.
+
+Sums of floating-point numbers depend on the order, hence on how clients are spread over ranks and on the tree that MPI
+adds them up along. Whole numbers do not: each rank turns its clients' contributions into multiples of a unit that all
+ranks know, MPI adds 32-bit integers, and rank 0 turns the total back.
+
+Legend: K clients of the round, P numbers in a vector, f_k the factor of a client, L_k the largest absolute number of
+its delta, u the unit.
+"""
+
+import numpy as np
+
+BLOCK = 2**15
+"""Numbers at a time, so that what is computed of them stays in the cache."""
+HEADROOM_BITS = 30
+"""Totals stay below 2^30 units, and rounding adds half a unit a client: 31 bits hold it for 2^31 clients."""
+
+
+def unit_of(factors: np.ndarray, largest: np.ndarray) -> float:
+    """Return u, a power of two with sum |f_k| L_k <= 2^30 u, or 1 if all is zero.
+
+    Against the exact sum, a total is then off by at most K u / 2, where u <= sum |f_k| L_k / 2^29.
+
+    Args:
+        factors: `[K]` float64.
+        largest: `[K]` float64.
+    """
+    most = float(np.abs(factors) @ largest)
+    return 2.0 ** (int(np.ceil(np.log2(most))) - HEADROOM_BITS) if most > 0 else 1.0
+
+
+def in_units(deltas: np.ndarray, factors: np.ndarray, unit: float) -> np.ndarray:
+    """Return sum f_k delta_k of one rank's clients in units `[P]` int32.
+
+    Args:
+        deltas: `[k, P]` float32; whoever's factor is 0 may have sent anything.
+        factors: `[k]` float64.
+        unit: u.
+    """
+    total = np.zeros(deltas.shape[1], dtype=np.int32)
+    scaled = np.empty(min(len(total), BLOCK))
+    for factor, delta in zip(factors, deltas, strict=True):
+        for at in range(0, len(total) if factor != 0 else 0, BLOCK):
+            block = delta[at : at + BLOCK]
+            units = scaled[: len(block)]
+            np.multiply(block, factor / unit, out=units)
+            np.rint(units, out=units)
+            np.add(total[at : at + BLOCK], units, out=total[at : at + BLOCK], casting="unsafe")
+    return total

@@ -1,0 +1,322 @@
+"""How vectors travel between ranks: by MPI's collectives, and nothing that anybody spins in.
+
+A long wait polls a tiny non-blocking collective with a growing sleep; the vectors follow by blocking
+collectives once everybody is there. So a waiting rank leaves its core to one that trains, and the time
+of the collective holds (almost) no waiting. The tiny collective carries what has to travel anyway: the
+round's header before a broadcast, the clients' headers before a gather.
+
+In measure mode a tight barrier stands between the two: what is left of the skew (ranks wake up at different
+times) goes there, and the collective is timed with all ranks present. Barriers are recorded as `sync`.
+
+Legend: R ranks, K clients of the round, k of them on this rank, P length of a vector.
+"""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedprompt_mpi.comm.channel import HEADER, Gathered, pieces_of
+from fedprompt_mpi.comm.exact_sum import in_units, unit_of
+from fedprompt_mpi.comm.launcher import is_fault_tolerant, transport_of
+from fedprompt_mpi.comm.timing import RECORD, Timing
+from fedprompt_mpi.comm.topology import MOST_PROCESSORS, Place, own_processors, read_place
+from fedprompt_mpi.comm.tree import sum_to_root
+from fedprompt_mpi.comm.wire import FLOAT32, Wire
+
+SHORTEST_SLEEP_S, LONGEST_SLEEP_S = 2e-5, 2e-3
+PROGRESS_TAG = 7
+MESSAGE_BYTES = 4096
+
+
+class MPIChannel:
+    """The ranks of an MPI job."""
+
+    def __init__(self, world: Any, *, measure: bool) -> None:
+        """Take communicators of our own, so that no other library's messages mix with ours.
+
+        Args:
+            world: an mpi4py communicator.
+            measure: whether a barrier goes before each collective, to take the last bit of waiting out of its time.
+        """
+        from mpi4py import MPI
+
+        self._mpi = MPI
+        self._comm = world.Dup()
+        self._progress_comm = world.Dup()
+        self.rank, self.size = self._comm.rank, self._comm.size
+        self._node = self._comm.Split_type(MPI.COMM_TYPE_SHARED, key=self.rank)
+        self._leaders = self._comm.Split(0 if self._node.rank == 0 else MPI.UNDEFINED, key=self.rank)
+        self.nodes = self._number_nodes()
+        self.place = self._read_place()
+        library = MPI.Get_library_version()
+        self.library, self.transport = " ".join(library.split("\n")[0].split()), transport_of(library)
+        self.thread_level = ("single", "funneled", "serialized", "multiple")[
+            [MPI.THREAD_SINGLE, MPI.THREAD_FUNNELED, MPI.THREAD_SERIALIZED, MPI.THREAD_MULTIPLE].index(
+                MPI.Query_thread()
+            )
+        ]
+        self.survives = is_fault_tolerant(MPI.get_vendor()[0])
+        self.timing = Timing(clock=MPI.Wtime)
+        self.clock_resolution_s = MPI.Wtick()
+        self.synchronise: Callable[[], None] = lambda: None
+        self._measure = measure
+        self._rooms = [np.empty(0, dtype=np.uint8), np.empty(0, dtype=np.uint8)]
+        self._folder: Path | None = None
+        self._show: Callable[[int], None] | None = None
+        self._left = np.zeros(self.size, dtype=np.int64)
+        self._steps = 0
+        self._sending: tuple[Any, np.ndarray] | None = None
+        self._watched = False
+        self._last_report = 0.0
+
+    def _number_nodes(self) -> np.ndarray:
+        """Tell everybody which node each rank is on."""
+        lowest, everyone = np.array([self.rank], dtype=np.int64), np.empty(self.size, dtype=np.int64)
+        self._node.Bcast(lowest, root=0)
+        self._comm.Allgather(lowest, everyone)
+        return np.unique(everyone, return_inverse=True)[1].astype(np.int64)
+
+    def _read_place(self) -> Place:
+        """Ask the ranks of this node who is here, and which processors each may use."""
+        lowest, sharers = np.empty(1, dtype=np.int64), np.zeros(MOST_PROCESSORS, dtype=np.int64)
+        self._node.Allreduce(np.array([self.rank], dtype=np.int64), lowest, op=self._mpi.MIN)
+        mine = np.zeros_like(sharers)
+        mine[list(own_processors())] = 1
+        self._node.Allreduce(mine, sharers, op=self._mpi.SUM)
+        return read_place(self.rank, self._node.rank, sharers, server_here=lowest[0] == 0)
+
+    def _sleep_until(self, request: Any) -> None:
+        """Wait for a request with the processor left to others."""
+        pause = SHORTEST_SLEEP_S
+        while not request.Test():
+            if self._show:
+                self._receive_progress()
+            time.sleep(pause)
+            pause = min(1.5 * pause, LONGEST_SLEEP_S)
+
+    def _collective(self, phase: str, payload_bytes: int, call: Callable[..., Any], *arguments: Any) -> Any:
+        """Run and time a blocking collective that everybody is about to enter; returns what it returns.
+
+        Between the two looks at the clock there is nothing but the call: for a prompt it takes some 20 microseconds.
+        """
+        clock = self._mpi.Wtime
+        if self._measure:
+            start = clock()
+            self._comm.Barrier()
+            self.timing.add("sync", clock() - start)
+        start = clock()
+        result = call(*arguments)
+        self.timing.add(phase, clock() - start, payload_bytes)
+        return result
+
+    def _meet(self) -> None:
+        """Wait, asleep, until all ranks are here."""
+        with self.timing.phase("wait"):
+            self._sleep_until(self._comm.Ibarrier())
+
+    def broadcast(self, vector: np.ndarray, fingerprint: int, wire: Wire = FLOAT32) -> None:
+        """Copy rank 0's `vector` `[P]` float32, which is on the wire's grid, into everybody's, in place.
+
+        Raises:
+            RuntimeError: if rank 0's vector has another layout than this rank's.
+        """
+        header = np.array([len(vector), fingerprint, self._show is not None], dtype=np.int64)
+        expected = header[:2].copy()
+        with self.timing.phase("wait"):
+            self._sleep_until(self._comm.Ibcast(header, root=0))
+        if not np.array_equal(header[:2], expected):
+            raise RuntimeError(
+                f"rank 0 sends a vector of {header[0]} parameters (layout {header[1]}), "
+                f"but rank {self.rank} has {expected[0]} (layout {expected[1]})"
+            )
+        self._watched = bool(header[2])
+        size = wire.bytes_of(len(vector))
+        if wire.exact:
+            self.synchronise()
+            self._collective("broadcast", size, self._comm.Bcast, [vector, self._mpi.FLOAT])
+            return
+        with self.timing.phase("pack"):
+            packed = wire.pack(vector) if self.rank == 0 else np.empty(size, dtype=np.uint8)
+        self._collective("broadcast", size, self._comm.Bcast, [packed, self._mpi.BYTE])
+        if self.rank:
+            with self.timing.phase("pack"):
+                wire.unpack(packed, vector)
+
+    def gather(self, headers: np.ndarray, deltas: np.ndarray, counts: np.ndarray, wire: Wire = FLOAT32) -> Gathered:
+        """Bring the round's headers and deltas, or a sum of them, to rank 0, the deltas in pieces.
+
+        Rank 0 never holds more than two pieces of all clients' deltas, each of `CHUNK_BYTES`, whatever P and K.
+        """
+        byte = self._mpi.BYTE
+        everyone = np.empty(int(counts.sum()), dtype=HEADER)
+        sizes = counts * HEADER.itemsize
+        starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+        with self.timing.phase("wait"):
+            # all ranks get all headers: whoever has them knows that everybody is here
+            mine = np.ascontiguousarray(headers).view(np.uint8)
+            self._sleep_until(self._comm.Iallgatherv([mine, byte], [everyone.view(np.uint8), sizes, starts, byte]))
+        return Gathered(
+            headers=everyone,
+            blocks=self._gather_blocks(deltas, counts, wire),
+            sums=lambda factors: self._sums(deltas, counts, factors, everyone),
+        )
+
+    def _gather_blocks(self, deltas: np.ndarray, counts: np.ndarray, wire: Wire) -> Iterator[tuple[slice, np.ndarray]]:
+        clients, root, mpi = int(counts.sum()), self.rank == 0, self._mpi
+        for number, piece in enumerate(pieces_of(clients, deltas.shape[1])):
+            if number:
+                self._meet()  # rank 0 may still be at work on the piece before
+            width = piece.stop - piece.start
+            size = wire.bytes_of(width)
+            with self.timing.phase("pack"):
+                mine = contiguous(deltas[:, piece]) if wire.exact else wire.pack(deltas[:, piece])
+                self.synchronise()
+            items, kind = (width, mpi.FLOAT) if wire.exact else (size, mpi.BYTE)
+            room = self._room(number % 2, clients if root else 0, items, np.float32 if wire.exact else np.uint8)
+            sizes = counts * items
+            starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+            received = [room, sizes, starts, kind] if root else None
+            self._collective("gather", len(deltas) * size, self._comm.Gatherv, [mine, kind], received)
+            if root and not wire.exact:
+                with self.timing.phase("pack"):
+                    numbers = np.empty((clients, width), dtype=np.float32)
+                    wire.unpack(room, numbers)
+                    room = numbers
+            yield piece, room
+
+    def _room(self, which: int, rows: int, items: int, dtype: Any) -> np.ndarray:
+        """Return one of two memories to receive a piece in; they are kept: fresh pages cost as much as the transfer."""
+        size = rows * items * np.dtype(dtype).itemsize
+        if self._rooms[which].nbytes < size:
+            self._rooms[which] = np.empty(size, dtype=np.uint8)
+        return self._rooms[which][:size].view(dtype).reshape(rows, items)
+
+    def _sums(
+        self, deltas: np.ndarray, counts: np.ndarray, factors: np.ndarray, headers: np.ndarray
+    ) -> Iterator[tuple[slice, np.ndarray]]:
+        unit = unit_of(factors, headers["largest"])
+        first = int(counts[: self.rank].sum())
+        own = factors[first : first + len(deltas)]
+        for piece in pieces_of(1, deltas.shape[1]):
+            if piece.start:
+                self._meet()
+            with self.timing.phase("pack"):
+                mine = in_units(deltas[:, piece], own, unit)
+            total = self._collective("reduce", mine.nbytes, sum_to_root, self._mpi, self._node, self._leaders, mine)
+            yield piece, np.empty(0) if total is None else unit * total
+
+    def sum(self, values: np.ndarray) -> np.ndarray:
+        """Add float64 arrays of equal shape up over the ranks."""
+        total = np.empty_like(values)
+        self._sleep_until(self._comm.Iallreduce(values, total, op=self._mpi.SUM))
+        return total
+
+    def agree(self, error: str | None) -> str | None:
+        """Return the lowest rank's error message on every rank, or None if nobody has one."""
+        first = np.empty(1, dtype=np.int64)
+        mine = np.array([self.size if error is None else self.rank], dtype=np.int64)
+        self._sleep_until(self._comm.Iallreduce(mine, first, op=self._mpi.MIN))
+        if first[0] == self.size:
+            return None
+        message = np.zeros(MESSAGE_BYTES, dtype=np.uint8)
+        if self.rank == first[0]:
+            text = (error or "").encode()[:MESSAGE_BYTES]
+            message[: len(text)] = np.frombuffer(text, dtype=np.uint8)
+        self._comm.Bcast(message, root=int(first[0]))
+        return message.tobytes().rstrip(b"\0").decode(errors="replace")
+
+    def node_barrier(self) -> None:
+        """Wait, asleep, for the other ranks of this node."""
+        self._sleep_until(self._node.Ibarrier())
+
+    def shared_folder(self) -> Path:
+        """Return a temporary folder that the ranks of this node share."""
+        if self._folder is None:
+            name = np.zeros(MESSAGE_BYTES, dtype=np.uint8)
+            if self._node.rank == 0:
+                path = tempfile.mkdtemp(prefix="fedprompt-").encode()
+                name[: len(path)] = np.frombuffer(path, dtype=np.uint8)
+            self._sleep_until(self._node.Ibcast(name, root=0))
+            self._folder = Path(name.tobytes().rstrip(b"\0").decode())
+        return self._folder
+
+    def drop_shared_folder(self) -> None:
+        """Remove the node's folder once all its ranks are here."""
+        self.node_barrier()
+        if self._folder is not None and self._node.rank == 0:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder = None
+
+    def report_progress(self, left: int) -> None:
+        """Tell rank 0 how many local steps are left, a few times a second at most."""
+        now = time.monotonic()
+        if self.rank == 0:  # a server that trains; nobody needs to send for it
+            self._left[0] = left
+        if not self._watched or self.rank == 0 or now - self._last_report < 0.2:
+            return
+        if self._sending is not None and not self._sending[0].Test():
+            return
+        message = np.array([left], dtype=np.int64)
+        self._sending = (self._progress_comm.Isend(message, dest=0, tag=PROGRESS_TAG), message)
+        self._last_report = now
+
+    def watch_progress(self, show: Callable[[int], None] | None, steps: np.ndarray) -> None:
+        """Let rank 0's next waits tell `show` how many steps the rank that is last has behind it."""
+        self._show, self._steps = show, int(steps.max())
+        self._left[:] = steps
+
+    def _receive_progress(self) -> None:
+        status = self._mpi.Status()
+        message = np.empty(1, dtype=np.int64)
+        while self._progress_comm.Iprobe(tag=PROGRESS_TAG, status=status):
+            self._progress_comm.Recv(message, source=status.Get_source(), tag=PROGRESS_TAG)
+            self._left[status.Get_source()] = message[0]
+        if self._show:
+            self._show(self._steps - int(self._left.max()))
+
+    def _collect_bytes(self, mine: np.ndarray) -> list[bytes]:
+        """Return every rank's uint8 array as bytes on rank 0, [] elsewhere."""
+        sizes = np.empty(self.size, dtype=np.int64)
+        self._sleep_until(self._comm.Iallgather(np.array([mine.size], dtype=np.int64), sizes))
+        starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+        received = np.empty(int(sizes.sum()) if self.rank == 0 else 0, dtype=np.uint8)
+        byte = self._mpi.BYTE
+        self._comm.Gatherv([mine, byte], [received, sizes, starts, byte] if self.rank == 0 else None, root=0)
+        if self.rank:
+            return []
+        return [received[at : at + n].tobytes() for at, n in zip(starts, sizes, strict=True)]
+
+    def collect_timings(self) -> list[np.ndarray]:
+        """Return every rank's records on rank 0, [] elsewhere."""
+        return [np.frombuffer(b, dtype=RECORD) for b in self._collect_bytes(self.timing.take().view(np.uint8))]
+
+    def collect_text(self, text: str) -> list[str]:
+        """Return every rank's text on rank 0, [] elsewhere."""
+        return [b.decode() for b in self._collect_bytes(np.frombuffer(text.encode(), dtype=np.uint8))]
+
+    def abandon(self) -> None:
+        """Remove the node's folder, if it is still there, waiting for nobody."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def close(self) -> None:
+        """Drain what is under way, remove the node's folder, and leave together."""
+        if self._sending is not None:
+            self._sending[0].Cancel()
+        self.drop_shared_folder()
+        self._sleep_until(self._comm.Ibarrier())  # the folders are gone before any rank may end the job
+        if self._leaders != self._mpi.COMM_NULL:
+            self._leaders.Free()
+        self._node.Free()
+        self._progress_comm.Free()
+        self._comm.Free()
+
+
+def contiguous(block: Any) -> Any:
+    """Return a block of an array, or of a tensor on whatever device, in one piece of memory."""
+    return block.contiguous() if hasattr(block, "contiguous") else np.ascontiguousarray(block)

@@ -1,0 +1,73 @@
+"""Figures from records: the slowest rank counts, warm-up does not, and intervals come from the order alone."""
+
+import numpy as np
+import pytest
+
+from fedprompt_mpi.comm.statistics import Row, communication, describe, median_interval, slowest_by_round
+
+
+def _rows(transfers: list[float]) -> list[Row]:
+    """Return the records of rounds 1, 2, ... of two ranks, of which the second is always twice as slow."""
+    rows: list[Row] = []
+    for round_, seconds in enumerate(transfers, 1):
+        for rank, factor in ((0, 1), (1, 2)):
+            rows += [
+                (round_, rank, "train", 1.0 + rank, 0),
+                (round_, rank, "wait", 0.5 - 0.4 * rank, 0),
+                (round_, rank, "sync", 0.01 * factor, 0),
+                (round_, rank, "broadcast", 0.25 * seconds * factor, 8),
+                (round_, rank, "gather", 0.5 * seconds * factor, 8),
+                (round_, rank, "gather", 0.25 * seconds * factor, 8),
+            ]
+    return rows
+
+
+def test_a_round_counts_with_its_slowest_rank() -> None:
+    figures = slowest_by_round(_rows([3.0]))[1]
+    assert figures["transfer"] == pytest.approx(6.0)
+    assert figures["gather"] == pytest.approx(4.5)
+    assert figures["wait"] == pytest.approx(0.51)
+    assert figures["wait + transfer"] == pytest.approx(6.12)
+    assert figures["overhead"] == pytest.approx(0.01)
+    assert figures["evaluate"] == 0
+
+
+def test_warm_up_is_left_out() -> None:
+    figures = communication([_rows([100.0, 1.0, 2.0, 3.0])], warmup=1)
+    assert figures["rounds"] == 3
+    assert figures["seconds"]["transfer"]["median"] == pytest.approx(4.0)
+    assert "evaluate" not in figures["seconds"]  # nothing of it was there
+
+
+def test_only_rounds_that_train_count() -> None:
+    """Before the first and after the last round a vector is broadcast and evaluated, too."""
+    rows = [(0, 0, "evaluate", 1.0, 0), *_rows([1.0] * 3), (4, 0, "broadcast", 9.0, 0)]
+    assert communication([rows], warmup=0)["rounds"] == 3
+
+
+def test_launches_count_once_each() -> None:
+    """Three quick rounds of one launch do not outweigh one slow round of another."""
+    figures = communication([_rows([1.0] * 3), _rows([3.0])], warmup=0)
+    assert figures["launches"] == 2
+    assert figures["rounds"] == 4
+    assert figures["seconds"]["transfer"]["median"] == pytest.approx(4.0)
+
+
+def test_nothing_after_the_warm_up() -> None:
+    assert communication([_rows([1.0])], warmup=1)["seconds"] == {}
+
+
+@pytest.mark.parametrize(("n", "expected"), [(5, None), (6, (0, 5)), (10, (1, 8)), (20, (5, 14)), (100, (39, 60))])
+def test_the_median_s_interval(n: int, expected: tuple[int, int] | None) -> None:
+    """As in Le Boudec's table A.1 (there counted from 1), at 95 %."""
+    assert median_interval(n) == expected
+
+
+def test_the_interval_holds_the_median_as_often_as_it_says() -> None:
+    """2,000 skewed samples of 20: at least 95 %, and not always."""
+    rng = np.random.default_rng(0)
+    hits = 0
+    for samples in rng.lognormal(size=(2000, 20)):
+        figures = describe(samples.tolist())
+        hits += figures["low"] <= 1.0 <= figures["high"]  # type: ignore[operator]
+    assert 0.95 <= hits / 2000 < 0.99

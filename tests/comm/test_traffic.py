@@ -1,0 +1,55 @@
+"""What travels, by definition and from node to node, worked out by hand."""
+
+import numpy as np
+import pytest
+
+from fedprompt_mpi.comm import channel as channel_module
+from fedprompt_mpi.comm.traffic import Traffic, round_traffic
+from fedprompt_mpi.comm.wire import WIRES
+
+NODES = np.array([0, 0, 1, 1, 2])
+COUNTS = np.array([0, 3, 3, 2, 2])
+P = 1000
+
+
+def _traffic(nodes: np.ndarray, counts: np.ndarray, **settings: str) -> tuple[Traffic, Traffic]:
+    down, up = WIRES[settings.get("down", "float32")], WIRES[settings.get("up", "float32")]
+    collective = settings.get("collective", "gather")
+    return round_traffic(nodes, counts, P, collective=collective, wire_down=down, wire_up=up)
+
+
+def test_three_nodes() -> None:
+    """Ten clients; seven of them are not on rank 0's node, on three ranks of the other two nodes."""
+    down, up = _traffic(NODES, COUNTS)
+    assert down == Traffic(bytes=40_000, messages=10, wire_bytes=8_000, wire_messages=2)
+    assert up == Traffic(bytes=40_000, messages=10, wire_bytes=28_000, wire_messages=3)
+
+
+def test_a_tree_sum_sends_one_vector_a_node() -> None:
+    _, up = _traffic(NODES, COUNTS, collective="reduce")
+    assert up == Traffic(bytes=40_000, messages=10, wire_bytes=8_000, wire_messages=2)
+
+
+def test_short_formats() -> None:
+    down, up = _traffic(NODES, COUNTS, down="bfloat16", up="int8")
+    assert (down.bytes, down.wire_bytes) == (20_000, 4_000)
+    assert (up.bytes, up.wire_bytes) == (10_040, 7_028)
+
+
+def test_one_node_needs_no_wire() -> None:
+    down, up = _traffic(np.zeros(5, dtype=np.int64), COUNTS)
+    assert (down.wire_bytes, up.wire_bytes, up.wire_messages) == (0, 0, 0)
+    assert (down.bytes, up.bytes) == (40_000, 40_000)
+
+
+def test_an_empty_cohort_is_still_broadcast() -> None:
+    """Every node keeps up with the vector, though no client asked for it."""
+    down, up = _traffic(NODES, np.zeros(5, dtype=np.int64))
+    assert (down.bytes, down.wire_bytes, up.bytes, up.wire_bytes, up.wire_messages) == (0, 8_000, 0, 0, 0)
+
+
+def test_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1,000 numbers go down in one message, and come up in pieces of 256 of ten clients each."""
+    monkeypatch.setattr(channel_module, "CHUNK_BYTES", 2048)
+    down, up = _traffic(NODES, COUNTS)
+    assert (down.wire_messages, up.wire_messages) == (2, 3 * 4)
