@@ -1,6 +1,7 @@
 """The command line: which command, which settings, and how a process ends.
 
-Exit status: 0 done; 2 the user's settings or data are wrong (one message, from rank 0); 3 a rank failed.
+Exit status: 0 done; 2 the user's settings or data are wrong (one message, from rank 0); 3 a rank failed;
+75 stopped by SIGUSR1 with a checkpoint to resume from.
 """
 
 import dataclasses
@@ -13,8 +14,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fedprompt_mpi.comm.faults import end_job, end_process
+from fedprompt_mpi.comm.faults import end_job, end_process, end_together
 from fedprompt_mpi.comm.launcher import read_launch
+from fedprompt_mpi.comm.stop import Stopped, listen
 from fedprompt_mpi.config import PromptConfig, RunConfig, SettingsError, without_none
 
 USAGE = """\
@@ -37,6 +39,8 @@ python -m fedprompt_mpi run --help lists every setting with its unit and default
 """
 
 
+STOPPED = 75
+"""Exit status: EX_TEMPFAIL of sysexits.h."""
 TYPE_NAMES = {
     "int": "integer",
     "float": "number",
@@ -54,7 +58,6 @@ class _Stop(Exception):  # noqa: N818 - nothing went wrong
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and end the process with its exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    status = 0
     try:
         command = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "run"
         if command not in COMMANDS:
@@ -65,16 +68,21 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except SettingsError as error:
         if read_launch().rank == 0:  # every rank has the same error; the others leave without a word
             print(f"fedprompt_mpi: error: {error}", file=sys.stderr, flush=True)
-            end_job(2)
+        end_together(2, read_launch())
+    except Stopped as stop:
+        if read_launch().rank == 0:
+            print(f"{stop}; --output.resume true goes on", flush=True)
+        end_together(STOPPED, read_launch())
     except KeyboardInterrupt:
         end_job(130)
     except Exception:
         _fail()
-    end_process(status)
+    end_process(0)
 
 
 def _run(arguments: list[str]) -> None:
     config = parse_settings(arguments)
+    listen()
     from fedprompt_mpi.run import run
 
     run(config)

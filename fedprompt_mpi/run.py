@@ -11,6 +11,7 @@ import numpy as np
 
 from fedprompt_mpi.comm.channel import Channel, open_channel
 from fedprompt_mpi.comm.launcher import read_launch
+from fedprompt_mpi.comm.stop import Stopped
 from fedprompt_mpi.comm.traffic import round_traffic
 from fedprompt_mpi.comm.wire import WIRES
 from fedprompt_mpi.config import RunConfig, SettingsError
@@ -35,6 +36,7 @@ def run(config: RunConfig | None = None) -> dict[str, Any]:
 
     Raises:
         SettingsError: on every rank, if settings or data are wrong.
+        Stopped: on every rank, if rank 0 was asked to stop; there is a checkpoint.
     """
     started = time.perf_counter()
     config = config or RunConfig()
@@ -45,7 +47,7 @@ def run(config: RunConfig | None = None) -> dict[str, Any]:
     channel = open_channel(launch, measure=config.comm.mode == "measure")
     try:
         result = federate(config, task, channel, prepare(config, task, channel), started)
-    except SettingsError:  # raised on all ranks alike
+    except (SettingsError, Stopped):  # raised on all ranks alike
         channel.close()
         raise
     except BaseException:  # on this rank perhaps: nobody may wait for the others now
@@ -108,6 +110,10 @@ def federate(config: RunConfig, task: Task, channel: Channel, ready: Prepared, s
             channel.watch_progress(journal.console.start_steps(int(steps.max())), steps)
             wire_down = server.broadcast(channel, method.layout.fingerprint)
             journal.arrived(time.perf_counter() - started)
+            if channel.stopping and first < round_ <= rounds:
+                if not wants_checkpoint(config, round_ - 1):
+                    save(journal, server, observer, feedback)
+                raise Stopped(f"stopped on request after round {round_ - 1}")
             observer.see(server.vector)
 
             timing.round_ = round_ - 1  # what has arrived is the work of the round before
@@ -139,12 +145,17 @@ def federate(config: RunConfig, task: Task, channel: Channel, ready: Prepared, s
             )
             journal.trained(round_, cohort, gathered.headers, aggregation, own, (down, up), time.perf_counter() - clock)
             if wants_checkpoint(config, round_):
-                journal.collect_timings()
-                left_behind = feedback.collect(method.layout.size)
-                journal.save(server.vector, {**server.state(), **observer.state(), **left_behind})
+                save(journal, server, observer, feedback)
         return journal.close(server.vector, time.perf_counter() - started)
     finally:
         journal.console.close()
+
+
+def save(journal: Journal, server: Server, observer: Observer, feedback: ClientFeedback) -> None:
+    """Bring to rank 0, and save, what a resume after the round just noted needs; every rank calls this."""
+    journal.collect_timings()
+    left_behind = feedback.collect(len(server.vector))
+    journal.save(server.vector, {**server.state(), **observer.state(), **left_behind})
 
 
 def is_evaluated(config: RunConfig, round_: int) -> bool:

@@ -8,6 +8,10 @@ import pytest
 from tests.tiny import save_tiny
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--cluster", action="store_true", help="run the tests on a virtual cluster too (needs root)")
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leave tests/mpi to the runs under mpirun, which test_under_mpirun.py starts."""
     under_mpirun = config.getoption("--with-mpi") or config.getoption("--only-mpi")

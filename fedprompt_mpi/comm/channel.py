@@ -52,6 +52,8 @@ class Channel(Protocol):
     """Whether the job was started so that it survives a lost rank (ULFM)."""
     clock_resolution_s: float
     """Of the clock that phases are timed with."""
+    stopping: bool
+    """Whether rank 0 had been asked to stop when it last broadcast."""
     synchronise: Callable[[], None]
     """Called before a device's memory is handed to MPI: waits for the device. Set by whoever owns the device."""
 

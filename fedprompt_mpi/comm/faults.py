@@ -1,7 +1,8 @@
 """How a process of a job ends, so that no rank waits for one that is gone, and no last words are lost.
 
 A rank that has a reason to stop ends all the others through MPI: launchers disagree on what a non-zero exit status
-of one rank means once MPI is up (MPICH's Hydra returned 0, 2 or 9 for the same program), but not on an abort.
+of one rank means once MPI is up (MPICH's Hydra returned 0, 2 or 9 for the same program), but not on an abort. Slurm's
+srun is the other way round: it returns the status that all ranks leave with, and 137 after an abort.
 """
 
 import fcntl
@@ -11,6 +12,8 @@ import sys
 import termios
 import time
 from typing import Any, NoReturn
+
+from fedprompt_mpi.comm.launcher import SRUN, Launch
 
 LAST_WORDS_S = 2.0
 """How long a launcher may take to read what a rank said before it aborts."""
@@ -27,6 +30,13 @@ def end_process(status: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
+
+
+def end_together(status: int, launch: Launch) -> NoReturn:
+    """End a job all of whose ranks call this, so that its launcher returns `status`."""
+    if launch.rank == 0 and launch.launcher != SRUN:
+        end_job(status)
+    end_process(status)
 
 
 def end_job(status: int) -> NoReturn:

@@ -21,18 +21,24 @@ class Launch:
     """The wire-up protocol offered to the library: "pmix", "pmi", "any" or "none"."""
 
 
+SRUN = "Slurm's srun"
 # (variable of the rank, of the size, who sets them, protocol), most specific first
 _LAUNCHERS = (
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "Open MPI's mpirun", "pmix"),
     ("PMI_RANK", "PMI_SIZE", "MPICH's mpirun", "pmi"),
-    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "Slurm's srun", "any"),
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", SRUN, "any"),
 )
+_ONLY_HYDRA_SETS = "MPI_LOCALRANKID"
 
 
 def read_launch(environment: Mapping[str, str] = os.environ) -> Launch:
     """Return what the environment says; a process that no launcher started is rank 0 of 1."""
+    # srun speaks MPICH's protocol too, and MPICH's mpirun starts its helpers by srun: one of the two is left out
+    left_out = (
+        SRUN if _ONLY_HYDRA_SETS in environment or "SLURM_STEP_NUM_TASKS" not in environment else "MPICH's mpirun"
+    )
     for rank, size, launcher, speaks in _LAUNCHERS:
-        if environment.get(rank, "").isdigit() and environment.get(size, "").isdigit():
+        if launcher != left_out and environment.get(rank, "").isdigit() and environment.get(size, "").isdigit():
             return Launch(rank=int(environment[rank]), size=int(environment[size]), launcher=launcher, speaks=speaks)
     return Launch(rank=0, size=1, launcher="none", speaks="none")
 

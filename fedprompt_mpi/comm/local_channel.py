@@ -10,6 +10,7 @@ import numpy as np
 
 from fedprompt_mpi.comm.channel import Gathered, pieces_of
 from fedprompt_mpi.comm.exact_sum import in_units, unit_of
+from fedprompt_mpi.comm.stop import is_requested
 from fedprompt_mpi.comm.timing import Timing
 from fedprompt_mpi.comm.topology import MOST_PROCESSORS, read_place
 from fedprompt_mpi.comm.wire import FLOAT32, Wire
@@ -29,12 +30,14 @@ class LocalChannel:
         self.nodes = np.zeros(1, dtype=np.int64)
         self.timing = Timing()
         self.synchronise: Callable[[], None] = lambda: None
+        self.stopping = False
         self._folder: Path | None = None
         self._show: Callable[[int], None] | None = None
         self._steps = 0
 
     def broadcast(self, vector: np.ndarray, fingerprint: int, wire: Wire = FLOAT32) -> None:
-        """Nothing to do."""
+        """Take note of a request to stop; there is nobody to send to."""
+        self.stopping = is_requested()
 
     def gather(self, headers: np.ndarray, deltas: np.ndarray, counts: np.ndarray, wire: Wire = FLOAT32) -> Gathered:
         """Return this process's own updates, piece by piece as over MPI."""

@@ -23,6 +23,7 @@ import numpy as np
 from fedprompt_mpi.comm.channel import HEADER, Gathered, pieces_of
 from fedprompt_mpi.comm.exact_sum import in_units, unit_of
 from fedprompt_mpi.comm.launcher import is_fault_tolerant, transport_of
+from fedprompt_mpi.comm.stop import is_requested
 from fedprompt_mpi.comm.timing import RECORD, Timing
 from fedprompt_mpi.comm.topology import MOST_PROCESSORS, Place, own_processors, read_place
 from fedprompt_mpi.comm.tree import sum_to_root
@@ -64,6 +65,7 @@ class MPIChannel:
         self.timing = Timing(clock=MPI.Wtime)
         self.clock_resolution_s = MPI.Wtick()
         self.synchronise: Callable[[], None] = lambda: None
+        self.stopping = False
         self._measure = measure
         self._rooms = [np.empty(0, dtype=np.uint8), np.empty(0, dtype=np.uint8)]
         self._folder: Path | None = None
@@ -125,7 +127,7 @@ class MPIChannel:
         Raises:
             RuntimeError: if rank 0's vector has another layout than this rank's.
         """
-        header = np.array([len(vector), fingerprint, self._show is not None], dtype=np.int64)
+        header = np.array([len(vector), fingerprint, self._show is not None, is_requested()], dtype=np.int64)
         expected = header[:2].copy()
         with self.timing.phase("wait"):
             self._sleep_until(self._comm.Ibcast(header, root=0))
@@ -134,7 +136,7 @@ class MPIChannel:
                 f"rank 0 sends a vector of {header[0]} parameters (layout {header[1]}), "
                 f"but rank {self.rank} has {expected[0]} (layout {expected[1]})"
             )
-        self._watched = bool(header[2])
+        self._watched, self.stopping = bool(header[2]), bool(header[3])
         size = wire.bytes_of(len(vector))
         if wire.exact:
             self.synchronise()

@@ -14,7 +14,11 @@ def test_rank_and_size_from_each_launcher() -> None:
     assert (read_launch(MPICH).rank, read_launch(MPICH).size) == (3, 11)
     assert (read_launch(SLURM).rank, read_launch(SLURM).size) == (4, 11)
     assert (read_launch({}).rank, read_launch({}).size) == (0, 1)
-    assert read_launch(SLURM | MPICH).launcher == "MPICH's mpirun"  # mpirun inside an allocation
+    assert read_launch(SLURM | MPICH).launcher == "Slurm's srun"  # which speaks PMI too
+    inside = read_launch(SLURM | MPICH | {"MPI_LOCALRANKID": "0"})  # mpirun inside an allocation
+    assert (inside.launcher, inside.rank) == ("MPICH's mpirun", 3)
+    assert read_launch(SLURM | OPEN_MPI).launcher == "Open MPI's mpirun"
+    assert read_launch(MPICH | {"SLURM_PROCID": "0"}).launcher == "MPICH's mpirun"  # no step of Slurm's
 
 
 @pytest.mark.parametrize(

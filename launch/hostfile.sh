@@ -1,0 +1,21 @@
+#!/bin/bash
+# One run over machines that ssh reaches without a password, with plain mpirun.
+#
+#     bash launch/hostfile.sh HOSTFILE RANKS --config launch/recipes/sst2-soft.toml --task.data DATA
+#
+# HOSTFILE has a line for each machine, in your MPI's own words: "node1:4" for MPICH, "node1 slots=4" for Open MPI.
+# The package and its environment must lie at the same path on all of them.
+
+set -euo pipefail
+if [ $# -lt 2 ]; then
+    echo "usage: bash launch/hostfile.sh HOSTFILE RANKS [flags of the run]" >&2
+    exit 2
+fi
+hostfile=$1 ranks=$2
+shift 2
+
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+if mpirun --version | grep -q 'Open MPI'; then
+    exec mpirun --hostfile "$hostfile" -n "$ranks" -x OMP_NUM_THREADS python -m fedprompt_mpi run "$@"
+fi
+exec mpirun -f "$hostfile" -n "$ranks" python -m fedprompt_mpi run "$@"

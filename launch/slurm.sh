@@ -1,0 +1,51 @@
+#!/bin/bash
+# One run as a Slurm job: rank 0 aggregates, the other tasks are workers.
+#
+#     sbatch launch/slurm.sh --config launch/recipes/sst2-soft.toml --task.data DATA --output.dir runs/sst2
+#
+# What follows the script goes to the program; #SBATCH lines can be overridden before it (sbatch --ntasks=33 ...).
+# With output.dir given, submitting the same line again goes on where the last job stopped.
+#SBATCH --job-name=fedprompt
+#SBATCH --ntasks=11
+#SBATCH --cpus-per-task=1
+#SBATCH --time=01:00:00
+#SBATCH --signal=USR1@120        # two minutes before the limit: the run saves and the job queues again
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.log
+##SBATCH --gpus-per-node=4        # workers take a node's GPUs in turn, rank 0 takes none: tasks = GPUs + 1
+
+set -euo pipefail
+
+# Your site's modules, or the environment that has the package:
+#     module load openmpi
+#     source .venv/bin/activate
+
+export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
+
+# A run directory with a checkpoint is resumed.
+directory=
+for word in "$@"; do
+    case $word in
+    --output.dir=*) directory=${word#*=} ;;
+    esac
+    [ "${previous:-}" = --output.dir ] && directory=$word
+    previous=$word
+done
+[ -n "$directory" ] && [ -e "$directory/checkpoint" ] && set -- "$@" --output.resume=true
+
+# LAUNCH=srun (default) starts the ranks through Slurm's own PMI, LAUNCH=mpirun through the MPI library's mpirun.
+# srun --mpi=list shows what your Slurm offers: pmi2 for MPICH and its kin, pmix for Open MPI.
+if [ "${LAUNCH:-srun}" = srun ]; then
+    start=(srun --mpi="${MPI_TYPE:-pmi2}")
+elif mpirun --version | grep -q 'Open MPI'; then
+    start=(mpirun -n "$SLURM_NTASKS") # reads the allocation itself
+else
+    start=(mpirun -launcher slurm -n "$SLURM_NTASKS")
+fi
+status=0
+"${start[@]}" python -m fedprompt_mpi run "$@" || status=$?
+if [ "$status" -eq 75 ]; then # stopped on request, with a checkpoint
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$status"
