@@ -9,7 +9,7 @@
 #SBATCH --ntasks=11
 #SBATCH --cpus-per-task=1
 #SBATCH --time=01:00:00
-#SBATCH --signal=USR1@120        # two minutes before the limit: the run saves and the job queues again
+#SBATCH --signal=B:USR1@120      # two minutes before the limit: the run saves and the job queues again
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
@@ -43,8 +43,15 @@ elif mpirun --version | grep -q 'Open MPI'; then
 else
     start=(mpirun -launcher slurm -n "$SLURM_NTASKS")
 fi
+"${start[@]}" python -m fedprompt_mpi run "$@" &
+job=$!
+trap 'kill -USR1 "$job"' USR1 # srun and mpirun pass it on to the ranks
 status=0
-"${start[@]}" python -m fedprompt_mpi run "$@" || status=$?
+wait "$job" || status=$?
+while [ "$status" -gt 128 ] && kill -0 "$job" 2>/dev/null; do # the signal ended the waiting, not the job
+    status=0
+    wait "$job" || status=$?
+done
 if [ "$status" -eq 75 ]; then # stopped on request, with a checkpoint
     scontrol requeue "$SLURM_JOB_ID"
 fi

@@ -146,8 +146,8 @@ PartitionName=all Nodes={nodes} Default=YES MaxTime=INFINITE State=UP
         return self._fields(job)[0][name]
 
     def release(self, job: str) -> None:
-        """Let a requeued job start at once: Slurm would make it wait for two minutes."""
-        self.call("scontrol", "update", f"JobId={job}", "StartTime=now")
+        """Let a requeued job start soon: Slurm would make it wait for two minutes, and revokes what is too quick."""
+        self.call("scontrol", "update", f"JobId={job}", "StartTime=now+5seconds")
 
     def wait_for_end(self, job: str, deadline_s: float) -> dict[str, str]:
         """Wait for a job's end; return job -> state, of an array for each task. Cancel it at the deadline and fail."""

@@ -109,7 +109,7 @@ def test_one_gpu_a_worker_and_none_for_rank_0(slurm: Slurm, tmp_path: Path) -> N
 
 
 def test_a_signal_before_the_time_limit_and_a_resume(slurm: Slurm, tmp_path: Path) -> None:
-    """Slurm signals the ranks; they save, the script requeues its job, and that goes on where it was."""
+    """Slurm signals the script, which passes it on; the ranks save, the job queues again and goes on where it was."""
     log, directory = tmp_path / "job.log", tmp_path / "run"
     job = slurm.call(
         "sbatch", "--parsable", "--ntasks=3", "--ntasks-per-node=1", "--open-mode=append", f"--output={log}",
@@ -118,7 +118,7 @@ def test_a_signal_before_the_time_limit_and_a_resume(slurm: Slurm, tmp_path: Pat
         **_variables(LAUNCH="mpirun" if _open_mpi() else "srun"),
     ).strip()  # fmt: skip
     slurm.wait_for(lambda: log.exists() and "round   3/30" in log.read_text(), "round 3", deadline_s=120)
-    slurm.call("scancel", "--signal=USR1", job)
+    slurm.call("scancel", "--batch", "--signal=USR1", job)
     slurm.wait_for(lambda: "stopped on request after round" in log.read_text(), "the stop", deadline_s=60)
     slurm.wait_for(lambda: slurm.field(job, "Restarts") == "1", "the requeue", deadline_s=60)
     slurm.release(job)

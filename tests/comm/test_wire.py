@@ -49,6 +49,11 @@ def test_bfloat16_rounds_to_nearest_even(values: np.ndarray) -> None:
     np.testing.assert_array_equal(WIRES["bfloat16"].quantise(values), expected)
 
 
+def test_bfloat16_ties_go_to_even() -> None:
+    between = np.array([1 + 2.0**-8, 1 + 3 * 2.0**-8, -(1 + 2.0**-8)], dtype=np.float32)  # 8 bits each, one too many
+    np.testing.assert_array_equal(WIRES["bfloat16"].quantise(between), [1, 1 + 2.0**-6, -1])
+
+
 def test_rows_travel_side_by_side() -> None:
     """A chunk belongs to one client: a large one spoils nobody else's."""
     rows = np.stack([np.linspace(-1, 1, 300), np.linspace(-1e6, 1e6, 300)]).astype(np.float32)

@@ -11,6 +11,7 @@ from fedprompt_mpi.comm.channel import HEADER, Channel, open_channel
 from fedprompt_mpi.comm.launcher import read_launch
 from fedprompt_mpi.comm.local_channel import LocalChannel
 from fedprompt_mpi.comm.timing import PHASES
+from fedprompt_mpi.comm.tree import SEGMENT_BYTES, sum_to_root
 from fedprompt_mpi.comm.wire import INT8_CHUNK, WIRES
 
 pytestmark = pytest.mark.mpi
@@ -69,9 +70,13 @@ def test_gather_in_client_order(
     np.testing.assert_array_equal(gathered.headers["num_examples"], 100 + np.arange(clients))
     whole = np.zeros((clients, length), dtype=np.float32)
     pieces = 0
+    before: tuple[slice, np.ndarray] | None = None
     for piece, block in gathered.blocks:
         pieces += 1
         if channel.rank == 0:
+            if before is not None:  # it may still be worked on while this one arrives
+                np.testing.assert_array_equal(before[1], whole[:, before[0]])
+            before = piece, block
             assert block.nbytes <= max(chunk_bytes, 4 * clients * INT8_CHUNK)
             whole[:, piece] = block
     assert pieces == (1 if chunk_bytes > 64 else 3)
@@ -101,6 +106,23 @@ def test_sums_on_their_way(channel: Channel, chunk_bytes: int, monkeypatch: pyte
         np.testing.assert_array_equal(_together(ours, length), alone)
         exact = np.nan_to_num(everybody).astype(np.float64).T @ factors
         np.testing.assert_allclose(alone, exact, atol=clients * float(factors @ headers["largest"]) * 2.0**-30)
+
+
+@pytest.mark.parametrize("ranks_a_node", [1, 2])
+def test_sums_from_node_to_node(channel: Channel, ranks_a_node: int) -> None:
+    """Groups of ranks stand for nodes; the vector is longer than a segment."""
+    from mpi4py import MPI
+
+    world, length = MPI.COMM_WORLD, SEGMENT_BYTES // 4 + 5
+    node = world.Split(world.rank // ranks_a_node, key=world.rank)
+    leaders = world.Split(0 if node.rank == 0 else MPI.UNDEFINED, key=world.rank)
+    mine = (np.arange(length) % 1000 * (world.rank + 1)).astype(np.int32)
+    total = sum_to_root(MPI, node, leaders, mine)
+    if world.rank == 0:
+        assert total is not None
+        np.testing.assert_array_equal(total, np.arange(length) % 1000 * (world.size * (world.size + 1) // 2))
+    else:
+        assert total is None
 
 
 def _together(pieces: Iterable[tuple[slice, np.ndarray]], length: int) -> np.ndarray:

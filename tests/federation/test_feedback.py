@@ -1,0 +1,60 @@
+"""Error feedback: what is sent adds up to what was meant; and pieces are worked on while the next one comes."""
+
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from fedprompt_mpi.comm.wire import WIRES
+from fedprompt_mpi.federation.feedback import send_with_feedback
+from fedprompt_mpi.federation.overlap import overlapped
+
+
+@pytest.mark.parametrize("wire", ["bfloat16", "int8"])
+def test_nothing_is_lost_over_the_rounds(wire: str) -> None:
+    rng = np.random.default_rng(0)
+    residual, meant, sent = np.zeros(1000, dtype=np.float32), np.zeros(1000), np.zeros(1000)
+    for _ in range(50):
+        values = rng.standard_normal(1000).astype(np.float32)
+        meant += values
+        send_with_feedback(values, residual, WIRES[wire])
+        np.testing.assert_array_equal(WIRES[wire].quantise(values), values)  # on the grid
+        sent += values
+    assert np.abs(meant - sent).max() < 0.05  # one step of int8, whatever the number of rounds
+    np.testing.assert_allclose(meant - sent, residual, atol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 3e38])
+def test_what_will_be_dropped_leaves_the_residual_alone(bad: float) -> None:
+    residual = np.array([0.25, 0.5], dtype=np.float32)
+    values = np.array([bad, 1.0], dtype=np.float32)
+    send_with_feedback(values, residual, WIRES["int8"])
+    np.testing.assert_array_equal(residual, [0.25, 0.5])
+    np.testing.assert_array_equal(values, np.array([bad, 1.0], dtype=np.float32))
+
+
+def test_the_next_piece_comes_while_one_is_worked_on() -> None:
+    """The work on the first piece waits until the second has been asked for: one after the other would hang."""
+    second_asked, done = threading.Event(), []
+
+    def pieces() -> Iterator[tuple[slice, int]]:
+        for number in range(3):
+            if number == 1:
+                second_asked.set()
+            yield slice(number, number + 1), number
+
+    def work(piece: slice, block: int) -> None:
+        assert second_asked.wait(timeout=10)
+        done.append((piece.start, block))
+
+    overlapped(pieces(), work)
+    assert done == [(0, 0), (1, 1), (2, 2)]
+
+
+def test_an_error_in_the_work_is_raised() -> None:
+    def work(piece: slice, block: int) -> None:
+        raise ValueError(f"piece {block}")
+
+    with pytest.raises(ValueError, match="piece 0"):
+        overlapped(iter([(slice(0, 1), 0), (slice(1, 2), 1)]), work)
