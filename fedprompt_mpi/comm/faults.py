@@ -33,10 +33,15 @@ def end_process(status: int) -> NoReturn:
 
 
 def end_together(status: int, launch: Launch) -> NoReturn:
-    """End a job all of whose ranks call this, so that its launcher returns `status`."""
-    if launch.rank == 0 and launch.launcher != SRUN:
+    """End a job all of whose ranks call this, so that its launcher returns `status`.
+
+    Under mpirun rank 0 alone has it: Open MPI ends the job at the first other status, before rank 0 has spoken.
+    """
+    if launch.launcher == SRUN:
+        end_process(status)
+    if launch.rank == 0:
         end_job(status)
-    end_process(status)
+    end_process(0)
 
 
 def end_job(status: int) -> NoReturn:
