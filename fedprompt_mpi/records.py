@@ -93,7 +93,9 @@ class Records:
         lines = (self.directory / "rounds.jsonl").read_text().splitlines()
         self.rounds = [record for record in map(json.loads, lines) if record["round"] <= last]
         if (self.directory / TIMINGS).is_file():
-            self._timings = [row for row in read_timings(self.directory) if row[0] <= last]
+            # of the round that was saved all but its evaluation was there; that comes anew
+            rows = read_timings(self.directory)
+            self._timings = [row for row in rows if row[0] <= last or (row[0] == last + 1 and row[2] != "evaluate")]
 
     def write_environment(self, mpi: dict[str, Any], ranks: list[dict[str, Any]], *, compute_dtype: str) -> None:
         """Write versions, the MPI library, the arithmetic, and where each rank runs."""
@@ -148,8 +150,10 @@ class Records:
         """Write what a round's phases take, and set each round's seconds right: with its slowest rank."""
         slowest = slowest_by_round(self._timings)
         for line in self.rounds:
+            if line["round"] not in slowest:
+                continue
             for name in ("train", "wait", "transfer", "aggregate", "evaluate"):
-                line["seconds"][name] = slowest.get(line["round"], {}).get(name, 0.0)
+                line["seconds"][name] = slowest[line["round"]][name]
         self._write_rounds()
         figures = {"mode": comm.mode, **communication([self._timings], warmup=comm.warmup)}
         write_json(self.directory / "communication.json", figures)

@@ -99,6 +99,7 @@ def test_two_rounds_are_one_and_a_resumed_one(one_process: Path, tmp_path: Path)
     assert (directory / "config.toml").read_text() == begun.replace("rounds = 1", "rounds = 2")
     rounds = read_rounds(directory)
     assert [record["round"] for record in rounds] == [0, 1, 2]
+    assert all(record["seconds"]["train"] > 0 for record in rounds[1:])
     assert [r["accuracy"] for r in rounds] == [r["accuracy"] for r in read_rounds(one_process)]
     refused = run_program(1, directory, "--client.batched=1", "--output.resume=true", "--client.lr=0.1")
     assert refused.status == 2

@@ -25,7 +25,8 @@ def unit_of(factors: np.ndarray, largest: np.ndarray) -> float:
         factors: `[K]` float64.
         largest: `[K]` float64.
     """
-    most = float(np.abs(factors) @ largest)
+    taken = factors != 0  # the others may not even be finite
+    most = float(np.abs(factors[taken]) @ largest[taken])
     return 2.0 ** (int(np.ceil(np.log2(most))) - HEADROOM_BITS) if most > 0 else 1.0
 
 

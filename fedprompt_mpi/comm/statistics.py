@@ -14,6 +14,7 @@ References:
 
 import math
 from collections.abc import Iterable, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from fedprompt_mpi.comm.timing import TRANSFERS
 
 Row = tuple[int, int, str, float, int]
 """Round, rank, phase, seconds, bytes: a line of timings.csv."""
-CONFIDENCE = 0.95
+CONFIDENCE = Fraction(95, 100)
 FIGURES = {
     "train": ("train",),
     "copy": ("copy",),
@@ -70,10 +71,10 @@ def median_interval(n: int) -> tuple[int, int] | None:
 
     The number of samples below the median is binomial with p = 1/2.
     """
-    tail, low = 0.0, -1
+    tail, low = 0, -1
     for k in range(n // 2):
-        tail += math.comb(n, k) * 0.5**n
-        if 2 * tail > 1 - CONFIDENCE:
+        tail += math.comb(n, k)  # in whole numbers: 2^n is beyond a float from n = 1024 on
+        if 2 * tail > (1 - CONFIDENCE) * Fraction(2**n):
             break
         low = k
     return None if low < 0 else (low, n - 1 - low)

@@ -38,7 +38,8 @@ def test_as_much_as_31_bits_hold() -> None:
 def test_a_factor_of_zero_takes_nothing() -> None:
     deltas = np.array([[np.nan, np.inf], [1.0, 2.0]], dtype=np.float32)
     factors = np.array([0.0, 0.5])
-    unit = unit_of(factors, np.array([0.0, 2.0]))
+    unit = unit_of(factors, np.array([np.nan, 2.0]))
+    assert unit < 2.0**-28
     np.testing.assert_array_equal(unit * in_units(deltas, factors, unit), [0.5, 1.0])
 
 

@@ -57,7 +57,9 @@ def test_nothing_after_the_warm_up() -> None:
     assert communication([_rows([1.0])], warmup=1)["seconds"] == {}
 
 
-@pytest.mark.parametrize(("n", "expected"), [(5, None), (6, (0, 5)), (10, (1, 8)), (20, (5, 14)), (100, (39, 60))])
+@pytest.mark.parametrize(
+    ("n", "expected"), [(5, None), (6, (0, 5)), (10, (1, 8)), (20, (5, 14)), (100, (39, 60)), (2000, (955, 1044))]
+)
 def test_the_median_s_interval(n: int, expected: tuple[int, int] | None) -> None:
     """As in Le Boudec's table A.1 (there counted from 1), at 95 %."""
     assert median_interval(n) == expected
