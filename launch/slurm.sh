@@ -22,6 +22,7 @@ set -euo pipefail
 #     source .venv/bin/activate
 
 export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # since 22.05 srun does not take it from sbatch
 
 # A run directory with a checkpoint is resumed.
 directory=
@@ -32,7 +33,8 @@ for word in "$@"; do
     [ "${previous:-}" = --output.dir ] && directory=$word
     previous=$word
 done
-[ -n "$directory" ] && [ -e "$directory/checkpoint" ] && set -- "$@" --output.resume=true
+checkpoint=$directory/checkpoint/state.safetensors
+[ -n "$directory" ] && [ -e "$checkpoint" ] && set -- "$@" --output.resume=true
 
 # LAUNCH=srun (default) starts the ranks through Slurm's own PMI, LAUNCH=mpirun through the MPI library's mpirun.
 # srun --mpi=list shows what your Slurm offers: pmi2 for MPICH and its kin, pmix for Open MPI.
@@ -52,7 +54,7 @@ while [ "$status" -gt 128 ] && kill -0 "$job" 2>/dev/null; do # the signal ended
     status=0
     wait "$job" || status=$?
 done
-if [ "$status" -eq 75 ]; then # stopped on request, with a checkpoint
+if [ "$status" -eq 75 ] && [ -n "$directory" ] && [ -e "$checkpoint" ]; then # stopped on request; can be resumed
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"
