@@ -84,13 +84,11 @@ class MPIChannel:
         return np.unique(everyone, return_inverse=True)[1].astype(np.int64)
 
     def _read_place(self) -> Place:
-        """Ask the ranks of this node who is here, and which processors each may use."""
-        lowest, sharers = np.empty(1, dtype=np.int64), np.zeros(MOST_PROCESSORS, dtype=np.int64)
-        self._node.Allreduce(np.array([self.rank], dtype=np.int64), lowest, op=self._mpi.MIN)
-        mine = np.zeros_like(sharers)
+        """Ask the ranks of this node which processors each may use."""
+        sharers, mine = np.zeros((2, MOST_PROCESSORS), dtype=np.int64)
         mine[list(own_processors())] = 1
         self._node.Allreduce(mine, sharers, op=self._mpi.SUM)
-        return read_place(self.rank, self._node.rank, sharers, server_here=lowest[0] == 0)
+        return read_place(self.rank, self._node.rank, sharers, server_here=bool(self.nodes[self.rank] == self.nodes[0]))
 
     def _sleep_until(self, request: Any) -> None:
         """Wait for a request with the processor left to others."""
@@ -157,7 +155,7 @@ class MPIChannel:
         byte = self._mpi.BYTE
         everyone = np.empty(int(counts.sum()), dtype=HEADER)
         sizes = counts * HEADER.itemsize
-        starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+        starts = np.cumsum(sizes) - sizes
         with self.timing.phase("wait"):
             # all ranks get all headers: whoever has them knows that everybody is here
             mine = np.ascontiguousarray(headers).view(np.uint8)
@@ -181,7 +179,7 @@ class MPIChannel:
             items, kind = (width, mpi.FLOAT) if wire.exact else (size, mpi.BYTE)
             room = self._room(number % 2, clients if root else 0, items, np.float32 if wire.exact else np.uint8)
             sizes = counts * items
-            starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+            starts = np.cumsum(sizes) - sizes
             received = [room, sizes, starts, kind] if root else None
             self._collective("gather", len(deltas) * size, self._comm.Gatherv, [mine, kind], received)
             if root and not wire.exact:
@@ -285,7 +283,7 @@ class MPIChannel:
         """Return every rank's uint8 array as bytes on rank 0, [] elsewhere."""
         sizes = np.empty(self.size, dtype=np.int64)
         self._sleep_until(self._comm.Iallgather(np.array([mine.size], dtype=np.int64), sizes))
-        starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+        starts = np.cumsum(sizes) - sizes
         received = np.empty(int(sizes.sum()) if self.rank == 0 else 0, dtype=np.uint8)
         byte = self._mpi.BYTE
         self._comm.Gatherv([mine, byte], [received, sizes, starts, byte] if self.rank == 0 else None, root=0)

@@ -132,12 +132,6 @@ class Cluster:
             self.enter(name, "tc", "qdisc", "replace", "dev", "eth0", *bucket)
             self._in_switch("tc", "qdisc", "replace", "dev", name, *bucket)
 
-    def counters(self) -> dict[str, tuple[int, int]]:
-        """Return what the kernel has counted on each node's link: bytes received and bytes sent."""
-        read = "cat /sys/class/net/eth0/statistics/rx_bytes /sys/class/net/eth0/statistics/tx_bytes"
-        lines = {name: self.enter(name, "sh", "-c", read).split() for name in self.names}
-        return {name: (int(received), int(sent)) for name, (received, sent) in lines.items()}
-
     def mpirun(
         self,
         ranks: Sequence[int],
