@@ -1,7 +1,7 @@
 """The command line: which command, which settings, and how a process ends.
 
 Exit status: 0 done; 2 the user's settings or data are wrong (one message, from rank 0); 3 a rank failed;
-75 stopped by SIGUSR1 with a checkpoint to resume from.
+75 stopped by SIGUSR1, SIGTERM or SIGINT, to be resumed.
 """
 
 import dataclasses
@@ -9,12 +9,14 @@ import itertools
 import re
 import sys
 import time
+import tomllib
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fedprompt_mpi.comm.faults import end_job, end_process, end_together
+from fedprompt_mpi.comm.channel import RankLost
+from fedprompt_mpi.comm.faults import end_job, end_process, end_together, fail
 from fedprompt_mpi.comm.launcher import read_launch
 from fedprompt_mpi.comm.stop import Stopped, listen
 from fedprompt_mpi.config import PromptConfig, RunConfig, SettingsError, without_none
@@ -39,6 +41,7 @@ python -m fedprompt_mpi run --help lists every setting with its unit and default
 """
 
 
+MOST_CONFIG_BYTES = 2**20
 STOPPED = 75
 """Exit status: EX_TEMPFAIL of sysexits.h."""
 TYPE_NAMES = {
@@ -73,10 +76,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if read_launch().rank == 0:
             print(f"{stop}; --output.resume true goes on", flush=True)
         end_together(STOPPED, read_launch())
+    except RankLost as lost:
+        fail(read_launch(), f"cannot go on: {lost} (--output.resume true goes on with the last checkpoint)", "")
     except KeyboardInterrupt:
         end_job(130)
     except Exception:
-        _fail()
+        fail(read_launch(), "failed", traceback.format_exc())
     end_process(0)
 
 
@@ -125,11 +130,19 @@ def parse_settings(arguments: list[str]) -> RunConfig:
 
 
 def _check_config_files(arguments: Sequence[str]) -> None:
-    """Raise SettingsError for a missing file: the parser would take its name for TOML."""
+    """Raise SettingsError for a file that is missing, which the parser would take for TOML, or no TOML."""
     for argument, after in itertools.pairwise([*arguments, ""]):
         name = after if argument == "--config" else argument.removeprefix("--config=")
-        if (argument == "--config" or name != argument) and not Path(name).is_file():
+        if argument != "--config" and name == argument:
+            continue
+        if not Path(name).is_file():
             raise SettingsError(f"--config is {name!r}, but there is no such file: name a TOML file of settings")
+        if Path(name).stat().st_size > MOST_CONFIG_BYTES:
+            raise SettingsError(f"--config is {name!r}, which is too large to be settings")
+        try:
+            tomllib.loads(Path(name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise SettingsError(f"--config is {name!r}, which is no TOML: {error}") from error
 
 
 def _build(parsed: Any) -> RunConfig:
@@ -249,11 +262,3 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "cost": _cost,
     "help": _help,
 }
-
-
-def _fail() -> NoReturn:
-    """Report this rank's exception once, and end the whole job."""
-    launch = read_launch()
-    report = f"fedprompt_mpi: rank {launch.rank} of {launch.size} failed\n{traceback.format_exc()}"
-    print(report, file=sys.stderr, flush=True)
-    end_job(3)

@@ -322,9 +322,13 @@ class CommConfig:
     of the host."""
     warmup: int = 1
     """Rounds that the statistics of communication leave out."""
+    deadline_s: float = 1800.0
+    """Seconds that a rank may be without progress (a local step, a batch, a piece of a vector, the loading of a model)
+    before the job ends with a report."""
 
     def __post_init__(self) -> None:
         _at_least("comm.warmup", self.warmup, 0)
+        _positive("comm.deadline_s", self.deadline_s)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -340,7 +344,7 @@ class OutputConfig:
     evaluate_clients: bool = False
     """In rounds that are evaluated, evaluate each client's own prompt after its local training too."""
     resume: bool = False
-    """Continue the run in output.dir from its last checkpoint."""
+    """Continue the run in output.dir from its last checkpoint; begin it if there is none yet."""
 
     def __post_init__(self) -> None:
         _at_least("output.evaluate_every", self.evaluate_every, 1)

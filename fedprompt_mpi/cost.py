@@ -26,7 +26,9 @@ def count_parameters(config: Any, prompt: PromptConfig) -> dict[str, int]:
 
 
 def lora_parameters(config: Any, rank: int = 8) -> int:
-    """Return the parameters of LoRA adapters of a rank on the query and value projections of every layer.
+    """Return the parameters of LoRA adapters of a rank on the query and value projections of every attention.
+
+    A decoder's layer beside an encoder (T5) has two: to itself and to the encoder.
 
     Nothing here trains them: they are what others send, for comparison.
 
@@ -37,7 +39,8 @@ def lora_parameters(config: Any, rank: int = 8) -> int:
     width = config.get_text_config(decoder=True).hidden_size
     heads = config.get_text_config(decoder=True).num_attention_heads
     query, value = heads * geometry.head_width, geometry.kv_heads * geometry.head_width
-    return rank * geometry.layers * (2 * width + query + value)
+    attentions = config.num_layers + 2 * geometry.layers if config.is_encoder_decoder else geometry.layers
+    return rank * attentions * (2 * width + query + value)
 
 
 def format_cost(name: str, prompt: PromptConfig) -> str:

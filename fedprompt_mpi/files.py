@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and the prompt file.
+"""Files that are written whole or not at all, files that grow by whole lines, and the prompt file.
 
 A file appears under its name only when all of it is on the disk: temporary file, fsync, rename.
 """
@@ -46,6 +46,14 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_text(path: Path, content: str) -> None:
     """Write a text file whole or not at all, as UTF-8."""
     write_bytes(path, content.encode())
+
+
+def append_text(path: Path, lines: str) -> None:
+    """Add lines to a file; they are on the disk when this returns. What a crash leaves is a last line without end."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(lines)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import resource
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,11 +45,26 @@ NOTHING_TRAINED: dict[str, Any] = {
 }
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Loss:
+    """Ranks that were lost while the others went on."""
+
+    ranks: list[int]
+    """As numbered at the start."""
+    round_: int
+    """In which the others noticed, and which was repeated."""
+    seconds: float
+    """Until the others could go on, without what is done again."""
+
+
 class Journal:
     """Round by round: the line of a round is complete once its vector has been evaluated, in the round after."""
 
-    def __init__(self, config: RunConfig, task: Task, channel: Channel, ready: Prepared) -> None:
-        """Open the run directory and introduce the run."""
+    def __init__(
+        self, config: RunConfig, task: Task, channel: Channel, ready: Prepared, losses: Sequence[Loss]
+    ) -> None:
+        """Open the run directory and introduce the run, or say that it goes on without some ranks."""
+        self.losses = losses
         self.config, self.channel, self.ready = config, channel, ready
         self.is_root = channel.rank == 0
         self.console = Console(speaks=self.is_root, rounds=config.federation.rounds)
@@ -57,7 +73,14 @@ class Journal:
         self.records: Records | None = None
         dtype = "bfloat16" if ready.backbone.bf16 else "float32"
         cores = describe_processors(sorted(own_processors()))
-        fields = (channel.rank, channel.place.host, ready.backbone.device, ready.threads, cores, dtype)
+        fields = (
+            channel.first_ranks[channel.rank],
+            channel.place.host,
+            ready.backbone.device,
+            ready.threads,
+            cores,
+            dtype,
+        )
         everyone = channel.collect_text("\t".join(map(str, fields)))
         if self.is_root:
             self.records = Records(ready.directory, config, last_round=ready.checkpoint.round_ - 1)
@@ -84,6 +107,13 @@ class Journal:
         self._account = self._open_account()
         self.malicious = config.poison.malicious(config.federation.clients)
         records.write_partition(counts, poisoned, label_words, self.malicious)
+        if self.losses:
+            lost = self.losses[-1]
+            self.console.say(
+                f"lost rank {', '.join(map(str, lost.ranks))} in round {lost.round_}: its clients go to the {workers} "
+                f"workers that are left, on with round {ready.checkpoint.round_ + 1} after {lost.seconds:.1f} s"
+            )
+            return
         self.console.say(
             f"{task.name}: {config.federation.clients} clients ({config.federation.partition}) on {workers} worker"
             f"{'s' if workers > 1 else ''}; {config.prompt.method}: {ready.method.layout.size:,} parameters, "
@@ -162,22 +192,24 @@ class Journal:
         """Bring all ranks' records to rank 0, at a time at which it disturbs nothing; every rank calls this."""
         by_rank = self.channel.collect_timings()
         if self.records is not None:
-            self.records.add_timings(by_rank)
+            self.records.add_timings(dict(zip(self.channel.first_ranks.tolist(), by_rank, strict=True)))
 
     def save(self, vector: np.ndarray, state: dict[str, np.ndarray]) -> None:
         """Save, on rank 0, what a resume after the round just noted needs."""
         if self.records is None:
             return
-        checkpoint = Checkpoint(vector=vector, round_=self.pending["round"], record=self.pending, state=state)
-        save_checkpoint(self.ready.directory, checkpoint, self.config)
+        save_checkpoint(self.ready.directory, self.checkpoint(vector, state), self.config)
+
+    def checkpoint(self, vector: np.ndarray, state: dict[str, np.ndarray]) -> Checkpoint:
+        """Return, on rank 0, the round just noted."""
+        return Checkpoint(vector=vector, round_=self.pending["round"], record=self.pending, state=state)
 
     def finish_round(self, evaluation: dict[str, Any]) -> None:
         """Write and print the line of the round whose vector has just been evaluated, or was not to be."""
         if self.records is None:
             return
-        seconds = self.pending.get("seconds") or dict.fromkeys(
-            ("train", "wait", "transfer", "aggregate", "evaluate", "total"), 0.0
-        )
+        seconds = dict.fromkeys(("train", "wait", "transfer", "aggregate", "evaluate", "total"), 0.0)
+        seconds |= self.pending.get("seconds", {})
         timing, round_ = self.channel.timing, self.pending["round"]
         seconds["total"] += timing.seconds("evaluate", round_)
         seconds["evaluate"] = timing.seconds("evaluate", round_) + timing.seconds("evaluate_clients", round_)
@@ -205,6 +237,7 @@ class Journal:
                 "malicious_clients": self.malicious,
                 "poisoned_examples": {str(k): int(n) for k, n in enumerate(self.ready.corpus.poisoned) if n},
                 **self._local_rates(),
+                "lost_ranks": [dataclasses.asdict(loss) for loss in self.losses],
                 "seconds_total": seconds,
                 "seconds_to_first_broadcast": self.to_first_broadcast_s,
                 "peak_rss_bytes": [int(peak) for peak in peaks],

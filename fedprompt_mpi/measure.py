@@ -53,8 +53,9 @@ def bench(
     wrong = channel.agree(wrong)
     if wrong is not None:
         raise SettingsError(wrong)
-    (biggest,) = channel.sum(np.array([float(largest or vectors.get("full", 0)) if channel.rank == 0 else 0.0]))
-    asked = channel.sum(np.array([*vectors.values()] if vectors else np.zeros(5), dtype=np.float64))
+    of_root = [float(largest or vectors["full"]), float(len(vectors))] if channel.rank == 0 else [0.0, 0.0]
+    biggest, count = channel.sum(np.array(of_root)).tolist()
+    asked = channel.sum(np.array([*vectors.values()] or np.zeros(int(count)), dtype=np.float64))
     sizes = sizes_up_to(int(biggest), [int(n) for n in (*asked, *more_sizes) if n <= biggest])
     rows = [measurement.measure(collective, size) for collective in COLLECTIVES for size in sizes]
     if channel.rank == 0:

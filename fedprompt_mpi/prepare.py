@@ -7,6 +7,7 @@ need; then all of them map the same files. Wrong settings or data on any rank en
 import dataclasses
 import importlib.util
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 
 from fedprompt_mpi import seeds
 from fedprompt_mpi.comm.channel import Channel
+from fedprompt_mpi.comm.last_seen import HERE
 from fedprompt_mpi.comm.topology import bind_device, thread_count
 from fedprompt_mpi.config import RunConfig, SettingsError
 from fedprompt_mpi.federation.checkpoint import Checkpoint, load_checkpoint
@@ -74,7 +76,7 @@ def prepare(config: RunConfig, task: Task, channel: Channel) -> Prepared:
         method=method,
         checkpoint=checkpoint,
         threads=threads,
-        shard=_shard(channel, on_gpu=backbone.device.type == "cuda"),
+        shard=shard_of(channel, on_gpu=backbone.device.type == "cuda"),
         clean_rates=clean_rates,
     )
 
@@ -82,6 +84,7 @@ def prepare(config: RunConfig, task: Task, channel: Channel) -> Prepared:
 def together(channel: Channel, part: Callable[[], Result]) -> Result:
     """Run a part on every rank; if it is wrong on one of them, raise its words on all."""
     error, result = None, None
+    HERE.enter("prepare", 0)
     try:
         result = part()
     except SettingsError as wrong:
@@ -120,8 +123,10 @@ def _find_start(config: RunConfig, task: Task, channel: Channel) -> tuple[Path, 
     check_directory(directory, resume=config.output.resume)
     found = None
     if config.output.resume:
-        found = load_checkpoint(directory, config)
-    elif config.prompt.init not in ("vocab", "random"):
+        found, warnings = load_checkpoint(directory, config)
+        for warning in warnings:
+            print(f"fedprompt_mpi: warning: {warning}", file=sys.stderr, flush=True)
+    if found is None and config.prompt.init not in ("vocab", "random"):
         found = Checkpoint(vector=read_prompt(config.prompt.init)[0]["vector"], round_=0, record={})
     return directory, found, read_clean_run(config)
 
@@ -130,8 +135,10 @@ def _make_data(config: RunConfig, task: Task, channel: Channel, shared: Path) ->
     """Fetch the model and make the tokens, once per node; meanwhile the other ranks import the model's class."""
     from fedprompt_mpi.plm import backbone
 
+    HERE.alive()
     if channel.place.local_rank == 0:
         folder = backbone.download(config.model.name)
+        HERE.alive()
         family = backbone.family_of(backbone.read_config(folder))
         build(config, task, backbone.load_tokenizer(folder), family).save(shared)
         (shared / MODEL_FOLDER).write_text(folder)
@@ -142,9 +149,11 @@ def _make_data(config: RunConfig, task: Task, channel: Channel, shared: Path) ->
 def _load_model(config: RunConfig, channel: Channel, corpus: Corpus, shared: Path) -> "tuple[int, Backbone, Method]":
     import torch
 
+    HERE.alive()
     from fedprompt_mpi.plm.backbone import load_backbone
     from fedprompt_mpi.plm.methods import make_method
 
+    HERE.alive()
     one_client = config.client.batched == 1
     threads = thread_count(channel.place, os.environ.get("OMP_NUM_THREADS"), one_client_a_pass=one_client)
     torch.set_num_threads(threads)
@@ -219,7 +228,7 @@ def _check_vector(vector: np.ndarray, size: int, config: RunConfig) -> None:
         raise SettingsError("the prompt to start from holds numbers that are not finite: take another")
 
 
-def _shard(channel: Channel, *, on_gpu: bool) -> tuple[int, int] | None:
+def shard_of(channel: Channel, *, on_gpu: bool) -> tuple[int, int] | None:
     """Let all ranks evaluate, or those with a GPU if there are any."""
     fast: Any = np.zeros(channel.size)
     fast[channel.rank] = on_gpu

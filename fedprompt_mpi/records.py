@@ -15,10 +15,9 @@ import collections
 import csv
 import dataclasses
 import importlib.metadata
-import io
 import json
 import platform
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +25,11 @@ import numpy as np
 import tomli_w
 
 from fedprompt_mpi.comm.statistics import Row, communication, slowest_by_round
-from fedprompt_mpi.comm.timing import PHASES
+from fedprompt_mpi.comm.timing import PHASES, is_done
 from fedprompt_mpi.config import CommConfig, RunConfig, SettingsError, to_dict
-from fedprompt_mpi.files import PROMPT_FILE, write_json, write_prompt, write_text
+from fedprompt_mpi.files import PROMPT_FILE, append_text, write_json, write_prompt, write_text
 
-TIMINGS = "timings.csv"
+ROUNDS, TIMINGS = "rounds.jsonl", "timings.csv"
 PACKAGES = ("fedprompt_mpi", "torch", "transformers", "tokenizers", "safetensors", "datasets", "mpi4py", "numpy")
 
 
@@ -60,13 +59,25 @@ def check_directory(directory: Path, *, resume: bool) -> None:
         ) from error
 
 
-def read_timings(directory: Path) -> list[Row]:
-    """Return the records of a run directory."""
+def read_rounds(directory: Path) -> list[dict[str, Any]]:
+    """Return the lines of a run directory's rounds, but for a last one that was not written to its end."""
+    *whole, _ = (directory / ROUNDS).read_text().split("\n")
+    return [json.loads(line) for line in whole]
+
+
+def read_timings(directory: Path) -> Iterator[Row]:
+    """Yield the records of a run directory, but for a last one that was not written to its end."""
     with (directory / TIMINGS).open(newline="") as file:
-        return [
-            (int(row["round"]), int(row["rank"]), row["phase"], float(row["seconds"]), int(row["bytes"]))
-            for row in csv.DictReader(file)
-        ]
+        for row in csv.DictReader(line for line in file if line.endswith("\n")):
+            yield int(row["round"]), int(row["rank"]), row["phase"], float(row["seconds"]), int(row["bytes"])
+
+
+def _as_lines(records: Iterable[dict[str, Any]]) -> str:
+    return "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
+
+
+def _as_csv(rows: Iterable[Row]) -> str:
+    return "".join(f"{round_},{rank},{phase},{seconds:.9f},{size}\n" for round_, rank, phase, seconds, size in rows)
 
 
 class Records:
@@ -81,21 +92,19 @@ class Records:
             last_round: of a resumed run, the last round whose line counts (later ones come anew); -1 if it begins.
         """
         self.directory = directory
-        self.rounds: list[dict[str, Any]] = []
-        self._timings: list[Row] = []
         directory.mkdir(parents=True, exist_ok=True)
-        if last_round >= 0:
-            self._read_back(last_round)
+        self._begin_files(last_round)
         begun = dataclasses.replace(config, output=dataclasses.replace(config.output, resume=False))
         write_text(directory / "config.toml", to_toml(begun))
 
-    def _read_back(self, last: int) -> None:
-        lines = (self.directory / "rounds.jsonl").read_text().splitlines()
-        self.rounds = [record for record in map(json.loads, lines) if record["round"] <= last]
-        if (self.directory / TIMINGS).is_file():
-            # of the round that was saved all but its evaluation was there; that comes anew
-            rows = read_timings(self.directory)
-            self._timings = [row for row in rows if row[0] <= last or (row[0] == last + 1 and row[2] != "evaluate")]
+    def _begin_files(self, last: int) -> None:
+        """Leave of the files that grow what was written up to a round; -1 for nothing."""
+        rounds, timings = [], []
+        if last >= 0:
+            rounds = [record for record in read_rounds(self.directory) if record["round"] <= last]
+            timings = [row for row in read_timings(self.directory) if is_done(row[0], row[2], last + 1)]
+        write_text(self.directory / ROUNDS, _as_lines(rounds))
+        write_text(self.directory / TIMINGS, "round,rank,phase,seconds,bytes\n" + _as_csv(timings))
 
     def write_environment(self, mpi: dict[str, Any], ranks: list[dict[str, Any]], *, compute_dtype: str) -> None:
         """Write versions, the MPI library, the arithmetic, and where each rank runs."""
@@ -128,34 +137,28 @@ class Records:
 
     def add_round(self, record: dict[str, Any]) -> None:
         """Add one round's line."""
-        self.rounds.append(record)
-        self._write_rounds()
+        append_text(self.directory / ROUNDS, _as_lines([record]))
 
-    def _write_rounds(self) -> None:
-        lines = (json.dumps(line, allow_nan=False) + "\n" for line in self.rounds)
-        write_text(self.directory / "rounds.jsonl", "".join(lines))
-
-    def add_timings(self, by_rank: list[np.ndarray]) -> None:
-        """Add every rank's records and write them all."""
-        for rank, records in enumerate(by_rank):
-            for round_, phase, seconds, payload in records.tolist():
-                self._timings.append((round_, rank, PHASES[phase], seconds, payload))
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(("round", "rank", "phase", "seconds", "bytes"))
-        writer.writerows((r, rank, p, f"{s:.9f}", b) for r, rank, p, s, b in self._timings)
-        write_text(self.directory / TIMINGS, text.getvalue())
+    def add_timings(self, by_rank: dict[int, np.ndarray]) -> None:
+        """Add the records of each rank, as numbered at the start."""
+        rows = (
+            (round_, rank, PHASES[phase], seconds, payload)
+            for rank, records in by_rank.items()
+            for round_, phase, seconds, payload in records.tolist()
+        )
+        append_text(self.directory / TIMINGS, _as_csv(rows))
 
     def write_communication(self, comm: CommConfig) -> dict[str, Any]:
         """Write what a round's phases take, and set each round's seconds right: with its slowest rank."""
-        slowest = slowest_by_round(self._timings)
-        for line in self.rounds:
+        timings, rounds = list(read_timings(self.directory)), read_rounds(self.directory)
+        slowest = slowest_by_round(timings)
+        for line in rounds:
             if line["round"] not in slowest:
                 continue
             for name in ("train", "wait", "transfer", "aggregate", "evaluate"):
                 line["seconds"][name] = slowest[line["round"]][name]
-        self._write_rounds()
-        figures = {"mode": comm.mode, **communication([self._timings], warmup=comm.warmup)}
+        write_text(self.directory / ROUNDS, _as_lines(rounds))
+        figures = {"mode": comm.mode, **communication([timings], warmup=comm.warmup)}
         write_json(self.directory / "communication.json", figures)
         return figures
 
@@ -171,8 +174,9 @@ class Records:
 
     def write_summary(self, figures: dict[str, Any]) -> dict[str, Any]:
         """Write the closing figures, those of the first and last round among them, and return them all."""
-        first, last = self.rounds[0], self.rounds[-1]
-        trained = [record["seconds"] for record in self.rounds if record["round"] > 0]
+        rounds = read_rounds(self.directory)
+        first, last = rounds[0], rounds[-1]
+        trained = [record["seconds"] for record in rounds if record["round"] > 0]
         summary = {
             "accuracy": last["accuracy"],
             "attack_success_rate": last["attack_success_rate"],
@@ -180,7 +184,7 @@ class Records:
             "macro_f1": last["macro_f1"],
             "accuracy_before": first["accuracy"],
             "rounds": last["round"],
-            "dropped_updates": dict(collections.Counter(str(k) for record in self.rounds for k in record["dropped"])),
+            "dropped_updates": dict(collections.Counter(str(k) for record in rounds for k in record["dropped"])),
             "epsilon": last["epsilon"],
             **figures,
             "seconds_by_phase": {

@@ -5,23 +5,26 @@ Every rank runs this same sequence; what only rank 0 does (aggregate, keep recor
 
 import dataclasses
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import numpy as np
 
 from fedprompt_mpi.comm.channel import Channel, open_channel
+from fedprompt_mpi.comm.faults import Watchdog
 from fedprompt_mpi.comm.launcher import read_launch
 from fedprompt_mpi.comm.stop import Stopped
-from fedprompt_mpi.comm.traffic import round_traffic
+from fedprompt_mpi.comm.traffic import NOTHING, round_traffic
 from fedprompt_mpi.comm.wire import WIRES
 from fedprompt_mpi.config import RunConfig, SettingsError
 from fedprompt_mpi.federation.aggregate import check_rule
 from fedprompt_mpi.federation.attack import Observer, attacking_clients
+from fedprompt_mpi.federation.checkpoint import Memory
 from fedprompt_mpi.federation.cohort import draw_cohort
 from fedprompt_mpi.federation.feedback import ClientFeedback
 from fedprompt_mpi.federation.server import Server, is_finite
-from fedprompt_mpi.journal import Journal
-from fedprompt_mpi.prepare import Prepared, prepare
+from fedprompt_mpi.journal import Journal, Loss
+from fedprompt_mpi.prepare import Prepared, prepare, shard_of
 from fedprompt_mpi.text.tasks import Task, resolve
 
 
@@ -36,7 +39,7 @@ def run(config: RunConfig | None = None) -> dict[str, Any]:
 
     Raises:
         SettingsError: on every rank, if settings or data are wrong.
-        Stopped: on every rank, if rank 0 was asked to stop; there is a checkpoint.
+        Stopped: on every rank, if one was asked to stop; the last round that was done is saved.
     """
     started = time.perf_counter()
     config = config or RunConfig()
@@ -44,17 +47,56 @@ def run(config: RunConfig | None = None) -> dict[str, Any]:
     check_rule(config.federation, config.comm)
     launch = read_launch()
     check_ranks(config, launch.size)
-    channel = open_channel(launch, measure=config.comm.mode == "measure")
+    watchdog = Watchdog(launch, config.comm.deadline_s)
+    watchdog.start()
+    channel = open_channel(launch, measure=config.comm.mode == "measure", deadline_s=config.comm.deadline_s)
+    losses: list[Loss] = []
     try:
-        result = federate(config, task, channel, prepare(config, task, channel), started)
+        ready = prepare(config, task, channel)
+        memory = None
+        if channel.rank == 0 and channel.survives:
+            memory = Memory(config, ready.directory, ready.checkpoint)
+        while True:
+            try:
+                result = federate(config, task, channel, ready, started, memory, losses)
+                break
+            except Exception as error:
+                if not channel.has_lost_a_rank(error):
+                    raise
+                channel, ready = go_on(config, channel, ready, memory, losses)
     except (SettingsError, Stopped):  # raised on all ranks alike
         channel.close()
         raise
     except BaseException:  # on this rank perhaps: nobody may wait for the others now
         channel.abandon()
         raise
+    finally:
+        watchdog.stop()
     channel.close()
     return result
+
+
+def go_on(
+    config: RunConfig, channel: Channel, ready: Prepared, memory: Memory | None, losses: list[Loss]
+) -> tuple[Channel, Prepared]:
+    """Leave lost ranks behind; returns the channel of the others, and where they go on: after the last round done.
+
+    From there it is as if the run were resumed on fewer ranks, which gives the same bits; nothing is loaded again.
+    """
+    round_, start = channel.timing.round_, time.perf_counter()
+    before = set(channel.first_ranks.tolist())
+    channel = channel.without_the_lost()
+    checkpoint = dataclasses.replace(ready.checkpoint, round_=0) if memory is None else memory.latest()
+    (done,) = channel.sum(np.array([float(checkpoint.round_)])).astype(int)
+    channel.timing.forget_after(int(done))
+    ready = dataclasses.replace(
+        ready,
+        checkpoint=dataclasses.replace(checkpoint, round_=int(done)),
+        shard=shard_of(channel, on_gpu=ready.backbone.device.type == "cuda"),
+    )
+    lost = sorted(before - set(channel.first_ranks.tolist()))
+    losses.append(Loss(ranks=lost, round_=round_, seconds=time.perf_counter() - start))
+    return channel, ready
 
 
 def check_ranks(config: RunConfig, size: int) -> None:
@@ -81,8 +123,16 @@ def check_some_are_finite(config: RunConfig, headers: np.ndarray, round_: int) -
         )
 
 
-def federate(config: RunConfig, task: Task, channel: Channel, ready: Prepared, started: float) -> dict[str, Any]:
-    """Go through the rounds.
+def federate(
+    config: RunConfig,
+    task: Task,
+    channel: Channel,
+    ready: Prepared,
+    started: float,
+    memory: Memory | None = None,
+    losses: Sequence[Loss] = (),
+) -> dict[str, Any]:
+    """Go through the rounds, from the one after the checkpoint.
 
     Round t sends the vector that round t - 1 made, and evaluates it on arrival, so that evaluation costs no
     broadcast of its own; a last broadcast brings the final vector.
@@ -95,11 +145,11 @@ def federate(config: RunConfig, task: Task, channel: Channel, ready: Prepared, s
     first, wire_up = ready.checkpoint.round_ + 1, WIRES[config.comm.wire]
     server = Server(ready.checkpoint.vector, config, is_root=channel.rank == 0)
     server.restore(ready.checkpoint.state)
-    feedback = ClientFeedback(wire_up, config.federation.clients, channel)
+    feedback = ClientFeedback(wire_up, config.federation.clients, method.layout.size, channel)
     if first > 1:
-        feedback.restore(ready.checkpoint.state, method.layout.size)
+        feedback.restore(ready.checkpoint.state)
     observer = _resumed_observer(config, channel, ready)
-    journal = Journal(config, task, channel, ready)
+    journal = Journal(config, task, channel, ready, losses)
     timing = channel.timing
     try:
         for round_ in range(first, max(rounds, first - 1) + 2):
@@ -110,10 +160,9 @@ def federate(config: RunConfig, task: Task, channel: Channel, ready: Prepared, s
             channel.watch_progress(journal.console.start_steps(int(steps.max())), steps)
             wire_down = server.broadcast(channel, method.layout.fingerprint)
             journal.arrived(time.perf_counter() - started)
-            if channel.stopping and first < round_ <= rounds:
-                if not wants_checkpoint(config, round_ - 1):
-                    save(journal, server, observer, feedback)
-                raise Stopped(f"stopped on request after round {round_ - 1}")
+            before = observer.state()  # as the round before left it
+            if channel.stopping and round_ <= rounds:
+                stop(config, first, round_, journal, server, before, feedback)
             observer.see(server.vector)
 
             timing.round_ = round_ - 1  # what has arrived is the work of the round before
@@ -127,12 +176,26 @@ def federate(config: RunConfig, task: Task, channel: Channel, ready: Prepared, s
             timing.round_ = round_
             attacks = make_attacks(config, cohort, channel.rank, observer)
             jobs = make_jobs(config, corpus, cohort, channel.rank, round_, attacks)
-            headers, deltas = train_rank(config, corpus, backbone, method, server.vector, jobs, round_, channel)
+            evaluates_clients = config.output.evaluate_clients and is_evaluated(config, round_)
+            headers, deltas = train_rank(
+                config,
+                corpus,
+                backbone,
+                method,
+                server.vector,
+                jobs,
+                round_,
+                channel,
+                may_give_up=wire_up.exact and not evaluates_clients,  # nobody needs the update before all hear of it
+            )
             own = []
-            if config.output.evaluate_clients and is_evaluated(config, round_):
+            if evaluates_clients:
                 own = evaluate_clients(config, channel, backbone, method, server.vector, deltas, corpus, cohort)
-            finish_updates(config, headers, deltas, attacks, feedback, round_)
+            with timing.phase("pack"):
+                finish_updates(config, headers, deltas, attacks, feedback, round_)
             gathered = channel.gather(headers, deltas, cohort.counts, wire_up)
+            if gathered.headers["given_up"].any():
+                stop(config, first, round_, journal, server, before, feedback)
             check_some_are_finite(config, gathered.headers, round_)
             aggregation = server.apply(gathered, timing, round_)
             down, up = round_traffic(
@@ -143,19 +206,43 @@ def federate(config: RunConfig, task: Task, channel: Channel, ready: Prepared, s
                 wire_down=wire_down,
                 wire_up=wire_up,
             )
+            if not aggregation.aggregated:  # then nothing was asked for
+                up = NOTHING
             journal.trained(round_, cohort, gathered.headers, aggregation, own, (down, up), time.perf_counter() - clock)
             if wants_checkpoint(config, round_):
-                save(journal, server, observer, feedback)
+                save(journal, server, observer.state(), feedback)
+            elif memory is not None and wire_up.exact:
+                memory.remember(journal.checkpoint(server.vector, {**server.state(), **observer.state()}))
         return journal.close(server.vector, time.perf_counter() - started)
     finally:
         journal.console.close()
 
 
-def save(journal: Journal, server: Server, observer: Observer, feedback: ClientFeedback) -> None:
-    """Bring to rank 0, and save, what a resume after the round just noted needs; every rank calls this."""
-    journal.collect_timings()
-    left_behind = feedback.collect(len(server.vector))
-    journal.save(server.vector, {**server.state(), **observer.state(), **left_behind})
+def save(journal: Journal, server: Server, observed: dict[str, np.ndarray], feedback: ClientFeedback) -> None:
+    """Bring to rank 0, and save, what a resume after the round last noted needs; every rank calls this."""
+    with journal.channel.timing.phase("checkpoint"):
+        journal.collect_timings()
+        left_behind = feedback.collect()
+        journal.save(server.vector, {**server.state(), **observed, **left_behind})
+
+
+def stop(
+    config: RunConfig,
+    first: int,
+    round_: int,
+    journal: Journal,
+    server: Server,
+    observed: dict[str, np.ndarray],
+    feedback: ClientFeedback,
+) -> NoReturn:
+    """Leave in this round, as if it had not begun; every rank calls this.
+
+    Raises:
+        Stopped: once the round before is saved.
+    """
+    if first < round_ and not wants_checkpoint(config, round_ - 1):
+        save(journal, server, observed, feedback)
+    raise Stopped(f"stopped on request after round {round_ - 1}")
 
 
 def is_evaluated(config: RunConfig, round_: int) -> bool:

@@ -3,6 +3,7 @@
 #
 #     qsub -v FLAGS="--config launch/recipes/sst2-soft.toml --task.data DATA --output.dir runs/sst2" launch/pbs.sh
 #
+# FLAGS is quoted as in a shell. qsub takes a comma for the end of a variable: settings that are lists go into a recipe.
 #PBS -N fedprompt
 #PBS -l select=1:ncpus=11:mpiprocs=11
 #PBS -l walltime=01:00:00
@@ -17,6 +18,7 @@ cd "$PBS_O_WORKDIR"
 #     source .venv/bin/activate
 
 export OMP_NUM_THREADS=${NCPUS_PER_RANK:-1}
-read -ra flags <<<"${FLAGS:-}"
+flags=()
+[ -z "${FLAGS:-}" ] || mapfile -t flags < <(xargs printf '%s\n' <<<"$FLAGS") # xargs knows quotes
 ranks=$(wc -l <"$PBS_NODEFILE") # a line for each rank
 exec mpirun --hostfile "$PBS_NODEFILE" -n "$ranks" python -m fedprompt_mpi run "${flags[@]}"

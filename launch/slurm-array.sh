@@ -3,12 +3,18 @@
 #
 #     sbatch --array=0-2 launch/slurm-array.sh RECIPE1.toml RECIPE2.toml RECIPE3.toml
 #
-# RUNS names the folder of the run directories (runs); RUN_FLAGS holds flags for all of them. A task whose run is
-# done ends at once, so the same line can be submitted again after a failure.
+# RUNS names the folder of the run directories (runs); RUN_FLAGS holds flags for all of them, quoted as in a shell:
+#
+#     RUN_FLAGS="--task.data DATA --poison.clients '[0, 3]'" sbatch ...
+#
+# A task whose run is done ends at once, so the same line can be submitted again after a failure.
 #SBATCH --job-name=fedprompt-array
 #SBATCH --ntasks=11
 #SBATCH --cpus-per-task=1
 #SBATCH --time=01:00:00
+#SBATCH --signal=B:USR1@120      # two minutes before the limit: the run saves and the task queues again
+#SBATCH --requeue
+#SBATCH --open-mode=append
 #SBATCH --output=%x-%A-%a.log
 
 set -euo pipefail
@@ -25,6 +31,7 @@ if [ -e "$directory/summary.json" ]; then
     exit 0
 fi
 
-read -ra flags <<<"${RUN_FLAGS:-}"
+flags=()
+[ -z "${RUN_FLAGS:-}" ] || mapfile -t flags < <(xargs printf '%s\n' <<<"$RUN_FLAGS") # xargs knows quotes
 # Slurm runs a copy of this script from elsewhere, hence the path
 exec bash "$SLURM_SUBMIT_DIR/launch/slurm.sh" --config "$recipe" --output.dir="$directory" "${flags[@]}"

@@ -24,17 +24,11 @@ set -euo pipefail
 export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # since 22.05 srun does not take it from sbatch
 
-# A run directory with a checkpoint is resumed.
-directory=
-for word in "$@"; do
-    case $word in
-    --output.dir=*) directory=${word#*=} ;;
-    esac
-    [ "${previous:-}" = --output.dir ] && directory=$word
-    previous=$word
-done
-checkpoint=$directory/checkpoint/state.safetensors
-[ -n "$directory" ] && [ -e "$checkpoint" ] && set -- "$@" --output.resume=true
+# With a run directory of its own the job begins the run there, or goes on with it.
+case " $*" in
+*" --output.dir"*) can_go_on=yes && set -- "$@" --output.resume=true ;;
+*) can_go_on= ;;
+esac
 
 # LAUNCH=srun (default) starts the ranks through Slurm's own PMI, LAUNCH=mpirun through the MPI library's mpirun.
 # srun --mpi=list shows what your Slurm offers: pmi2 for MPICH and its kin, pmix for Open MPI.
@@ -54,7 +48,7 @@ while [ "$status" -gt 128 ] && kill -0 "$job" 2>/dev/null; do # the signal ended
     status=0
     wait "$job" || status=$?
 done
-if [ "$status" -eq 75 ] && [ -n "$directory" ] && [ -e "$checkpoint" ]; then # stopped on request; can be resumed
+if [ "$status" -eq 75 ] && [ -n "$can_go_on" ]; then # stopped on request, with a checkpoint
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

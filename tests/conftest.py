@@ -10,6 +10,7 @@ from tests.tiny import save_tiny
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--cluster", action="store_true", help="run the tests on a virtual cluster too (needs root)")
+    parser.addoption("--failures", action="store_true", help="run tests of failures in every phase too")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

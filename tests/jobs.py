@@ -38,7 +38,11 @@ def is_open_mpi(mpirun: str) -> bool:
 
 
 def launch(
-    ranks: int, *arguments: str, deadline_s: float = 120, environment: Mapping[str, str | None] | None = None
+    ranks: int,
+    *arguments: str,
+    deadline_s: float = 120,
+    environment: Mapping[str, str | None] | None = None,
+    launcher_flags: Sequence[str] = (),
 ) -> Finished:
     """Run `python ARGUMENTS` on so many ranks (1: without mpirun); kill it all at the deadline and fail.
 
@@ -47,13 +51,14 @@ def launch(
         arguments: of the Python interpreter.
         deadline_s: seconds.
         environment: variables beside this process's own; None takes one away.
+        launcher_flags: for mpirun.
     """
     command = [sys.executable, *arguments]
     if ranks > 1:
         mpirun = find_mpirun()
         assert mpirun is not None, "no mpirun: pip install '.[mpich]'"
         options = ["--allow-run-as-root", "--oversubscribe"] if is_open_mpi(mpirun) else []
-        command = [mpirun, *options, "-n", str(ranks), *command]
+        command = [mpirun, *options, *launcher_flags, "-n", str(ranks), *command]
     own = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "PYTEST_CURRENT_TEST": None}
     variables = {name: value for name, value in {**own, **(environment or {})}.items() if value is not None}
     return communicate(command, variables, deadline_s)

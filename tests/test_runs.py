@@ -103,8 +103,7 @@ def test_two_rounds_are_one_and_a_resumed_one(one_process: Path, tmp_path: Path)
     assert [r["accuracy"] for r in rounds] == [r["accuracy"] for r in read_rounds(one_process)]
     refused = run_program(1, directory, "--client.batched=1", "--output.resume=true", "--client.lr=0.1")
     assert refused.status == 2
-    assert '"lr": 0.1' in refused.err
-    assert '"lr": 0.3' in refused.err
+    assert "client.lr = 0.3 (now 0.1)" in refused.err
 
 
 def test_a_part_of_the_clients(tmp_path: Path) -> None:
@@ -206,46 +205,19 @@ def test_poison_over_everybody_is_summed_up() -> None:
 
 
 BAD: dict[str, tuple[list[str], str]] = {
-    "an unknown task": (["--task.name=weather"], "task.name is 'weather'"),
-    "an unknown optimiser": (["--client.optimizer=lion"], "client.optimizer"),
     "a wrong type": (["--federation.rounds=many"], "federation.rounds"),
-    "text for a list": (["--task.label_words=great"], "task.label_words\": expecting list in JSON, such as [0, 3]"),
-    "a missing config": (["--config=./nothing.toml"], "--config is './nothing.toml', but there is no such file"),
-    "out of range": (["--federation.fraction=1.5"], "federation.fraction is 1.5"),
-    "an unknown setting": (["--federation.colour=red"], "federation.colour"),
-    "no data": (["--task.name=sst2"], "task.data is not given"),
-    "a missing folder": (["--task.name=sst2", "--task.data=./nowhere"], "no such folder"),
     "a missing model": (["--model.name=./nowhere"], "no such folder"),
-    "more poisoned clients than clients": (["--federation.clients=2", "--poison.clients=[0,1,2]"], "poison.clients"),
-    "an unknown poisoned client": (["--poison.clients=[10]"], "client 10"),
-    "a target that is no class": (["--poison.target=2"], "poison.target is 2"),
-    "a trigger that the tokenizer loses": (["--poison.trigger=cf 日本"], "poison.trigger is 'cf 日本'"),
-    "an unknown aggregator": (["--federation.aggregator=mode"], "choose one of bulyan"),
-    "too many to withstand": (["--federation.aggregator=krum", "--federation.assumed_malicious=4"], "assume at most 3"),
-    "no list of clients": (["--poison.clients=some"], "expecting list in JSON, such as [0, 3] or 'all', got some"),
-    "too large a server data set": (
-        ["--federation.aggregator=fltrust", "--federation.server_examples=111"], "keep at most 110"
-    ),
+    "a label word of two tokens": (["--task.label_words=[\"great\",\"zyzzyva\"]"], "zyzzyva"),
     "a clean run of another trigger": (
         ["--poison.clean_run=PROMPT", "--client.batched=1", "--poison.trigger=mn"], "poison.trigger = 'cf'"
     ),
-    "no clean run": (["--poison.clean_run=./nothing"], "cannot be read as a run"),
-    "a label word of two tokens": (["--task.label_words=[\"great\",\"zyzzyva\"]"], "zyzzyva"),
-    "more clients than examples": (["--task.max_train=5"], "only 5 training examples"),
-    "no natural clients": (["--federation.partition=natural"], "task.user"),
-    "too long for the model": (["--model.max_length=190"], "192 positions"),
-    "a prompt of another length": (["--prompt.init=PROMPT", "--prompt.num_virtual_tokens=3"], "2560 parameters"),
-    "no prompt at all": (["--prompt.init=./nothing.safetensors"], "cannot be read as a prompt"),
     "a directory of another run": (["--output.dir=PROMPT"], "not empty"),
-    "nothing to resume": (["--output.resume=true"], "nothing to continue"),
-    "no GPU": (["--model.device=cuda"], "sees no GPU"),
+    "a resume of what is no run": (["--output.resume=true", "--output.dir=tests"], "no run of this program"),
 }  # fmt: skip
+"""Of many (tests/bad_input.py), those that are found at different times."""
 
 
-@pytest.mark.parametrize(
-    ("case", "ranks"),
-    [*((case, 2) for case in BAD), ("a wrong type", 1), ("a missing model", 1), ("nothing to resume", 1)],
-)
+@pytest.mark.parametrize(("case", "ranks"), [*((case, 2) for case in BAD), ("a wrong type", 1), ("a missing model", 1)])
 def test_bad_input_is_one_message(case: str, ranks: int, one_process: Path, tmp_path: Path) -> None:
     flags, message = BAD[case]
     flags = [flag.replace("PROMPT", str(one_process)) for flag in flags]
@@ -298,7 +270,8 @@ def test_an_exception_on_one_rank_ends_the_job(tmp_path: Path) -> None:
     )
     finished = launch(4, "-c", code, deadline_s=60)
     assert finished.status == 3
-    assert "rank 2 of 4 failed" in finished.err
+    assert "rank 2 of 4 on" in finished.err
+    assert "failed in phase train of round 1" in finished.err
     assert finished.err.count("ArithmeticError: boom") == 1
 
 

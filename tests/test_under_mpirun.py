@@ -7,7 +7,9 @@ import pytest
 from tests.jobs import launch
 
 
-@pytest.mark.parametrize(("file", "ranks"), [("test_channel.py", 2), ("test_channel.py", 5), ("test_rules.py", 4)])
+@pytest.mark.parametrize(
+    ("file", "ranks"), [("test_channel.py", 2), ("test_channel.py", 5), ("test_rules.py", 4), ("test_bad_input.py", 3)]
+)
 def test_the_mpi_tests(file: str, ranks: int) -> None:
     path = str(Path(__file__).parent / "mpi" / file)
     finished = launch(ranks, "-m", "pytest", "--only-mpi", "-q", "-p", "no:cacheprovider", "-x", path, deadline_s=240)

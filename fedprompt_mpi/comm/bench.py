@@ -80,7 +80,7 @@ class Bench:
 
     def measure(self, collective: str, size: int) -> Row:
         """Measure one collective at one size (n bytes); the row is complete on every rank."""
-        raw, ours = self._calls(collective, size // 4)
+        raw, ours = self.calls(collective, size // 4)
         for call in (raw, ours):  # connections, buffers, pages
             if call is not None:
                 call()
@@ -118,7 +118,7 @@ class Bench:
         seconds[1] = records["seconds"][transfers].sum()
         return seconds
 
-    def _calls(self, collective: str, length: int) -> tuple[Callable[[], Any] | None, Callable[[], Any]]:
+    def calls(self, collective: str, length: int) -> tuple[Callable[[], Any] | None, Callable[[], Any]]:
         """Return the raw call and ours, for a vector of so many numbers."""
         comm, channel, mpi = self._raw_comm, self.channel, self._mpi
         vector = np.ones(length, dtype=np.float32)

@@ -26,11 +26,18 @@ HEADER = np.dtype(
         ("norm", "<f8"),
         ("largest", "<f8"),
         ("train_s", "<f8"),
+        ("given_up", "?"),
     ]
 )
-"""What goes with each delta: `norm` and `largest` are its Euclidean and its maximum norm."""
-CHUNK_BYTES = 32 * 2**20
+"""What goes with each delta: `norm` and `largest` are its Euclidean and its maximum norm; `given_up` says that it is
+none, since its rank has been asked to stop."""
+NEVER = float("inf")
+CHUNK_BYTES = 64 * 2**20
 """Large vectors go in pieces; rank 0 holds two pieces of all clients, each of at most so many bytes."""
+
+
+class RankLost(Exception):  # noqa: N818 - what happened to another
+    """A rank is gone, under a launcher that lets the others go on (ULFM); raised on every rank that notices."""
 
 
 class Channel(Protocol):
@@ -38,6 +45,8 @@ class Channel(Protocol):
 
     rank: int
     size: int
+    first_ranks: np.ndarray
+    """`[R]` int64: each rank's number when the job was started, with those that were lost since."""
     place: Place
     nodes: np.ndarray
     """`[R]` int64: the node of each rank, from 0 in the order of their lowest ranks."""
@@ -92,6 +101,10 @@ class Channel(Protocol):
         """Remove the shared folder once all ranks of the node are here; files that they have mapped live on."""
         ...
 
+    def alive(self) -> None:
+        """Note that this rank makes progress, and say so to whoever asks."""
+        ...
+
     def report_progress(self, left: int) -> None:
         """Tell rank 0, if it watches, how many local steps are left to this rank in the round."""
         ...
@@ -119,6 +132,18 @@ class Channel(Protocol):
 
     def abandon(self) -> None:
         """Tidy up on this rank alone, after a failure."""
+        ...
+
+    def has_lost_a_rank(self, error: Exception) -> bool:
+        """Tell whether an error means that another rank is gone and the others may go on."""
+        ...
+
+    def without_the_lost(self) -> "Channel":
+        """Return a channel of the ranks that are left, in their order; each of them calls this.
+
+        Raises:
+            RankLost: if rank 0, which keeps the records, is among the lost.
+        """
         ...
 
 
@@ -150,12 +175,13 @@ def pieces_of(clients: int, size: int) -> list[slice]:
     return [slice(at, min(at + columns, size)) for at in range(0, size, columns)]
 
 
-def open_channel(launch: Launch, *, measure: bool) -> Channel:
+def open_channel(launch: Launch, *, measure: bool, deadline_s: float = NEVER) -> Channel:
     """Return the channel of this job: over MPI if a launcher started several processes, else local.
 
     Args:
         launch: what the launcher's environment says.
         measure: see `MPIChannel`.
+        deadline_s: see `MPIChannel`.
 
     Raises:
         SettingsError: if there is no MPI library, or it is another than the launcher's.
@@ -166,7 +192,7 @@ def open_channel(launch: Launch, *, measure: bool) -> Channel:
         return LocalChannel()
     from fedprompt_mpi.comm.mpi_channel import MPIChannel
 
-    return MPIChannel(start_mpi(launch).COMM_WORLD, measure=measure)
+    return MPIChannel(start_mpi(launch).COMM_WORLD, measure=measure, deadline_s=deadline_s)
 
 
 def start_mpi(launch: Launch) -> Any:

@@ -16,10 +16,14 @@ HEADROOM_BITS = 30
 """Totals stay below 2^30 units, and rounding adds half a unit a client: 31 bits hold it for 2^31 clients."""
 
 
+SMALLEST_UNIT = 2.0**-200
+"""Far below the smallest float32; factors divided by less could be beyond a float64."""
+
+
 def unit_of(factors: np.ndarray, largest: np.ndarray) -> float:
     """Return u, a power of two with sum |f_k| L_k <= 2^30 u, or 1 if all is zero.
 
-    Against the exact sum, a total is then off by at most K u / 2, where u <= sum |f_k| L_k / 2^29.
+    Against the exact sum, a total is then off by at most K u / 2, where u <= sum |f_k| L_k / 2^29 or `SMALLEST_UNIT`.
 
     Args:
         factors: `[K]` float64.
@@ -27,7 +31,7 @@ def unit_of(factors: np.ndarray, largest: np.ndarray) -> float:
     """
     taken = factors != 0  # the others may not even be finite
     most = float(np.abs(factors[taken]) @ largest[taken])
-    return 2.0 ** (int(np.ceil(np.log2(most))) - HEADROOM_BITS) if most > 0 else 1.0
+    return max(2.0 ** (int(np.ceil(np.log2(most))) - HEADROOM_BITS), SMALLEST_UNIT) if most > 0 else 1.0
 
 
 def in_units(deltas: np.ndarray, factors: np.ndarray, unit: float) -> np.ndarray:

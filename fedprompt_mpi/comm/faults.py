@@ -7,16 +7,24 @@ srun is the other way round: it returns the status that all ranks leave with, an
 
 import fcntl
 import os
+import socket
 import struct
 import sys
 import termios
+import threading
 import time
+import traceback
 from typing import Any, NoReturn
 
+from fedprompt_mpi.comm.last_seen import HERE
 from fedprompt_mpi.comm.launcher import SRUN, Launch
 
+FAILED = 3
+"""Exit status: a rank failed."""
 LAST_WORDS_S = 2.0
 """How long a launcher may take to read what a rank said before it aborts."""
+STAGGER_S, LONGEST_STAGGER_S = 0.25, 3.0
+"""Ranks that fail at once speak one after the other by so much, so that the first one ends the job before the next."""
 
 
 def end_process(status: int) -> NoReturn:
@@ -25,7 +33,7 @@ def end_process(status: int) -> NoReturn:
     Interpreter and torch are not taken apart: that takes each rank half a second, and nobody needs it.
     """
     mpi = _running_mpi()
-    if mpi is not None:
+    if mpi is not None and not HERE.has_lost_others:  # then Open MPI may wait for them
         mpi.Finalize()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -48,11 +56,59 @@ def end_job(status: int) -> NoReturn:
     """End every rank of the job now, so that its launcher returns `status`; without MPI, end this process."""
     sys.stdout.flush()
     sys.stderr.flush()
+    HERE.leave_all()
     mpi = _running_mpi()
     if mpi is not None:
         _wait_until_read(sys.stderr.fileno())
         mpi.COMM_WORLD.Abort(status)
     os._exit(status)
+
+
+def fail(launch: Launch, what: str, details: str) -> NoReturn:
+    """Report that this rank failed, if no other one of its node has, and end the whole job with `FAILED`."""
+    time.sleep(min(STAGGER_S * launch.rank, LONGEST_STAGGER_S))
+    where = f"rank {launch.rank} of {launch.size} on {socket.gethostname()}"
+    speak_for_all(f"fedprompt_mpi: {where} {what} in phase {HERE.phase} of round {HERE.round_}\n{details}")
+
+
+def speak_for_all(report: str) -> NoReturn:
+    """Print a report, unless another rank of this node has spoken, and end the whole job with `FAILED`."""
+    if HERE.leave_all():
+        print(report, end="" if report.endswith("\n") else "\n", file=sys.stderr, flush=True)
+    else:
+        time.sleep(LAST_WORDS_S)  # the other one ends the job
+    end_job(FAILED)
+
+
+class Watchdog(threading.Thread):
+    """Ends the job if this rank makes no progress for too long, with what it is stuck in.
+
+    What a rank waits for is another's to say; one that cannot say anything is found by `roll_call`.
+    """
+
+    def __init__(self, launch: Launch, deadline_s: float) -> None:
+        """Watch over the thread that makes this.
+
+        Args:
+            launch: who this is.
+            deadline_s: how long there may be no progress.
+        """
+        super().__init__(name="watchdog", daemon=True)
+        self._launch, self._deadline_s = launch, deadline_s
+        self._watched, self._over = threading.get_ident(), threading.Event()
+
+    def run(self) -> None:
+        """Look now and then."""
+        while not self._over.wait(min(self._deadline_s / 10, 1.0)):
+            since = HERE.since
+            if not HERE.waits and time.monotonic() - since > self._deadline_s:
+                stack = sys._current_frames().get(self._watched)
+                details = "".join(traceback.format_stack(stack)) if stack else ""
+                fail(self._launch, f"has made no progress for {self._deadline_s:g} s (comm.deadline_s)", details)
+
+    def stop(self) -> None:
+        """Let the process end as it likes."""
+        self._over.set()
 
 
 def _running_mpi() -> Any:

@@ -10,6 +10,7 @@ import numpy as np
 
 from fedprompt_mpi.comm.channel import Gathered, pieces_of
 from fedprompt_mpi.comm.exact_sum import in_units, unit_of
+from fedprompt_mpi.comm.last_seen import HERE
 from fedprompt_mpi.comm.stop import is_requested
 from fedprompt_mpi.comm.timing import Timing
 from fedprompt_mpi.comm.topology import MOST_PROCESSORS, read_place
@@ -28,6 +29,7 @@ class LocalChannel:
         """Start with empty records."""
         self.place = read_place(0, 0, np.ones(MOST_PROCESSORS), server_here=True)
         self.nodes = np.zeros(1, dtype=np.int64)
+        self.first_ranks = np.zeros(1, dtype=np.int64)
         self.timing = Timing()
         self.synchronise: Callable[[], None] = lambda: None
         self.stopping = False
@@ -73,8 +75,13 @@ class LocalChannel:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
 
+    def alive(self) -> None:
+        """Note that there is progress."""
+        HERE.alive()
+
     def report_progress(self, left: int) -> None:
         """Show the progress at once."""
+        self.alive()
         if self._show:
             self._show(self._steps - left)
 
@@ -93,6 +100,14 @@ class LocalChannel:
     def abandon(self) -> None:
         """Remove the temporary folder."""
         self.drop_shared_folder()
+
+    def has_lost_a_rank(self, error: Exception) -> bool:
+        """There is no other rank."""
+        return False
+
+    def without_the_lost(self) -> "LocalChannel":
+        """Return itself."""
+        return self
 
     def close(self) -> None:
         """Remove the temporary folder."""

@@ -5,8 +5,9 @@ collectives once everybody is there. So a waiting rank leaves its core to one th
 of the collective holds (almost) no waiting. The tiny collective carries what has to travel anyway: the
 round's header before a broadcast, the clients' headers before a gather.
 
-In measure mode a tight barrier stands between the two: what is left of the skew (ranks wake up at different
-times) goes there, and the collective is timed with all ranks present. Barriers are recorded as `sync`.
+In measure mode two barriers stand between the two: one that is polled until all are there, and a tight one for what
+is left of the skew (ranks wake up at different times). So the collective is timed with all ranks present. Both are
+recorded as `sync`.
 
 Legend: R ranks, K clients of the round, k of them on this rank, P length of a vector.
 """
@@ -16,13 +17,15 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from fedprompt_mpi.comm.channel import HEADER, Gathered, pieces_of
+from fedprompt_mpi.comm.channel import HEADER, NEVER, Gathered, RankLost, pieces_of
 from fedprompt_mpi.comm.exact_sum import in_units, unit_of
+from fedprompt_mpi.comm.last_seen import HERE, ROW, start_watching
 from fedprompt_mpi.comm.launcher import is_fault_tolerant, transport_of
+from fedprompt_mpi.comm.roll_call import RollCall
 from fedprompt_mpi.comm.stop import is_requested
 from fedprompt_mpi.comm.timing import RECORD, Timing
 from fedprompt_mpi.comm.topology import MOST_PROCESSORS, Place, own_processors, read_place
@@ -37,22 +40,31 @@ MESSAGE_BYTES = 4096
 class MPIChannel:
     """The ranks of an MPI job."""
 
-    def __init__(self, world: Any, *, measure: bool) -> None:
+    def __init__(
+        self, world: Any, *, measure: bool, deadline_s: float = NEVER, before: "MPIChannel | None" = None
+    ) -> None:
         """Take communicators of our own, so that no other library's messages mix with ours.
 
         Args:
             world: an mpi4py communicator.
-            measure: whether a barrier goes before each collective, to take the last bit of waiting out of its time.
+            measure: whether ranks synchronise before each collective, to take all waiting out of its time.
+            deadline_s: how long a rank may be without progress before another one's waiting ends the job.
+            before: the channel whose ranks, but for those that were lost, `world` has; its records go on.
         """
         from mpi4py import MPI
 
-        self._mpi = MPI
+        self._mpi, self._world, self._deadline_s = MPI, world, deadline_s
         self._comm = world.Dup()
         self._progress_comm = world.Dup()
+        self._roll = RollCall(world.Dup(), deadline_s)
         self.rank, self.size = self._comm.rank, self._comm.size
+        self.first_ranks = np.arange(self.size)
+        if before is not None:
+            self.first_ranks = before._first_ranks_of(world)
         self._node = self._comm.Split_type(MPI.COMM_TYPE_SHARED, key=self.rank)
         self._leaders = self._comm.Split(0 if self._node.rank == 0 else MPI.UNDEFINED, key=self.rank)
         self.nodes = self._number_nodes()
+        self._folder: Path | None = None
         self.place = self._read_place()
         library = MPI.Get_library_version()
         self.library, self.transport = " ".join(library.split("\n")[0].split()), transport_of(library)
@@ -62,19 +74,19 @@ class MPIChannel:
             )
         ]
         self.survives = is_fault_tolerant(MPI.get_vendor()[0])
-        self.timing = Timing(clock=MPI.Wtime)
+        self.timing = Timing(clock=MPI.Wtime) if before is None else before.timing
         self.clock_resolution_s = MPI.Wtick()
         self.synchronise: Callable[[], None] = lambda: None
         self.stopping = False
         self._measure = measure
         self._rooms = [np.empty(0, dtype=np.uint8), np.empty(0, dtype=np.uint8)]
-        self._folder: Path | None = None
         self._show: Callable[[int], None] | None = None
         self._left = np.zeros(self.size, dtype=np.int64)
         self._steps = 0
         self._sending: tuple[Any, np.ndarray] | None = None
         self._watched = False
         self._last_report = 0.0
+        self._share_position()
 
     def _number_nodes(self) -> np.ndarray:
         """Tell everybody which node each rank is on."""
@@ -82,6 +94,18 @@ class MPIChannel:
         self._node.Bcast(lowest, root=0)
         self._comm.Allgather(lowest, everyone)
         return np.unique(everyone, return_inverse=True)[1].astype(np.int64)
+
+    def _share_position(self) -> None:
+        """Let this node's ranks write down what they do, and the first of them start who watches over it."""
+        table = self.shared_folder() / "last_seen"
+        if self._node.rank == 0:
+            table.write_bytes(bytes(self._node.size * ROW.size))
+        self._node.Barrier()
+        HERE.share(table, self.rank, self._node.rank)
+        self._node.Barrier()
+        if self._node.rank == 0:
+            start_watching(table)
+            table.unlink()  # who needs it has it mapped
 
     def _read_place(self) -> Place:
         """Ask the ranks of this node which processors each may use."""
@@ -91,13 +115,25 @@ class MPIChannel:
         return read_place(self.rank, self._node.rank, sharers, server_here=bool(self.nodes[self.rank] == self.nodes[0]))
 
     def _sleep_until(self, request: Any) -> None:
-        """Wait for a request with the processor left to others."""
-        pause = SHORTEST_SLEEP_S
+        """Wait for a request with the processor left to others; if it takes too long, ask who is missing."""
+        pause, start = SHORTEST_SLEEP_S, time.monotonic()
+        HERE.waits = True
         while not request.Test():
             if self._show:
                 self._receive_progress()
             time.sleep(pause)
             pause = min(1.5 * pause, LONGEST_SLEEP_S)
+            if pause == LONGEST_SLEEP_S:
+                self._roll.answer()
+                if time.monotonic() - start > self._roll.patience_s:
+                    self._roll.call()
+                    start = time.monotonic()
+        HERE.waits = False
+
+    def alive(self) -> None:
+        """Note that this rank makes progress, and say so to whoever asks."""
+        HERE.alive()
+        self._roll.answer()
 
     def _collective(self, phase: str, payload_bytes: int, call: Callable[..., Any], *arguments: Any) -> Any:
         """Run and time a blocking collective that everybody is about to enter; returns what it returns.
@@ -105,8 +141,10 @@ class MPIChannel:
         Between the two looks at the clock there is nothing but the call: for a prompt it takes some 20 microseconds.
         """
         clock = self._mpi.Wtime
+        HERE.enter(phase, self.timing.round_)
         if self._measure:
             start = clock()
+            self._sleep_until(self._comm.Ibarrier())
             self._comm.Barrier()
             self.timing.add("sync", clock() - start)
         start = clock()
@@ -141,7 +179,7 @@ class MPIChannel:
             self._collective("broadcast", size, self._comm.Bcast, [vector, self._mpi.FLOAT])
             return
         with self.timing.phase("pack"):
-            packed = wire.pack(vector) if self.rank == 0 else np.empty(size, dtype=np.uint8)
+            packed = wire.pack(vector) if self.rank == 0 else self._room(0, 1, size, np.uint8)[0]
         self._collective("broadcast", size, self._comm.Bcast, [packed, self._mpi.BYTE])
         if self.rank:
             with self.timing.phase("pack"):
@@ -190,7 +228,7 @@ class MPIChannel:
             yield piece, room
 
     def _room(self, which: int, rows: int, items: int, dtype: Any) -> np.ndarray:
-        """Return one of two memories to receive a piece in; they are kept: fresh pages cost as much as the transfer."""
+        """Return one of two memories to receive in; they are kept: fresh pages cost as much as the transfer."""
         size = rows * items * np.dtype(dtype).itemsize
         if self._rooms[which].nbytes < size:
             self._rooms[which] = np.empty(size, dtype=np.uint8)
@@ -207,7 +245,10 @@ class MPIChannel:
                 self._meet()
             with self.timing.phase("pack"):
                 mine = in_units(deltas[:, piece], own, unit)
-            total = self._collective("reduce", mine.nbytes, sum_to_root, self._mpi, self._node, self._leaders, mine)
+            rooms = [self._room(which, 1, len(mine), np.int32)[0] for which in (0, 1)]
+            total = self._collective(
+                "reduce", mine.nbytes, sum_to_root, self._mpi, self._node, self._leaders, mine, *rooms
+            )
             yield piece, np.empty(0) if total is None else unit * total
 
     def sum(self, values: np.ndarray) -> np.ndarray:
@@ -254,6 +295,7 @@ class MPIChannel:
 
     def report_progress(self, left: int) -> None:
         """Tell rank 0 how many local steps are left, a few times a second at most."""
+        self.alive()
         now = time.monotonic()
         if self.rank == 0:  # a server that trains; nobody needs to send for it
             self._left[0] = left
@@ -304,15 +346,61 @@ class MPIChannel:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
+    def has_lost_a_rank(self, error: Exception) -> bool:
+        """Tell whether an error means that another rank is gone and the others may go on."""
+        mpi, raised = self._mpi, cast("Any", error)
+        if not self.survives or not isinstance(raised, mpi.Exception):
+            return False
+        return raised.error_class in (mpi.ERR_PROC_FAILED, mpi.ERR_PROC_FAILED_PENDING, mpi.ERR_REVOKED)
+
+    def without_the_lost(self) -> "MPIChannel":
+        """Return a channel of the ranks that are left; those that still wait for the lost ones join in.
+
+        All of a channel's communicators are revoked, which wakes everybody who waits on one; the survivors are those of
+        `world`, from which each of them started.
+
+        Raises:
+            RankLost: if rank 0 is among the lost.
+        """
+        world, HERE.has_lost_others = self._world, True
+        while True:
+            self._revoke()
+            world.Revoke()
+            world = world.Shrink()
+            lost = set(self.first_ranks.tolist()) - set(self._first_ranks_of(world).tolist())
+            if self.first_ranks[0] in lost:
+                raise RankLost("rank 0, which keeps the records, was lost")
+            try:
+                channel = MPIChannel(world, measure=self._measure, deadline_s=self._deadline_s, before=self)
+                channel.drop_shared_folder()
+            except self._mpi.Exception as error:  # another one, meanwhile
+                if not self.has_lost_a_rank(error):
+                    raise
+            else:
+                return channel
+
+    def _first_ranks_of(self, world: Any) -> np.ndarray:
+        """Return the first numbers `[R]` int64 of the ranks of a smaller world."""
+        here = world.group.Translate_ranks(None, self._world.group)
+        return self.first_ranks[here]
+
+    def _revoke(self) -> None:
+        """Wake everybody who waits on a communicator of this channel, wherever that is."""
+        for comm in (self._comm, self._progress_comm, self._roll.comm, self._node, self._leaders):
+            if comm != self._mpi.COMM_NULL:
+                comm.Revoke()
+
     def close(self) -> None:
         """Drain what is under way, remove the node's folder, and leave together."""
         if self._sending is not None:
             self._sending[0].Cancel()
         self.drop_shared_folder()
+        HERE.leave()
         self._sleep_until(self._comm.Ibarrier())  # the folders are gone before any rank may end the job
         if self._leaders != self._mpi.COMM_NULL:
             self._leaders.Free()
         self._node.Free()
+        self._roll.close()
         self._progress_comm.Free()
         self._comm.Free()
 

@@ -1,6 +1,7 @@
 """From the records of all ranks to figures of a round: medians, quantiles, and how sure they are.
 
-Of each phase a round counts with its slowest rank. The confidence interval of a median comes from the order of the
+Of each phase a round counts with its slowest rank, and of transfers each collective with its own slowest one, since
+it lasts as long as that. The confidence interval of a median comes from the order of the
 samples alone, so nothing is assumed of how times are distributed (they are skewed). With several launches of one job
 each counts once, with its own median: rounds of one launch share where their processes happened to be put.
 
@@ -13,8 +14,9 @@ References:
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from fractions import Fraction
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -24,37 +26,56 @@ from fedprompt_mpi.comm.timing import TRANSFERS
 Row = tuple[int, int, str, float, int]
 """Round, rank, phase, seconds, bytes: a line of timings.csv."""
 CONFIDENCE = Fraction(95, 100)
-FIGURES = {
-    "train": ("train",),
-    "copy": ("copy",),
-    "pack": ("pack",),
-    "wait": ("wait", "sync"),
-    "transfer": TRANSFERS,
-    "wait + transfer": ("wait", "sync", *TRANSFERS),
-    **{name: (name,) for name in TRANSFERS},
-    "aggregate": ("aggregate",),
-    "evaluate": ("evaluate", "evaluate_clients"),
-}
-"""What is reported -> the phases whose sum it is, on each rank."""
+LEAST_SAMPLES = 6
+"""Fewer bound no median with that confidence: all six are on one side of it once in 32 times."""
+WAITING = ("wait", "sync")
+FIGURES = (
+    "train", "copy", "pack", "wait", "wait (rank 0)", "wait (workers)", "transfer", "wait + transfer", *TRANSFERS,
+    "aggregate", "evaluate", "overhead",
+)  # fmt: skip
+"""What is reported of a round."""
+
+_Phases = dict[str, list[float]]
+"""Phase -> seconds of each of its records, in order."""
 
 
 def slowest_by_round(rows: Iterable[Row]) -> dict[int, dict[str, float]]:
-    """Return round -> figure -> seconds of the slowest rank; `overhead` is what measuring added.
+    """Return round -> figure -> seconds.
 
-    That is the least that any rank spent in the barriers before the collectives: whoever came last waited for nobody.
+    `overhead` is what measuring added: of each synchronisation the least that any rank spent in it, since whoever came
+    last waited for nobody.
     """
-    by_rank: dict[int, dict[int, dict[str, float]]] = {}
+    rounds: dict[int, dict[int, _Phases]] = {}
     for round_, rank, phase, seconds, _ in rows:
-        phases = by_rank.setdefault(round_, {}).setdefault(rank, {})
-        phases[phase] = phases.get(phase, 0.0) + seconds
-    slowest = {}
-    for round_, ranks in by_rank.items():
-        slowest[round_] = {
-            name: max(sum(phases.get(part, 0.0) for part in parts) for phases in ranks.values())
-            for name, parts in FIGURES.items()
-        }
-        slowest[round_]["overhead"] = min(phases.get("sync", 0.0) for phases in ranks.values())
-    return slowest
+        rounds.setdefault(round_, {}).setdefault(rank, {}).setdefault(phase, []).append(seconds)
+    return {round_: _figures(by_rank) for round_, by_rank in rounds.items()}
+
+
+def _figures(by_rank: Mapping[int, _Phases]) -> dict[str, float]:
+    ranks = by_rank.values()
+    workers = [phases for rank, phases in by_rank.items() if rank]
+    transfers = {phase: sum(map(max, _by_occasion(ranks, phase))) for phase in TRANSFERS}
+    return {
+        **{name: _slowest(ranks, name) for name in ("train", "copy", "pack", "aggregate")},
+        **transfers,
+        "evaluate": _slowest(ranks, "evaluate", "evaluate_clients"),
+        "wait": _slowest(ranks, *WAITING),
+        "wait (rank 0)": _slowest([by_rank.get(0, {})], *WAITING),
+        "wait (workers)": _slowest(workers, *WAITING),
+        "transfer": sum(transfers.values()),
+        "wait + transfer": _slowest(ranks, *WAITING, *TRANSFERS),
+        "overhead": sum(map(min, _by_occasion(ranks, "sync"))),
+    }
+
+
+def _slowest(ranks: Collection[_Phases], *names: str) -> float:
+    """Return the most seconds that any rank spent in some phases together."""
+    return max((sum(sum(phases.get(name, ())) for name in names) for phases in ranks), default=0.0)
+
+
+def _by_occasion(ranks: Collection[_Phases], phase: str) -> Iterable[tuple[float, ...]]:
+    """Return, for each time that all ranks went through a phase together, the seconds of each."""
+    return zip_longest(*(phases.get(phase, ()) for phases in ranks), fillvalue=0.0)
 
 
 def describe(samples: Sequence[float]) -> dict[str, float | None]:
@@ -67,7 +88,7 @@ def describe(samples: Sequence[float]) -> dict[str, float | None]:
 
 
 def median_interval(n: int) -> tuple[int, int] | None:
-    """Return which of n ordered samples bound the median with `CONFIDENCE`; None if n is too small (below 6).
+    """Return which of n ordered samples bound the median with `CONFIDENCE`; None below `LEAST_SAMPLES`.
 
     The number of samples below the median is binomial with p = 1/2.
     """
@@ -92,7 +113,7 @@ def communication(launches: Sequence[Iterable[Row]], *, warmup: int) -> dict[str
     for rows in launches:
         rounds = slowest_by_round(rows)
         trained = [round_ for round_, figures in sorted(rounds.items()) if round_ > warmup and figures["train"] > 0]
-        for name in (*FIGURES, "overhead"):
+        for name in FIGURES:
             samples.setdefault(name, []).append([rounds[round_][name] for round_ in trained])
     several = len(launches) > 1
     figures = {}

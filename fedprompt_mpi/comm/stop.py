@@ -1,8 +1,8 @@
-"""A request to stop before the time is up: batch systems send a signal ahead of a job's time limit.
+"""A request to stop before the time is up: from a batch system ahead of a job's time limit, or by Ctrl-C.
 
-SIGUSR1 sets a mark, on whichever rank; nothing is interrupted. Rank 0's next broadcast tells everybody, so that all
-leave between the same two rounds, with a checkpoint. A mark on another rank is ignored: launchers and srun send the
-signal to all of them.
+SIGUSR1, SIGTERM and the first SIGINT set a mark; nothing is interrupted. Launchers pass signals on to all ranks, or to
+some: a rank that trains gives the round up, and tells all with the headers of its updates; rank 0 tells all with its
+next broadcast. So all leave together, after a round that is done, with a checkpoint of it.
 """
 
 import signal
@@ -17,8 +17,9 @@ _requested = False
 
 
 def listen() -> None:
-    """Take SIGUSR1 for a request to stop, from now on."""
-    signal.signal(signal.SIGUSR1, _note)
+    """Take the signals for a request to stop, from now on; a second SIGINT is a KeyboardInterrupt again."""
+    for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _note)
 
 
 def is_requested() -> bool:
@@ -29,3 +30,5 @@ def is_requested() -> bool:
 def _note(number: int, frame: FrameType | None) -> None:
     global _requested
     _requested = True
+    if number == signal.SIGINT:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -3,12 +3,13 @@
 Every duration is local, taken from one rank's clock; two hosts' clocks are never subtracted.
 
 wait              until the last rank is there (asleep)
-sync              measure mode alone: the barrier between waiting and a collective; what measuring adds
+sync              measure mode alone: the barriers between waiting and a collective
 broadcast         the collective that carries the global vector, all ranks present
 gather, reduce    the collective that carries the updates, all ranks present
-pack              into and out of the format on the wire, and into contiguous memory
+pack              from what was trained to what is sent (attack, noise, error feedback), into and out of the format on
+                  the wire, and into contiguous memory
 copy              to and from the GPU
-train, aggregate, evaluate, evaluate_clients
+train, aggregate, evaluate, evaluate_clients, checkpoint
 """
 
 import contextlib
@@ -18,13 +19,20 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from fedprompt_mpi.comm.last_seen import HERE
+
 PHASES = (
     "wait", "sync", "broadcast", "gather", "reduce", "pack", "copy", "train", "aggregate", "evaluate",
-    "evaluate_clients",
+    "evaluate_clients", "checkpoint",
 )  # fmt: skip
 TRANSFERS = ("broadcast", "gather", "reduce")
 """The phases in which vectors travel."""
 RECORD = np.dtype([("round", "<i4"), ("phase", "<i4"), ("seconds", "<f8"), ("bytes", "<i8")])
+
+
+def is_done(round_: int, phase: str, done: int) -> bool:
+    """Tell whether a record stays when a run goes on after round `done`, whose vector is evaluated anew."""
+    return round_ < done or (round_ == done and phase != "evaluate")
 
 
 @dataclasses.dataclass(slots=True)
@@ -48,6 +56,7 @@ class Timing:
     @contextlib.contextmanager
     def phase(self, phase: str, payload_bytes: int = 0) -> Iterator[None]:
         """Record how long the block takes."""
+        HERE.enter(phase, self.round_)
         start = self.clock()
         yield
         self.add(phase, self.clock() - start, payload_bytes)
@@ -59,6 +68,11 @@ class Timing:
         yield
         self.muted = False
 
+    def forget_after(self, done: int) -> None:
+        """Forget what a run that goes on after round `done` does anew."""
+        self._records = [r for r in self._records if is_done(r[0], PHASES[r[1]], done)]
+        self._sums = {key: s for key, s in self._sums.items() if key[0] <= done}
+
     def seconds(self, phase: str, round_: int) -> float:
         """Return this rank's seconds of a phase in one round."""
         return self._sums.get((round_, phase), 0.0)
@@ -67,4 +81,7 @@ class Timing:
         """Hand over the records `[n]` of dtype `RECORD`, and forget them."""
         records = np.array(self._records, dtype=RECORD)
         self._records.clear()
+        self._sums = {
+            key: s for key, s in self._sums.items() if key[0] >= self.round_ - 1
+        }  # nobody asks for older ones
         return records

@@ -31,6 +31,9 @@ class Traffic:
     """From node to node; large updates come in pieces."""
 
 
+NOTHING = Traffic(bytes=0, messages=0, wire_bytes=0, wire_messages=0)
+
+
 def broadcast_traffic(nodes: np.ndarray, *, clients: int, bytes_: int) -> Traffic:
     """Return what one broadcast moves.
 

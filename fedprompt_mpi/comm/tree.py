@@ -15,19 +15,21 @@ SEGMENT_BYTES = 2**20
 TAG = 11
 
 
-def sum_to_root(mpi: Any, node: Any, leaders: Any, mine: np.ndarray) -> np.ndarray | None:
-    """Add up everybody's `mine` `[P]` int32; returns the total on rank 0, None elsewhere.
+def sum_to_root(
+    mpi: Any, node: Any, leaders: Any, mine: np.ndarray, total: np.ndarray, arriving: np.ndarray
+) -> np.ndarray | None:
+    """Add up everybody's `mine` `[P]` int32; returns the total, in `total`, on rank 0, None elsewhere.
 
     Args:
         mpi: mpi4py's module.
         node: communicator of this node's ranks, in rank order.
         leaders: communicator of the nodes' lowest ranks, in rank order; MPI.COMM_NULL on the other ranks.
-        mine: contiguous.
+        mine: contiguous, as are the next two.
+        total: `[P]` int32, to be overwritten.
+        arriving: the same.
     """
-    leads = node.rank == 0
-    total = np.empty_like(mine) if leads else None
-    node.Reduce(mine, total, op=mpi.SUM, root=0)
-    if total is None:
+    node.Reduce(mine, total if node.rank == 0 else None, op=mpi.SUM, root=0)
+    if node.rank:
         return None
     segments = [slice(at, at + SEGMENT_BYTES // 4) for at in range(0, len(mine), SEGMENT_BYTES // 4)]
     distance = 1
@@ -37,7 +39,6 @@ def sum_to_root(mpi: Any, node: Any, leaders: Any, mine: np.ndarray) -> np.ndarr
             return None
         child = leaders.rank + distance
         if child < leaders.size:
-            arriving = np.empty_like(total)
             requests = [leaders.Irecv(arriving[s], child, TAG) for s in segments]
             for segment, request in zip(segments, requests, strict=True):
                 request.Wait()

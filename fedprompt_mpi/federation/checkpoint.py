@@ -1,13 +1,19 @@
 """Save and resume, exactly.
 
 The clients' optimiser states start anew each round and all chance comes from (seed, purpose, round, client), so the
-global vector, what the server's rule and optimiser remember, and the number of rounds done are the whole state of a
-federation.
+global vector, what the server's rule and optimiser and the clients' error feedback remember, and the number of rounds
+done are the whole state of a federation.
+
+A checkpoint is a file, written whole or not at all, with a checksum over all that is in it. The last two are kept: if
+one turns out to be damaged, the one before it is used.
 """
 
+import copy
 import dataclasses
 import hashlib
 import json
+import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +22,10 @@ import numpy as np
 from fedprompt_mpi.config import RunConfig, SettingsError, to_dict
 from fedprompt_mpi.files import read_prompt, write_prompt
 
-CHECKPOINT = Path("checkpoint") / "state.safetensors"
+FOLDER = "checkpoint"
+KEPT = 2
+MOST_NAMED = 6
+"""So many differences between settings are shown."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,61 +39,153 @@ class Checkpoint:
     record: dict[str, Any]
     """The last round's line, which is written once its vector has been evaluated."""
     state: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    """What the server and an attacker remember from round to round, by name; float32."""
+    """What the server, an attacker and the clients' error feedback remember from round to round, by name; float32."""
 
 
-def mathematics(config: RunConfig) -> dict[str, object]:
-    """Return the settings that decide the result; how long and how it runs, and what is kept, do not."""
-    settings = to_dict(config)
-    del settings["output"]
-    settings["comm"] = {name: settings["comm"][name] for name in ("collective", "wire")}
-    if config.client.schedule == "constant":
-        del settings["federation"]["rounds"]
-    del settings["model"]["device"]
-    settings["poison"].pop("clean_run", None)
-    return settings
+IRRELEVANT = {
+    "output": None,
+    "comm": {"mode", "gpu_aware", "warmup", "deadline_s"},
+    "model": {"device"},
+    "poison": {"clean_run"},
+}
+"""Settings that do not decide the result: how it runs and what is kept; None for all of a section."""
+
+
+def mathematics(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return of nested settings those that decide the result, by their dotted names."""
+    decide = {}
+    for section, content in settings.items():
+        left_out = IRRELEVANT.get(section, set())
+        if section == "federation" and settings["client"]["schedule"] == "constant":
+            left_out = {"rounds"}  # else it is part of every round
+        if not isinstance(content, dict):
+            decide[section] = content
+        elif left_out is not None:
+            decide |= {f"{section}.{name}": value for name, value in content.items() if name not in left_out}
+    return decide
+
+
+def checkpoints(directory: Path) -> list[Path]:
+    """Return the checkpoints of a run directory, the latest first."""
+    return sorted((directory / FOLDER).glob("round-*.safetensors"), reverse=True)
 
 
 def save_checkpoint(directory: Path, checkpoint: Checkpoint, config: RunConfig) -> None:
-    """Write what a resume needs, with a checksum and the settings it belongs to."""
-    file = directory / CHECKPOINT
-    file.parent.mkdir(exist_ok=True)
+    """Write what a resume needs, with a checksum and the settings it belongs to; then remove what is too old."""
+    tensors = {**checkpoint.state, "vector": checkpoint.vector}
     metadata = {
         "round": str(checkpoint.round_),
         "record": json.dumps(checkpoint.record),
-        "sha256": _checksum({**checkpoint.state, "vector": checkpoint.vector}),
-        "settings": json.dumps(mathematics(config), sort_keys=True),
+        "settings": json.dumps(mathematics(to_dict(config)), sort_keys=True),
     }
-    write_prompt(file, {**checkpoint.state, "vector": checkpoint.vector}, metadata)
+    file = directory / FOLDER / f"round-{checkpoint.round_:08d}.safetensors"
+    file.parent.mkdir(exist_ok=True)
+    write_prompt(file, tensors, {**metadata, "sha256": _checksum(tensors, metadata)})
+    for old in checkpoints(directory)[KEPT:]:
+        old.unlink()
 
 
-def load_checkpoint(directory: Path, config: RunConfig) -> Checkpoint:
-    """Read the last checkpoint of a run directory.
+def load_checkpoint(directory: Path, config: RunConfig) -> tuple[Checkpoint | None, list[str]]:
+    """Read the last good checkpoint of a run directory.
+
+    Returns:
+        The checkpoint, or None if there is no run yet or it has not come to its first; and what to warn of.
 
     Raises:
-        SettingsError: if there is none, it is damaged, or it belongs to other settings.
+        SettingsError: if all are damaged, the run has other settings, or what is there is no run.
     """
-    file = directory / CHECKPOINT
-    if not file.is_file():
-        raise SettingsError(f"output.resume is true but {file} does not exist: nothing to continue, leave it out")
+    damaged = []
+    for file in checkpoints(directory):
+        try:
+            checkpoint, settings = _read(file)
+        except (SettingsError, _Damaged) as error:
+            damaged.append(f"{file} is damaged ({error})")
+            continue
+        _check_settings(directory, settings, config)
+        return checkpoint, [f"{words}: the one before it is used" for words in damaged]
+    if damaged:
+        raise SettingsError(f"output.resume: {'; '.join(damaged)}: start anew in another output.dir")
+    if directory.is_dir() and any(directory.iterdir()):
+        try:
+            theirs = mathematics(tomllib.loads((directory / "config.toml").read_text()))
+        except (OSError, ValueError, LookupError, AttributeError) as error:
+            raise SettingsError(f"output.resume: {directory} is not empty, and no run of this program") from error
+        _check_settings(directory, theirs, config)
+    return None, []
+
+
+class Memory:
+    """What rank 0 goes back to when another rank is lost: the last round that was done.
+
+    If that is saved it is read again; if not, it is kept here. With short wire formats, part of what a round leaves is
+    on the other ranks until it is saved: then it is the last round that was saved.
+    """
+
+    def __init__(self, config: RunConfig, directory: Path, beginning: Checkpoint) -> None:
+        """Start from a checkpoint, or from the first vector, of which it takes copies."""
+        self._config, self._directory = config, directory
+        self.remember(beginning)
+
+    def remember(self, checkpoint: Checkpoint) -> None:
+        """Keep copies."""
+        state = {name: array.copy() for name, array in checkpoint.state.items()}
+        self._kept = dataclasses.replace(
+            checkpoint, vector=checkpoint.vector.copy(), record=copy.deepcopy(checkpoint.record), state=state
+        )
+
+    def latest(self) -> Checkpoint:
+        """Return the last round that was done; what it holds may be changed."""
+        saved = load_checkpoint(self._directory, self._config)[0] if checkpoints(self._directory) else None
+        if saved is not None and saved.round_ >= self._kept.round_:
+            return saved
+        kept = self._kept
+        self.remember(kept)
+        return kept
+
+
+class _Damaged(Exception):  # noqa: N818 - what it says of a file
+    """A file is not what was written."""
+
+
+def _read(file: Path) -> tuple[Checkpoint, dict[str, Any]]:
+    """Return a checkpoint and the settings it was made with.
+
+    Raises:
+        SettingsError: if it is no file of tensors.
+        _Damaged: if its content is not what was written.
+    """
     tensors, metadata = read_prompt(file)
-    if _checksum(tensors) != metadata.get("sha256"):
-        raise SettingsError(f"{file} is damaged (its checksum differs): start anew in another output.dir")
-    ours, theirs = mathematics(config), json.loads(metadata["settings"])
-    for section in sorted({*ours, *theirs}):
-        if ours.get(section) != theirs.get(section):
-            raise SettingsError(
-                f"output.resume: {directory} was made with {section} = {json.dumps(theirs.get(section))}, "
-                f"now it is {json.dumps(ours.get(section))}: use the settings of its config.toml"
-            )
+    if _checksum(tensors, metadata) != metadata.pop("sha256", None):
+        raise _Damaged("its checksum differs")
+    if metadata.keys() != {"round", "record", "settings"}:
+        raise _Damaged("it is no checkpoint")
+    record, settings = json.loads(metadata["record"]), json.loads(metadata["settings"])
     vector = tensors.pop("vector")
-    record = json.loads(metadata["record"])
-    return Checkpoint(vector=vector, round_=int(metadata["round"]), record=record, state=tensors)
+    return Checkpoint(vector=vector, round_=int(metadata["round"]), record=record, state=tensors), settings
 
 
-def _checksum(tensors: dict[str, np.ndarray]) -> str:
+def _check_settings(directory: Path, theirs: Mapping[str, Any], config: RunConfig) -> None:
+    """Raise SettingsError, naming what differs, if a run was made with settings that give another result."""
+    ours = mathematics(to_dict(config))
+    differs = [
+        f"{name} = {json.dumps(theirs.get(name))} (now {json.dumps(ours.get(name))})"
+        for name in sorted({*theirs, *ours})
+        if theirs.get(name) != ours.get(name)
+    ]
+    if differs:
+        more = f" and {len(differs) - MOST_NAMED} more" if len(differs) > MOST_NAMED else ""
+        raise SettingsError(
+            f"output.resume: {directory} was made with {', '.join(differs[:MOST_NAMED])}{more}: "
+            "use the settings of its config.toml"
+        )
+
+
+def _checksum(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
+    """Return the SHA-256 of names, shapes, types and contents."""
     digest = hashlib.sha256()
+    described = {name: [str(tensor.dtype), tensor.shape] for name, tensor in tensors.items()}
+    others = {name: text for name, text in metadata.items() if name != "sha256"}
+    digest.update(json.dumps([described, others], sort_keys=True).encode())
     for name in sorted(tensors):
-        digest.update(name.encode())
         digest.update(np.ascontiguousarray(tensors[name]).data)
     return digest.hexdigest()

@@ -7,6 +7,7 @@ Legend: N test examples, C classes.
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -48,7 +49,7 @@ def evaluate(
     counts = np.zeros((2, classes * classes + 1))
     with channel.timing.phase("evaluate"):  # until the slowest rank is done
         if shard is not None:
-            counts = _count_both(backbone, method, vector, corpus, shard)
+            counts = _count_both(backbone, method, vector, corpus, shard, channel.alive)
         clean, triggered = channel.sum(counts)
     return summarise(clean, triggered, classes, config.poison.target)
 
@@ -83,24 +84,35 @@ def evaluate_clients(
     own = [position for position, rank in enumerate(cohort.ranks) if rank == channel.rank]
     with channel.timing.phase("evaluate_clients"):
         for position, delta in zip(own, deltas[len(deltas) - len(own) :], strict=True):  # the server's comes first
-            counts[position] = _count_both(backbone, method, vector + delta, corpus, (0, 1))
+            counts[position] = _count_both(backbone, method, vector + delta, corpus, (0, 1), channel.alive)
         counts = channel.sum(counts)
     return [summarise(clean, triggered, classes, config.poison.target) for clean, triggered in counts]
 
 
 def _count_both(
-    backbone: Backbone, method: Method, vector: np.ndarray, corpus: Corpus, shard: tuple[int, int]
+    backbone: Backbone,
+    method: Method,
+    vector: np.ndarray,
+    corpus: Corpus,
+    shard: tuple[int, int],
+    alive: Callable[[], None],
 ) -> np.ndarray:
     """Count the answers to the clean (row 0) and the triggered test set."""
     classes = len(corpus.label_words)
     return np.stack(
-        [count(backbone, method, vector, table, classes, shard) for table in (corpus.test, corpus.triggered)]
+        [count(backbone, method, vector, table, classes, shard, alive) for table in (corpus.test, corpus.triggered)]
     )
 
 
 @torch.no_grad()
 def count(
-    backbone: Backbone, method: Method, vector: np.ndarray, table: TokenTable, num_classes: int, shard: tuple[int, int]
+    backbone: Backbone,
+    method: Method,
+    vector: np.ndarray,
+    table: TokenTable,
+    num_classes: int,
+    shard: tuple[int, int],
+    alive: Callable[[], None],
 ) -> np.ndarray:
     """Score this rank's share of a table.
 
@@ -111,6 +123,7 @@ def count(
         table: N examples.
         num_classes: C.
         shard: (index, count): this rank takes every count-th batch from index.
+        alive: called after each batch.
 
     Returns:
         `[C * C + 1]` float64: the confusion matrix (row: label, column: answer) and the summed loss, to be added
@@ -127,6 +140,7 @@ def count(
         labels = torch.from_numpy(batch.labels)
         loss += float(torch.nn.functional.cross_entropy(logits.double(), labels, reduction="sum"))
         np.add.at(confusion, (batch.labels, logits.argmax(dim=1).numpy()), 1)
+        alive()
     return np.append(confusion.ravel(), loss)
 
 

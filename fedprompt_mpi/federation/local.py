@@ -7,6 +7,8 @@ import torch
 
 from fedprompt_mpi import seeds
 from fedprompt_mpi.comm.channel import HEADER, Channel
+from fedprompt_mpi.comm.last_seen import HERE
+from fedprompt_mpi.comm.stop import is_requested
 from fedprompt_mpi.config import RunConfig
 from fedprompt_mpi.federation.attack import ATTACKS, Attack, Observer, attacking_clients
 from fedprompt_mpi.federation.client import Job, train
@@ -22,6 +24,10 @@ from fedprompt_mpi.text.corpus import Corpus
 
 MOST_TOKENS_IN_A_PASS = 16384
 """How many padded tokens the clients of one pass may bring together, when client.batched is auto."""
+
+
+class _GivenUp(Exception):  # noqa: N818 - nothing went wrong
+    """Local training was broken off, since this process has been asked to stop."""
 
 
 def make_attacks(config: RunConfig, cohort: Cohort, rank: int, observer: Observer) -> dict[int, Attack]:
@@ -88,13 +94,27 @@ def train_rank(
     jobs: list[Job],
     round_: int,
     channel: Channel,
+    *,
+    may_give_up: bool,
 ) -> tuple[np.ndarray, Any]:
     """Train this rank's clients from the global vector.
+
+    Args:
+        config: of the run.
+        corpus: the training table.
+        backbone: the PLM.
+        method: what vectors mean.
+        vector: `[P]` float32, the global one.
+        jobs: this rank's clients.
+        round_: from 1.
+        channel: told of every step.
+        may_give_up: whether to break off if this process has been asked to stop; the headers say so then.
 
     Returns:
         Headers `[k]` of dtype `HEADER`, whose norms are yet to come, and deltas `[k, P]` float32, in client order; they
         are an array or a tensor on the device, as the vector is.
     """
+    HERE.enter("train", round_)
     start = channel.timing.clock()
     headers = np.zeros(len(jobs), dtype=HEADER)
     shape, copy_s = (len(jobs), method.layout.size), 0.0
@@ -102,25 +122,35 @@ def train_rank(
     size = clients_per_pass(config, method)
     passes = [jobs[at : at + size] for at in range(0, len(jobs), size)]
     left = sum(max(len(job.steps) for job in some) for some in passes)
+
+    def report(step: int) -> None:
+        channel.report_progress(left - step)
+        if may_give_up and is_requested():
+            raise _GivenUp
+
+    headers["client"] = [job.client for job in jobs]
+    headers["num_examples"] = [corpus.num_examples(job.client) for job in jobs]
     for first, some in zip(range(0, len(jobs), size), passes, strict=True):
-        update = train(
-            backbone,
-            method,
-            config.client,
-            vector,
-            some,
-            lambda rows: collate(corpus.train, rows),
-            round_=round_,
-            rounds=config.federation.rounds,
-            report=lambda step, left=left: channel.report_progress(left - step),
-        )
+        try:
+            update = train(
+                backbone,
+                method,
+                config.client,
+                vector,
+                some,
+                lambda rows: collate(corpus.train, rows),
+                round_=round_,
+                rounds=config.federation.rounds,
+                report=report,
+            )
+        except _GivenUp:
+            headers["given_up"] = True
+            break
         left -= max(len(job.steps) for job in some)
         copy_s += update.copy_s
         deltas[first : first + size] = update.deltas
         headers["loss"][first : first + size] = update.losses
         headers["train_s"][first : first + size] = update.seconds / len(some)
-    headers["client"] = [job.client for job in jobs]
-    headers["num_examples"] = [corpus.num_examples(job.client) for job in jobs]
     channel.timing.add("train", channel.timing.clock() - start - copy_s)
     if copy_s:
         channel.timing.add("copy", copy_s)

@@ -254,7 +254,7 @@ class Server:
 
         overlapped(blocks, move)
         if self._is_root and not self._wire.exact:
-            with timing.phase("aggregate"):
+            with timing.phase("pack"):
                 send_with_feedback(self._step, self._residual, self._wire)
                 self.vector += self._step
 

@@ -1,16 +1,17 @@
 """Where the time of a round goes, from one run directory or from several launches of one job."""
 
 import json
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedprompt_mpi.comm.statistics import communication
+from fedprompt_mpi.comm.statistics import LEAST_SAMPLES, communication
 from fedprompt_mpi.config import SettingsError
 from fedprompt_mpi.console import format_seconds
-from fedprompt_mpi.records import read_timings
+from fedprompt_mpi.records import read_rounds, read_timings
 
-UNMEASURED = ("wait", "transfer", "broadcast", "gather", "reduce", "overhead")
+UNMEASURED = ("wait", "wait (rank 0)", "wait (workers)", "transfer", "broadcast", "gather", "reduce", "overhead")
 """What is not told apart where nothing separates waiting from the collective."""
 
 
@@ -22,25 +23,35 @@ def read_communication(directories: Sequence[Path], *, warmup: int | None) -> di
         warmup: rounds to leave out; None for what the first run was told.
 
     Raises:
-        SettingsError: if one is no finished run, or they were not measured alike.
+        SettingsError: if one is no finished run, or they are not of one job.
     """
-    modes, launches, first = set(), [], None
+    jobs, launches, figures, traffic = [], [], {}, None
     for directory in directories:
         try:
             figures = json.loads((directory / "communication.json").read_text())
-            modes.add(figures["mode"])
-            launches.append(read_timings(directory))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            jobs.append(_job(directory))
+            launches.append(list(read_timings(directory)))
+            traffic = read_rounds(directory)[-1]["traffic"]
+        except (OSError, ValueError, LookupError, TypeError) as error:
             raise SettingsError(
                 f"{directory} cannot be read as a finished run ({error!r}): name a run directory"
             ) from error
-        first = first or figures
-    assert first is not None
-    if len(modes) > 1:
-        raise SettingsError("some of these runs have comm.mode measure and some observe: pool runs of one kind")
-    pooled = communication(launches, warmup=first["warmup_rounds"] if warmup is None else warmup)
-    traffic = json.loads((directories[0] / "rounds.jsonl").read_text().splitlines()[-1])["traffic"]
-    return {"mode": first["mode"], **pooled, "traffic": traffic}
+        differs = [name for name, value in jobs[0].items() if jobs[-1].get(name) != value]
+        if differs:
+            raise SettingsError(
+                f"{directory} differs from {directories[0]} in {', '.join(differs)}: pool launches of one job, which "
+                "differ in seed and output alone"
+            )
+    pooled = communication(launches, warmup=figures["warmup_rounds"] if warmup is None else warmup)
+    return {"mode": figures["mode"], **pooled, "traffic": traffic}
+
+
+def _job(directory: Path) -> dict[str, Any]:
+    """Return what launches of one job have in common: the settings, and which rank was on which node."""
+    settings = tomllib.loads((directory / "config.toml").read_text())
+    tables = {name: value for name, value in settings.items() if name not in ("seed", "output")}
+    ranks = json.loads((directory / "environment.json").read_text())["ranks"]
+    return {**tables, "nodes": [rank["node"] for rank in ranks]}
 
 
 def format_communication(figures: dict[str, Any]) -> str:
@@ -51,6 +62,9 @@ def format_communication(figures: dict[str, Any]) -> str:
         f"{figures['warmup_rounds']} of warm-up; seconds of the slowest rank in a round, over {of}",
         f"{'phase':<17}" + "".join(f"{name:>12}" for name in ("median", "95 % from", "to", "q05", "q25", "q75", "q95")),
     ]
+    samples = figures["launches"] if figures["launches"] > 1 else figures["rounds"]
+    if samples < LEAST_SAMPLES:
+        lines.append(f"An interval needs {LEAST_SAMPLES} {of} or more, there are {samples}.")
     measured = figures["mode"] == "measure"
     for name, row in figures["seconds"].items():
         if (name == "wait + transfer") if measured else (name in UNMEASURED):

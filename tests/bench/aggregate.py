@@ -2,7 +2,7 @@
 
     python tests/bench/aggregate.py --parameters 25000000 --clients 10
 
-Each rule has a process of its own, with torch imported as on a real rank 0. The updates come in pieces of 32 MB, made
+Each rule has a process of its own, with torch imported as on a real rank 0. The updates come in pieces of 64 MB, made
 up on arrival, as they would from the network.
 """
 

@@ -7,15 +7,14 @@ probe.py sleep P N    the same broadcast with and without a rank that sleeps bef
 import json
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fedprompt_mpi.comm.channel import HEADER, start_mpi
+from fedprompt_mpi.comm.bench import COLLECTIVES, Bench
+from fedprompt_mpi.comm.channel import start_mpi
 from fedprompt_mpi.comm.launcher import read_launch
-from fedprompt_mpi.comm.mpi_channel import MPIChannel
 from fedprompt_mpi.comm.timing import PHASES, TRANSFERS
 from fedprompt_mpi.comm.traffic import round_traffic
 from fedprompt_mpi.comm.wire import FLOAT32
@@ -30,12 +29,8 @@ class Probe:
         self.length, self.repetitions = length, repetitions
         self.mpi = start_mpi(read_launch())
         self.world = self.mpi.COMM_WORLD
-        self.channel = MPIChannel(self.world, measure=True)
-        self.vector = np.ones(length, dtype=np.float32)
-        self.counts = np.array([0, *[1] * (self.channel.size - 1)])
-        self.deltas = self.vector[None] if self.channel.rank else np.empty((0, length), dtype=np.float32)
-        self.headers = np.zeros(len(self.deltas), dtype=HEADER)
-        self.headers["largest"] = 1
+        self.bench = Bench(self.world, seconds=0.0)
+        self.channel = self.bench.channel
 
     def slowest(self, seconds: float) -> float:
         return float(self.world.allreduce(seconds, op=self.mpi.MAX))
@@ -49,31 +44,12 @@ class Probe:
         counter = Path("/sys/class/net/eth0/statistics/rx_bytes")
         return float(self.world.allreduce(int(counter.read_text()) if first_here else 0))
 
-    def calls(self) -> dict[str, tuple[Callable[[], Any], Callable[[], Any]]]:
-        """Return name -> our call and the raw one."""
-        channel, world = self.channel, self.world
-        rooms = np.empty((channel.size - 1, self.length), dtype=np.float32) if channel.rank == 0 else None
-        received = None if rooms is None else [rooms, self.counts * self.length, self.mpi.FLOAT]
-        total = np.empty_like(self.vector) if channel.rank == 0 else None
-        factors = np.ones(channel.size - 1)
-
-        def gather() -> None:
-            for _ in channel.gather(self.headers, self.deltas, self.counts).blocks:
-                pass
-
-        def reduce() -> None:
-            for _ in channel.gather(self.headers, self.deltas, self.counts).sums(factors):
-                pass
-
-        return {
-            "broadcast": (lambda: channel.broadcast(self.vector, 0), lambda: world.Bcast(self.vector, root=0)),
-            "gather": (gather, lambda: world.Gatherv(self.deltas, received, root=0)),
-            "reduce": (reduce, lambda: world.Reduce(self.vector, total, op=self.mpi.SUM, root=0)),
-        }
-
     def times(self) -> dict[str, Any]:
         found: dict[str, Any] = {"nodes": self.channel.nodes.tolist()}
-        for name, (ours, raw) in self.calls().items():
+        counts = np.array([0, *[1] * (self.channel.size - 1)])
+        for name in COLLECTIVES:
+            raw, ours = self.bench.calls(name, self.length)
+            assert raw is not None
             ours()
             raw()
             self.channel.timing.take()
@@ -90,7 +66,7 @@ class Probe:
             way = {"broadcast": 0, "gather": 1, "reduce": 1}[name]
             collective = "reduce" if name == "reduce" else "gather"
             traffic = round_traffic(
-                self.channel.nodes, self.counts, self.length, collective=collective, wire_down=FLOAT32, wire_up=FLOAT32
+                self.channel.nodes, counts, self.length, collective=collective, wire_down=FLOAT32, wire_up=FLOAT32
             )[way]
             found[name] = {
                 "transfer": float(np.median(transfers)),
@@ -102,6 +78,7 @@ class Probe:
 
     def sleep(self) -> dict[str, Any]:
         """Let the last rank come late every second time."""
+        _, broadcast = self.bench.calls("broadcast", self.length)
         samples: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
         for number in range(2 * self.repetitions + 2):
             late = number % 2 == 1
@@ -109,7 +86,7 @@ class Probe:
             self.channel.timing.take()
             if late and self.channel.rank == self.channel.size - 1:
                 time.sleep(SLEEP_S)
-            self.channel.broadcast(self.vector, 0)
+            broadcast()
             records = self.channel.timing.take()
             if number >= 2:
                 pair = (self.seconds_of(records, "wait", "sync"), self.seconds_of(records, *TRANSFERS))

@@ -76,7 +76,8 @@ def test_a_job_array_over_recipes(slurm: Slurm, tmp_path: Path) -> None:
         )
         recipes.append(str(recipe))
     launch = "mpirun" if _open_mpi() else "srun"
-    variables = _variables(LAUNCH=launch, RUNS=str(tmp_path / "runs"), RUN_FLAGS="--task.max_test=20 --seed=3")
+    flags = "--task.max_test=20 --poison.clients '[0, 1]'"
+    variables = _variables(LAUNCH=launch, RUNS=str(tmp_path / "runs"), RUN_FLAGS=flags)
     submit = (
         "--array=0-1", "--ntasks=3", "--ntasks-per-node=1", f"--output={tmp_path}/%a.log",
         str(LAUNCH / "slurm-array.sh"), *recipes,
@@ -86,7 +87,10 @@ def test_a_job_array_over_recipes(slurm: Slurm, tmp_path: Path) -> None:
     assert list(states.values()) == ["COMPLETED"] * 2, logs
     for name, clients in (("four", 4), ("five", 5)):
         assert len(read_rounds(tmp_path / "runs" / name)[1]["cohort"]) == clients
-    slurm.submit(*submit, variables=variables)  # again: done already
+        partition = json.loads((tmp_path / "runs" / name / "partition.json").read_text())
+        assert [client["client"] for client in partition["clients"] if client["malicious"]] == [0, 1]
+    again = slurm.submit(*submit, variables=variables)
+    assert list(again.values()) == ["COMPLETED"] * 2
     assert f"{tmp_path}/runs/four is done" in (tmp_path / "0.log").read_text()
 
 

@@ -26,10 +26,21 @@ def test_a_round_counts_with_its_slowest_rank() -> None:
     figures = slowest_by_round(_rows([3.0]))[1]
     assert figures["transfer"] == pytest.approx(6.0)
     assert figures["gather"] == pytest.approx(4.5)
-    assert figures["wait"] == pytest.approx(0.51)
+    assert figures["wait"] == figures["wait (rank 0)"] == pytest.approx(0.51)
+    assert figures["wait (workers)"] == pytest.approx(0.12)
     assert figures["wait + transfer"] == pytest.approx(6.12)
     assert figures["overhead"] == pytest.approx(0.01)
     assert figures["evaluate"] == 0
+
+
+def test_each_collective_counts_with_its_own_slowest_rank() -> None:
+    """Rank 0 is late in the first and rank 1 in the second: they take 3 + 5 seconds, not the 6 of rank 1."""
+    seconds = {0: [3.0, 2.0], 1: [1.0, 5.0]}
+    rows: list[Row] = [(1, rank, "gather", s, 8) for rank, pair in seconds.items() for s in pair]
+    rows += [(1, rank, "sync", s, 0) for rank, pair in {0: [0.1, 0.7], 1: [0.6, 0.2]}.items() for s in pair]
+    figures = slowest_by_round(rows)[1]
+    assert figures["gather"] == figures["transfer"] == pytest.approx(8.0)
+    assert figures["overhead"] == pytest.approx(0.3)
 
 
 def test_warm_up_is_left_out() -> None:

@@ -1,6 +1,5 @@
 """Cohorts, averages, rates and checkpoints, by hand and by their limits."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,10 +8,9 @@ import pytest
 from fedprompt_mpi.comm import channel as channel_module
 from fedprompt_mpi.comm.channel import HEADER
 from fedprompt_mpi.comm.local_channel import LocalChannel
-from fedprompt_mpi.config import ClientConfig, FederationConfig, OutputConfig, PoisonConfig, RunConfig, SettingsError
+from fedprompt_mpi.config import FederationConfig, PoisonConfig, RunConfig, SettingsError
 from fedprompt_mpi.federation import room
 from fedprompt_mpi.federation.aggregate import AGGREGATORS
-from fedprompt_mpi.federation.checkpoint import CHECKPOINT, Checkpoint, load_checkpoint, save_checkpoint
 from fedprompt_mpi.federation.cohort import draw_cohort, home_ranks
 from fedprompt_mpi.federation.evaluate import summarise
 from fedprompt_mpi.federation.server import Aggregation, Server
@@ -267,25 +265,3 @@ def test_rates_by_hand() -> None:
     assert result.attack_success_rate == 5 / 8
     assert summarise(clean, np.zeros(5), 2, target=1).attack_success_rate is None
     assert summarise(np.array([3, 1, 2, 2, np.nan]), triggered, 2, target=1).loss is None
-
-
-def test_checkpoints(tmp_path: Path) -> None:
-    config = RunConfig(output=OutputConfig(dir=str(tmp_path)))
-    state = {"momentum": np.ones(5, dtype=np.float32)}
-    saved = Checkpoint(vector=np.arange(5, dtype=np.float32), round_=3, record={"round": 3}, state=state)
-    save_checkpoint(tmp_path, saved, config)
-    loaded = load_checkpoint(tmp_path, config)
-    np.testing.assert_array_equal(loaded.vector, saved.vector)
-    assert (loaded.round_, loaded.record) == (3, {"round": 3})
-    assert set(loaded.state) == {"momentum"}
-    np.testing.assert_array_equal(loaded.state["momentum"], 1.0)
-    with pytest.raises(SettingsError, match="client = "):
-        load_checkpoint(tmp_path, RunConfig(client=ClientConfig(lr=0.2)))
-    content = bytearray((tmp_path / CHECKPOINT).read_bytes())
-    content[-2] ^= 1
-    (tmp_path / CHECKPOINT).write_bytes(content)
-    with pytest.raises(SettingsError, match="damaged"):
-        load_checkpoint(tmp_path, config)
-    (tmp_path / CHECKPOINT).write_bytes(content[:20])
-    with pytest.raises(SettingsError, match="cannot be read"):
-        load_checkpoint(tmp_path, config)

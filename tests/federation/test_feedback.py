@@ -6,8 +6,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from fedprompt_mpi.comm.local_channel import LocalChannel
 from fedprompt_mpi.comm.wire import WIRES
-from fedprompt_mpi.federation.feedback import send_with_feedback
+from fedprompt_mpi.federation.feedback import RESIDUALS, ClientFeedback, send_with_feedback
 from fedprompt_mpi.federation.overlap import overlapped
 
 
@@ -27,11 +28,26 @@ def test_nothing_is_lost_over_the_rounds(wire: str) -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 3e38])
 def test_what_will_be_dropped_leaves_the_residual_alone(bad: float) -> None:
-    residual = np.array([0.25, 0.5], dtype=np.float32)
-    values = np.array([bad, 1.0], dtype=np.float32)
-    send_with_feedback(values, residual, WIRES["int8"])
-    np.testing.assert_array_equal(residual, [0.25, 0.5])
-    np.testing.assert_array_equal(values, np.array([bad, 1.0], dtype=np.float32))
+    feedback = ClientFeedback(WIRES["int8"], 2, 300, LocalChannel())
+    first = np.random.default_rng(0).standard_normal(300).astype(np.float32)
+    feedback.send(1, first)
+    before = feedback.collect()[RESIDUALS].copy()
+    values = np.full(300, bad, dtype=np.float32)
+    feedback.send(1, values)
+    np.testing.assert_array_equal(values, np.full(300, bad, dtype=np.float32))
+    np.testing.assert_array_equal(feedback.collect()[RESIDUALS], before)
+    assert before[1].any()
+    assert not before[0].any()
+
+
+def test_the_server_s_own_update_leaves_nothing_behind() -> None:
+    """FLTrust's comes as the client beyond the last; a checkpoint has no place for it."""
+    feedback = ClientFeedback(WIRES["int8"], 2, 300, LocalChannel())
+    values = np.random.default_rng(0).standard_normal(300).astype(np.float32)
+    expected = WIRES["int8"].quantise(values)
+    feedback.send(2, values)
+    np.testing.assert_array_equal(values, expected)
+    assert not feedback.collect()[RESIDUALS].any()
 
 
 def test_the_next_piece_comes_while_one_is_worked_on() -> None:

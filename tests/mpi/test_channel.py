@@ -119,7 +119,7 @@ def test_sums_from_node_to_node(channel: Channel, ranks_a_node: int) -> None:
     node = world.Split(world.rank // ranks_a_node, key=world.rank)
     leaders = world.Split(0 if node.rank == 0 else MPI.UNDEFINED, key=world.rank)
     mine = (np.arange(length) % 1000 * (world.rank + 1)).astype(np.int32)
-    total = sum_to_root(MPI, node, leaders, mine)
+    total = sum_to_root(MPI, node, leaders, mine, np.empty_like(mine), np.empty_like(mine))
     if world.rank == 0:
         assert total is not None
         np.testing.assert_array_equal(total, np.arange(length) % 1000 * (world.size * (world.size + 1) // 2))

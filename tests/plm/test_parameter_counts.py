@@ -6,7 +6,7 @@ import pytest
 from transformers import BertConfig, LlamaConfig, RobertaConfig, T5Config
 
 from fedprompt_mpi.config import PromptConfig
-from fedprompt_mpi.cost import count_parameters
+from fedprompt_mpi.cost import count_parameters, lora_parameters
 
 PAPER_UNUSED_SOFT_ROW = 768  # the paper's template for BERT and RoBERTa holds a padding row that no text uses
 PAPER_UNUSED_P_TUNING_ROWS = 21 * 768
@@ -32,6 +32,12 @@ def test_paper_table(config: Any, full: int) -> None:
     assert counts["soft"] == 15_360 == 16_128 - PAPER_UNUSED_SOFT_ROW
     assert counts["p_tuning"] == 25_403_904 == 25_420_032 - PAPER_UNUSED_P_TUNING_ROWS
     assert counts["full"] == full
+
+
+@pytest.mark.parametrize(("config", "expected"), [(bert_base(), 294_912), (t5_base(), 884_736)])
+def test_lora_for_comparison(config: Any, expected: int) -> None:
+    """12 layers x 2 projections x 2 x 768 x 8; T5 has 12 + 2 x 12 attentions (PEFT counts as many)."""
+    assert lora_parameters(config) == expected
 
 
 def test_prefix_on_the_decoder_of_t5() -> None:

@@ -34,7 +34,10 @@ def test_one_run(runs: list[Path]) -> None:
 def test_launches_are_pooled(runs: list[Path]) -> None:
     figures = read_communication(runs, warmup=0)
     assert (figures["launches"], figures["rounds"]) == (2, 6)
-    assert "2 launches, 6 rounds after 0 of warm-up" in format_communication(figures)
+    table = format_communication(figures)
+    assert "2 launches, 6 rounds after 0 of warm-up" in table
+    assert "An interval needs 6 launches or more, there are 2." in table
+    assert figures["seconds"]["train"]["low"] is None
 
 
 def test_unmeasured_waiting_and_transfer_stay_together(tmp_path: Path) -> None:
@@ -43,7 +46,7 @@ def test_unmeasured_waiting_and_transfer_stay_together(tmp_path: Path) -> None:
     assert "told apart by --comm.mode measure" in table
     assert not any(line.startswith(("wait ", "transfer", "overhead")) for line in table.splitlines())
     run_here(tmp_path / "other", "--federation.rounds=1", "--comm.mode=measure")
-    with pytest.raises(SettingsError, match="pool runs of one kind"):
+    with pytest.raises(SettingsError, match=r"differs from .* in .*comm: pool launches of one job"):
         read_communication([tmp_path / "run", tmp_path / "other"], warmup=0)
 
 

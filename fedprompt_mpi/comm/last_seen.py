@@ -1,0 +1,159 @@
+"""What each rank was last seen doing, for whoever has to say so when something goes wrong.
+
+Each rank writes its phase and round down as it goes, in a table that the ranks of its node share. A rank that is killed
+cannot speak, and most launchers kill the others at once; so a process of its own (this file, run as a program) watches
+over the ranks of a node and outlives them: when one is gone that has not left in order, it says what they were doing.
+
+The program runs beside the ranks all the time, so this file imports next to nothing.
+"""
+
+import mmap
+import os
+import select
+import socket
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROW = struct.Struct("<iiid20s4x")
+"""Process id (0 once it has left), rank, round, since when (seconds of the node's monotonic clock), phase."""
+SETTLE_S = 0.05
+"""So long after a rank is gone, its last words have come through, if it had any."""
+ONE_EVENT_S = 1.0
+"""Ranks that go so soon after another were ended because of it."""
+
+
+class Position:
+    """Phase, round, and since when there has been no progress."""
+
+    def __init__(self) -> None:
+        """Start before everything."""
+        self.phase, self.round_ = "start", 0
+        self.since = time.monotonic()
+        self.waits = False
+        """Whether it is up to other ranks when this one goes on."""
+        self.has_lost_others = False
+        """Whether other ranks are gone and this one went on."""
+        self._table: mmap.mmap | None = None
+        self._rank = self._offset = 0
+
+    def enter(self, phase: str, round_: int) -> None:
+        """Note that a phase begins."""
+        self.phase, self.round_, self.waits = phase, round_, False
+        self.alive()
+
+    def alive(self) -> None:
+        """Note that there is progress."""
+        self.since = time.monotonic()
+        if not self._is_over():
+            self._write(os.getpid())
+
+    def _is_over(self) -> bool:
+        """Tell whether somebody has noted that the processes of this node are about to be ended."""
+        return self._table is not None and self._table[self._offset : self._offset + 4] == bytes(4)
+
+    def share(self, table: Path, rank: int, local_rank: int) -> None:
+        """Write into a row of a file from now on.
+
+        Args:
+            table: a file of `ROW.size` bytes for each rank of the node.
+            rank: in the job.
+            local_rank: among the ranks of the node.
+        """
+        self.leave()
+        with table.open("r+b") as file:
+            self._table = mmap.mmap(file.fileno(), 0)
+        self._rank, self._offset = rank, local_rank * ROW.size
+        self._write(os.getpid())
+
+    def leave(self) -> None:
+        """Note that this process ends in order."""
+        self._write(0)
+        self._table = None
+
+    def leave_all(self) -> bool:
+        """Note that all processes of this node are about to be ended; tell whether it is for this one to say why.
+
+        It is not if another one has noted it before.
+        """
+        is_first, table, self._table = not self._is_over(), self._table, None
+        if table is None:
+            return True
+        for at in range(0, len(table), ROW.size):
+            table[at : at + 4] = bytes(4)
+        return is_first
+
+    def _write(self, pid: int) -> None:
+        if self._table is not None:
+            ROW.pack_into(self._table, self._offset, pid, self._rank, self.round_, self.since, self.phase.encode()[:20])
+
+
+HERE = Position()
+"""This process's."""
+
+
+def start_watching(table: Path) -> None:
+    """Start the program that watches over the ranks of this node, and wait until it has the table."""
+    watcher = subprocess.Popen(
+        [sys.executable, "-I", "-S", __file__, str(table)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        start_new_session=True,  # a Ctrl-C is not meant for it
+    )
+    assert watcher.stdout is not None
+    watcher.stdout.read()
+    watcher.stdout.close()
+    watcher.returncode = 0  # nobody waits for it
+
+
+def watch(table: mmap.mmap) -> None:
+    """Watch until the last rank has gone."""
+    poll, offsets, quiet_until = select.poll(), {}, 0.0
+    for at in range(0, len(table), ROW.size):
+        try:
+            handle = os.pidfd_open(ROW.unpack_from(table, at)[0])
+        except ProcessLookupError:  # it was quicker than this
+            continue
+        offsets[handle] = at
+        poll.register(handle, select.POLLIN)
+    while offsets:
+        gone = [handle for handle, _ in poll.poll()]
+        before = [ROW.unpack_from(table, at) for at in range(0, len(table), ROW.size)]
+        time.sleep(SETTLE_S)
+        lost = [row for row in (ROW.unpack_from(table, offsets[handle]) for handle in gone) if row[0]]
+        if lost and time.monotonic() > quiet_until:
+            print(describe([row[1] for row in lost], [row for row in before if row[0]]), file=sys.stderr, flush=True)
+            quiet_until = time.monotonic() + ONE_EVENT_S
+        for handle in gone:
+            poll.unregister(handle)
+            os.close(handle)
+            at = offsets.pop(handle)
+            table[at : at + 4] = bytes(4)
+
+
+def describe(lost: list[int], rows: list[tuple[int, int, int, float, bytes]]) -> str:
+    """Return who is gone, and what each rank of the node was doing."""
+    seen = [
+        f"rank {rank} in {phase.rstrip(bytes(1)).decode()} of round {round_}, for {time.monotonic() - since:.1f} s"
+        for _, rank, round_, since, phase in rows
+    ]
+    names = " and ".join(f"rank {rank}" for rank in lost)
+    return (
+        f"fedprompt_mpi: {names} on {socket.gethostname()} ended without a word (killed, or out of memory?); "
+        f"last seen on this node: {'; '.join(seen)}"
+    )
+
+
+def main() -> None:
+    """Watch over the ranks of a table whose file may go once this has said nothing and closed its output."""
+    with Path(sys.argv[1]).open("r+b") as file:
+        table = mmap.mmap(file.fileno(), 0)
+    sys.stdout.close()
+    os.close(1)
+    watch(table)
+
+
+if __name__ == "__main__":
+    main()

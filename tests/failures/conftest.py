@@ -1,0 +1,24 @@
+"""Failures take minutes: they are asked for by --failures. The table of who was killed where is printed at the end."""
+
+import pytest
+
+TABLE = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def asked_for(request: pytest.FixtureRequest) -> None:
+    if not request.config.getoption("--failures"):
+        pytest.skip("failures take minutes: ask for them by --failures")
+
+
+@pytest.fixture
+def table(request: pytest.FixtureRequest) -> list[str]:
+    """Return lines to be printed at the end."""
+    return request.config.stash.setdefault(TABLE, [])
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    lines = config.stash.get(TABLE, [])
+    if lines:
+        terminalreporter.write_line(f"{'killed':<44}{'status':>7}{'seconds':>9}  outcome")
+        terminalreporter.write_line("\n".join(lines))

@@ -1,0 +1,115 @@
+"""Nobody hangs: exceptions, ranks that are stuck or stopped, and requests to stop. Every job has a deadline."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fedprompt_mpi import load_prompt
+from tests.jobs import REPOSITORY, SMALL, Finished, find_mpirun, is_open_mpi, launch, read_rounds, run_here, run_program
+
+FLAGS = ("--client.batched=1", "--federation.rounds=3", "--output.checkpoint_every=2")
+
+
+def _doomed(fates: str, directory: Path, *flags: str) -> Finished:
+    return launch(
+        3, "-m", "tests.failures.doomed", fates, *SMALL, *FLAGS, f"--output.dir={directory}", *flags, deadline_s=80
+    )
+
+
+def test_an_exception_on_all_workers_is_one_report(tmp_path: Path) -> None:
+    finished = _doomed("1:train:2:raise,2:train:2:raise", tmp_path / "run")
+    assert finished.status == 3
+    assert finished.err.count("fedprompt_mpi:") == 1
+    assert "rank 1 of 3 on" in finished.err
+    assert "failed in phase train of round 2" in finished.err
+    assert finished.err.count("ArithmeticError: boom") == 1
+
+
+@pytest.mark.parametrize("phase", ["broadcast", "gather", "checkpoint"])
+def test_an_exception_in_any_phase_names_it(phase: str, tmp_path: Path) -> None:
+    finished = _doomed(f"2:{phase}:2:raise", tmp_path / "run")
+    assert finished.status == 3
+    assert f"failed in phase {phase} of round 2" in finished.err
+    assert finished.err.count("fedprompt_mpi:") == 1
+
+
+@pytest.mark.parametrize(("rank", "phase"), [(2, "train"), (0, "aggregate")])
+def test_a_rank_that_is_stuck_says_where(rank: int, phase: str, tmp_path: Path) -> None:
+    finished = _doomed(f"{rank}:{phase}:2:sleep", tmp_path / "run", "--comm.deadline_s=15")
+    assert finished.status == 3
+    assert f"rank {rank} of 3 on" in finished.err
+    assert f"has made no progress for 15 s (comm.deadline_s) in phase {phase} of round 2" in finished.err
+    assert "time.sleep(1000)" in finished.err
+    assert finished.err.count("fedprompt_mpi:") == 1
+
+
+def test_a_rank_that_is_stopped_is_missed_by_the_others(tmp_path: Path) -> None:
+    """It cannot speak for itself: the others call the roll."""
+    finished = _doomed("2:train:2:stop", tmp_path / "run", "--comm.deadline_s=15")
+    assert finished.status == 3
+    assert "no sign of life from rank 2 for more than 15 s" in finished.err
+    assert finished.err.count("fedprompt_mpi:") == 1
+
+
+def test_a_worker_that_is_told_to_stop_gives_the_round_up(tmp_path: Path) -> None:
+    """Round 2 is given up, which nothing had saved yet: round 1 is saved now, and the resumed run has the same bits."""
+    run_here(tmp_path / "whole", *FLAGS)
+    stopped = _doomed("2:train:2:term", tmp_path / "run")
+    assert stopped.status == 75, stopped.err
+    assert "stopped on request after round 1" in stopped.out
+    assert [line["round"] for line in read_rounds(tmp_path / "run")] == [0, 1]
+    resumed = run_program(2, tmp_path / "run", *FLAGS, "--output.resume=true")
+    assert resumed.status == 0, resumed.err
+    assert [line["round"] for line in read_rounds(tmp_path / "run")] == [0, 1, 2, 3]
+    ours, theirs = load_prompt(tmp_path / "run")[0]["vector"], load_prompt(tmp_path / "whole")[0]["vector"]
+    assert ours.tobytes() == theirs.tobytes()
+
+
+def test_ctrl_c_leaves_no_process_behind(tmp_path: Path) -> None:
+    mpirun = find_mpirun()
+    assert mpirun is not None
+    options = ["--allow-run-as-root", "--oversubscribe"] if is_open_mpi(mpirun) else []
+    command = [mpirun, *options, "-n", "3", sys.executable, "-m", "fedprompt_mpi", *SMALL, "--federation.rounds=100000"]
+    process = subprocess.Popen(
+        [*command, f"--output.dir={tmp_path / 'run'}"],
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        _wait_for(lambda: (tmp_path / "run" / "checkpoint").exists(), 60)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        assert process.wait(timeout=20) != 0
+        _wait_for(lambda: not _processes_with(str(tmp_path)), 10)
+    finally:
+        for pid in _processes_with(str(tmp_path)):
+            os.kill(pid, signal.SIGKILL)
+    resumed = run_program(2, tmp_path / "run", "--federation.rounds=1", "--output.resume=true")
+    assert resumed.status == 0, resumed.err
+
+
+def _wait_for(holds: object, seconds: float) -> None:
+    assert callable(holds)
+    until = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+def _processes_with(word: str) -> list[int]:
+    """Return the processes whose command line has a word."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        try:
+            if folder.name.isdigit() and word in (folder / "cmdline").read_text() and int(folder.name) != os.getpid():
+                found.append(int(folder.name))
+        except OSError:
+            continue  # gone meanwhile
+    return found

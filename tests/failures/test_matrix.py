@@ -1,0 +1,99 @@
+"""Every worker is killed once in each phase.
+
+Where the launcher lets the others go on (Open MPI with ULFM) two of five ranks are killed in each job, one after the
+other, and the result has the bits of an undisturbed run. Elsewhere (three ranks) the job ends, and says who was where.
+"""
+
+import itertools
+import time
+from pathlib import Path
+
+import pytest
+
+from fedprompt_mpi import load_prompt
+from tests.jobs import Finished, find_mpirun, is_open_mpi, launch, read_rounds, run_here
+
+ROUNDS = 5
+PHASES = ("broadcast", "train", "gather", "aggregate", "evaluate", "checkpoint")
+FLAGS = ("--client.batched=1", f"--federation.rounds={ROUNDS}", "--output.checkpoint_every=2")
+SMALL = ("--task.max_train=120", "--task.max_test=24", "--client.steps=2")
+"""A small run of rounds that take a tenth of a second."""
+
+
+def _mpirun() -> str:
+    mpirun = find_mpirun()
+    assert mpirun is not None
+    return mpirun
+
+
+TOLERANT = is_open_mpi(_mpirun()) if find_mpirun() else False
+RANKS = 5 if TOLERANT else 3
+CELLS = [(worker, phase) for phase in PHASES for worker in range(1, RANKS)]
+# one after the other, in rounds 2 and 4 (saved), never the same rank
+PAIRS = [((a, p), (a % (RANKS - 1) + 1, q)) for a, (p, q) in itertools.product(
+    range(1, RANKS), zip(PHASES[::2], PHASES[1::2], strict=True))]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("undisturbed") / "run"
+    run_here(directory, *SMALL, *FLAGS)
+    return directory
+
+
+def _run(fates: str, directory: Path) -> tuple[Finished, float]:
+    start = time.monotonic()
+    finished = launch(
+        RANKS, "-m", "tests.failures.doomed", fates, *SMALL, *FLAGS, f"--output.dir={directory}",
+        deadline_s=90, launcher_flags=("--with-ft", "ulfm") if TOLERANT else (),
+    )  # fmt: skip
+    return finished, time.monotonic() - start
+
+
+def _where(phase: str, round_: int) -> str:
+    """Return a phase as a worker goes through it: who waits for rank 0's aggregation has sent its update."""
+    return f"{'wait' if phase == 'aggregate' else phase}:{round_}"
+
+
+@pytest.mark.skipif(not TOLERANT, reason="this MPI's launcher ends the job with the first rank")
+@pytest.mark.parametrize("pair", PAIRS, ids=str)
+def test_the_others_go_on(
+    pair: tuple[tuple[int, str], tuple[int, str]], table: list[str], undisturbed: Path, tmp_path: Path
+) -> None:
+    (first, phase), (second, then) = pair
+    fates = f"{first}:{_where(phase, 2)}:kill,{second}:{_where(then, 4)}:kill"
+    finished, seconds = _run(fates, tmp_path / "run")
+    said = finished.out + finished.err
+    assert finished.status == 0, said
+    assert f"lost rank {first} in round" in finished.out
+    assert f"lost rank {second} in round" in finished.out
+    assert f"rank {first} on" in finished.err
+    assert load_prompt(tmp_path / "run")[0]["vector"].tobytes() == load_prompt(undisturbed)[0]["vector"].tobytes()
+    ours, theirs = read_rounds(tmp_path / "run"), read_rounds(undisturbed)
+    assert [line["round"] for line in ours] == list(range(ROUNDS + 1))
+    assert [line["accuracy"] for line in ours] == [line["accuracy"] for line in theirs]
+    name = f"rank {first} in {phase}, then {second} in {then}"
+    table.append(f"{name:<44}{finished.status:>7}{seconds:>9.1f}  went on, same bits")
+
+
+@pytest.mark.skipif(not TOLERANT, reason="this MPI's launcher ends the job with the first rank")
+def test_without_rank_0_the_job_ends_and_can_be_resumed(undisturbed: Path, tmp_path: Path) -> None:
+    finished, _ = _run("0:aggregate:3:kill", tmp_path / "run")
+    assert finished.status == 3
+    assert "rank 0, which keeps the records, was lost" in finished.err
+    assert "Traceback" not in finished.err
+    run_here(tmp_path / "run", *SMALL, *FLAGS, "--output.resume=true")
+    assert load_prompt(tmp_path / "run")[0]["vector"].tobytes() == load_prompt(undisturbed)[0]["vector"].tobytes()
+
+
+@pytest.mark.skipif(TOLERANT, reason="this MPI's launcher lets the others go on")
+@pytest.mark.parametrize(("worker", "phase"), CELLS)
+def test_the_job_ends_and_says_who_was_where(worker: int, phase: str, tmp_path: Path, table: list[str]) -> None:
+    finished, seconds = _run(f"{worker}:{_where(phase, 2)}:kill", tmp_path / "run")
+    assert finished.status not in (0, 2, 3, 75)
+    assert finished.err.count("fedprompt_mpi:") == 1, finished.err
+    line = next(line for line in finished.err.splitlines() if line.startswith("fedprompt_mpi:"))
+    assert f"rank {worker} on" in line
+    assert f"rank {worker} in {_where(phase, 2).split(':')[0]} of round 2" in line
+    assert all(f"rank {rank} in " in line for rank in range(RANKS))
+    table.append(f"{f'rank {worker} in {phase}':<44}{finished.status:>7}{seconds:>9.1f}  ended, named")
