@@ -9,7 +9,6 @@ import itertools
 import re
 import sys
 import time
-import tomllib
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from fedprompt_mpi.comm.faults import end_job, end_process, end_together, fail
 from fedprompt_mpi.comm.launcher import read_launch
 from fedprompt_mpi.comm.stop import Stopped, listen
 from fedprompt_mpi.config import PromptConfig, RunConfig, SettingsError, without_none
+from fedprompt_mpi.files import CannotWriteError, read_toml
 
 USAGE = """\
 usage: mpirun -n N python -m fedprompt_mpi [run] [--config FILE.toml] [--section.setting VALUE ...]
@@ -41,7 +41,6 @@ python -m fedprompt_mpi run --help lists every setting with its unit and default
 """
 
 
-MOST_CONFIG_BYTES = 2**20
 STOPPED = 75
 """Exit status: EX_TEMPFAIL of sysexits.h."""
 TYPE_NAMES = {
@@ -77,7 +76,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             print(f"{stop}; --output.resume true goes on", flush=True)
         end_together(STOPPED, read_launch())
     except RankLost as lost:
-        fail(read_launch(), f"cannot go on: {lost} (--output.resume true goes on with the last checkpoint)", "")
+        fail(read_launch(), f"cannot go on: {lost}", "--output.resume true goes on with the last checkpoint.")
+    except CannotWriteError as error:
+        fail(
+            read_launch(), f"cannot write {error}", "Make room; --output.resume true goes on with the last checkpoint."
+        )
     except KeyboardInterrupt:
         end_job(130)
     except Exception:
@@ -137,12 +140,10 @@ def _check_config_files(arguments: Sequence[str]) -> None:
             continue
         if not Path(name).is_file():
             raise SettingsError(f"--config is {name!r}, but there is no such file: name a TOML file of settings")
-        if Path(name).stat().st_size > MOST_CONFIG_BYTES:
-            raise SettingsError(f"--config is {name!r}, which is too large to be settings")
         try:
-            tomllib.loads(Path(name).read_text(encoding="utf-8"))
+            read_toml(Path(name))
         except (OSError, ValueError) as error:
-            raise SettingsError(f"--config is {name!r}, which is no TOML: {error}") from error
+            raise SettingsError(f"--config is {name!r}, which cannot be read as TOML: {error}") from error
 
 
 def _build(parsed: Any) -> RunConfig:

@@ -1,13 +1,15 @@
 """Files that are written whole or not at all, files that grow by whole lines, and the prompt file.
 
-A file appears under its name only when all of it is on the disk: temporary file, fsync, rename.
+A file appears under its name only when all of it is on the disk: temporary file, fsync, rename. What is read may come
+from others: it is TOML, JSON or safetensors, and there is a limit to its size.
 """
 
 import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +20,46 @@ from safetensors.numpy import save_file
 from fedprompt_mpi.config import SettingsError
 
 PROMPT_FILE = "prompt.safetensors"
+MOST_TEXT_BYTES = 2**20
+"""Of a file of settings."""
+MOST_LINES_BYTES = 2**30
+"""Of a file that has grown with each round."""
+MOST_HEADER_BYTES = 2**24
+"""Of what a safetensors file says of itself before its numbers."""
+MOST_TENSOR_BYTES = 2**36
+"""Of the numbers themselves: a model of 16 billion parameters, fully fine-tuned."""
+
+
+class CannotWriteError(Exception):
+    """A file of the run cannot be written: the disk is full, a quota is used up, or the disk is gone."""
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Say of any failure which file it was."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise CannotWriteError(f"{path} ({reason})") from error
 
 
 @contextlib.contextmanager
 def _whole(path: Path) -> Iterator[Path]:
     """Give a temporary file to write, which takes its place once all of it is on the disk."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink()
-        raise
+    with _writing(path):
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink()
+            raise
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -50,10 +75,39 @@ def write_text(path: Path, content: str) -> None:
 
 def append_text(path: Path, lines: str) -> None:
     """Add lines to a file; they are on the disk when this returns. What a crash leaves is a last line without end."""
-    with path.open("a", encoding="utf-8") as file:
+    with _writing(path), path.open("a", encoding="utf-8") as file:
         file.write(lines)
         file.flush()
         os.fsync(file.fileno())
+
+
+def read_text(path: Path, most_bytes: int = MOST_TEXT_BYTES) -> str:
+    """Read a text file.
+
+    Raises:
+        OSError: if there is none.
+        ValueError: if it is larger than so many bytes, or no UTF-8.
+    """
+    if path.stat().st_size > most_bytes:
+        raise ValueError(f"it is larger than {most_bytes:,} bytes")
+    return path.read_text(encoding="utf-8")
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a file of settings; raises as `read_text` does, and ValueError if it is no TOML."""
+    return _parsed(tomllib.loads, path)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; raises as `read_text` does, and ValueError if it is no JSON."""
+    return _parsed(json.loads, path)
+
+
+def _parsed(parse: Callable[[str], Any], path: Path) -> Any:
+    try:
+        return parse(read_text(path))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -78,13 +132,23 @@ def read_prompt(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]
     """
     file = Path(path) / PROMPT_FILE if Path(path).is_dir() else Path(path)
     try:
+        _check_size(file)
         with safe_open(file, framework="numpy") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
             metadata = dict(opened.metadata() or {})
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise SettingsError(
             f"{file} cannot be read as a prompt ({error}): name a run directory or its {PROMPT_FILE}"
         ) from error
     if "vector" not in tensors or tensors["vector"].ndim != 1:
         raise SettingsError(f"{file} is no prompt: it has no vector")
     return tensors, metadata
+
+
+def _check_size(file: Path) -> None:
+    """Raise ValueError if a safetensors file is, or claims to be, larger than anything that this program writes."""
+    with file.open("rb") as opened:
+        header = int.from_bytes(opened.read(8), "little")
+    size = file.stat().st_size - 8
+    if header > min(size, MOST_HEADER_BYTES) or size - header > MOST_TENSOR_BYTES:
+        raise ValueError(f"it has {size:,} bytes, and claims {header:,} of them for its header")

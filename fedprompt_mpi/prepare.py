@@ -23,7 +23,7 @@ from fedprompt_mpi.config import RunConfig, SettingsError
 from fedprompt_mpi.federation.checkpoint import Checkpoint, load_checkpoint
 from fedprompt_mpi.federation.clean_run import read_clean_run
 from fedprompt_mpi.files import read_prompt
-from fedprompt_mpi.records import check_directory
+from fedprompt_mpi.records import check_directory, check_records
 from fedprompt_mpi.text.corpus import Corpus, build
 from fedprompt_mpi.text.tasks import Task
 
@@ -126,6 +126,8 @@ def _find_start(config: RunConfig, task: Task, channel: Channel) -> tuple[Path, 
         found, warnings = load_checkpoint(directory, config)
         for warning in warnings:
             print(f"fedprompt_mpi: warning: {warning}", file=sys.stderr, flush=True)
+    if found is not None:
+        check_records(directory, found.round_)
     if found is None and config.prompt.init not in ("vocab", "random"):
         found = Checkpoint(vector=read_prompt(config.prompt.init)[0]["vector"], round_=0, record={})
     return directory, found, read_clean_run(config)

@@ -27,7 +27,15 @@ import tomli_w
 from fedprompt_mpi.comm.statistics import Row, communication, slowest_by_round
 from fedprompt_mpi.comm.timing import PHASES, is_done
 from fedprompt_mpi.config import CommConfig, RunConfig, SettingsError, to_dict
-from fedprompt_mpi.files import PROMPT_FILE, append_text, write_json, write_prompt, write_text
+from fedprompt_mpi.files import (
+    MOST_LINES_BYTES,
+    PROMPT_FILE,
+    append_text,
+    read_text,
+    write_json,
+    write_prompt,
+    write_text,
+)
 
 ROUNDS, TIMINGS = "rounds.jsonl", "timings.csv"
 PACKAGES = ("fedprompt_mpi", "torch", "transformers", "tokenizers", "safetensors", "datasets", "mpi4py", "numpy")
@@ -61,7 +69,7 @@ def check_directory(directory: Path, *, resume: bool) -> None:
 
 def read_rounds(directory: Path) -> list[dict[str, Any]]:
     """Return the lines of a run directory's rounds, but for a last one that was not written to its end."""
-    *whole, _ = (directory / ROUNDS).read_text().split("\n")
+    *whole, _ = read_text(directory / ROUNDS, MOST_LINES_BYTES).split("\n")
     return [json.loads(line) for line in whole]
 
 
@@ -70,6 +78,25 @@ def read_timings(directory: Path) -> Iterator[Row]:
     with (directory / TIMINGS).open(newline="") as file:
         for row in csv.DictReader(line for line in file if line.endswith("\n")):
             yield int(row["round"]), int(row["rank"]), row["phase"], float(row["seconds"]), int(row["bytes"])
+
+
+def check_records(directory: Path, done: int) -> None:
+    """Make sure that a run which goes on after round `done` has the lines of the rounds before.
+
+    Raises:
+        SettingsError: if they cannot be read, or one is missing.
+    """
+    file = ROUNDS
+    try:
+        if [line["round"] for line in read_rounds(directory)][:done] != list(range(done)):
+            raise ValueError(f"it has not all of the rounds 0 to {done - 1}")
+        file = TIMINGS
+        collections.deque(read_timings(directory), maxlen=0)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise SettingsError(
+            f"output.resume: {directory / file} cannot be read ({error}): put it back, or start anew in another "
+            f"output.dir, with the last file in {directory / 'checkpoint'} as prompt.init"
+        ) from error
 
 
 def _as_lines(records: Iterable[dict[str, Any]]) -> str:

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from fedprompt_mpi.cli import parse_settings
 from fedprompt_mpi.config import RunConfig
+from fedprompt_mpi.federation.checkpoint import Checkpoint, save_checkpoint
 from tests.jobs import SMALL
 
 Make = Callable[[Path], list[str]]
@@ -92,6 +94,25 @@ def _directory(files: dict[str, str], *flags: str) -> Make:
             (root / "out" / name).parent.mkdir(parents=True, exist_ok=True)
             (root / "out" / name).write_text(content)
         return [f"--output.dir={root / 'out'}", *flags]
+
+    return make
+
+
+def _run_without(name: str, content: str | None = None) -> Make:
+    """Return what makes the directory of a run after its first round, one of whose files is gone, or another."""
+
+    def make(root: Path) -> list[str]:
+        flags = [*SMALL, f"--output.dir={root / 'out'}"]
+        config = parse_settings(flags)
+        records = {"rounds.jsonl": '{"round": 0}\n', "timings.csv": "round,rank,phase,seconds,bytes\n"}
+        (root / "out").mkdir(parents=True, exist_ok=True)
+        for file, usual in records.items():
+            text = content if file == name else usual
+            (root / "out" / file).unlink(missing_ok=True)
+            if text is not None:
+                (root / "out" / file).write_text(text)
+        save_checkpoint(root / "out", Checkpoint(vector=_vector(), round_=1, record={"round": 1}), config)
+        return [*flags, "--output.resume=true"]
 
     return make
 
@@ -205,6 +226,10 @@ CASES: dict[str, tuple[Make, str]] = {
         _directory({"config.toml": "seed = 7\n[client]\nlr = 0.5\nschedule = 'constant'\n"}, "--output.resume=true"),
         "client.lr = 0.5 (now 0.3)",
     ),
+    "a resume of a run that lost its records": (_run_without("rounds.jsonl"), "rounds.jsonl"),
+    "a resume of a run that lost its timings": (_run_without("timings.csv"), "timings.csv"),
+    "a resume of a run that lost a round": (_run_without("rounds.jsonl", '{"round": 1}\n'), "not all of the rounds"),
+    "a resume of a run whose records are nonsense": (_run_without("rounds.jsonl", "nonsense\n"), "rounds.jsonl"),
     "a resume of a torn checkpoint": (
         _directory({"checkpoint/round-00000001.safetensors": "torn"}, "--output.resume=true"), "is damaged"
     ),

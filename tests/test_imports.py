@@ -40,7 +40,7 @@ ALLOWED = {
     },
     "measure": {"comm", "plm", "cost", "report", "records", "files", "config"},
     "report": {"report", "comm", "records", "console", "files", "config"},
-    "cli": {"run", "measure", "report", "cost", "comm", "config"},
+    "cli": {"run", "measure", "report", "cost", "comm", "files", "config"},
     "__init__": {"run", "files", "config"},
     "__main__": {"cli"},
 }

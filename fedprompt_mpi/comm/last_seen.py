@@ -7,6 +7,7 @@ over the ranks of a node and outlives them: when one is gone that has not left i
 The program runs beside the ranks all the time, so this file imports next to nothing.
 """
 
+import contextlib
 import mmap
 import os
 import select
@@ -108,15 +109,15 @@ def start_watching(table: Path) -> None:
     watcher.returncode = 0  # nobody waits for it
 
 
-def watch(table: mmap.mmap) -> None:
-    """Watch until the last rank has gone."""
-    poll, offsets, quiet_until = select.poll(), {}, 0.0
-    for at in range(0, len(table), ROW.size):
-        try:
-            handle = os.pidfd_open(ROW.unpack_from(table, at)[0])
-        except ProcessLookupError:  # it was quicker than this
-            continue
-        offsets[handle] = at
+def watch(table: mmap.mmap, offsets: dict[int, int]) -> None:
+    """Watch until the last rank has gone.
+
+    Args:
+        table: of rows.
+        offsets: handle of a process -> where its row is.
+    """
+    poll, quiet_until = select.poll(), 0.0
+    for handle in offsets:
         poll.register(handle, select.POLLIN)
     while offsets:
         gone = [handle for handle, _ in poll.poll()]
@@ -147,12 +148,16 @@ def describe(lost: list[int], rows: list[tuple[int, int, int, float, bytes]]) ->
 
 
 def main() -> None:
-    """Watch over the ranks of a table whose file may go once this has said nothing and closed its output."""
+    """Watch over the ranks of a table; once this has said nothing and closed its output, they may end."""
     with Path(sys.argv[1]).open("r+b") as file:
         table = mmap.mmap(file.fileno(), 0)
+    offsets = {}
+    for at in range(0, len(table), ROW.size):
+        with contextlib.suppress(OSError):  # it was quicker than this
+            offsets[os.pidfd_open(ROW.unpack_from(table, at)[0])] = at
     sys.stdout.close()
     os.close(1)
-    watch(table)
+    watch(table, offsets)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ import copy
 import dataclasses
 import hashlib
 import json
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from fedprompt_mpi.config import RunConfig, SettingsError, to_dict
-from fedprompt_mpi.files import read_prompt, write_prompt
+from fedprompt_mpi.files import read_prompt, read_toml, write_prompt
 
 FOLDER = "checkpoint"
 KEPT = 2
@@ -107,7 +106,7 @@ def load_checkpoint(directory: Path, config: RunConfig) -> tuple[Checkpoint | No
         raise SettingsError(f"output.resume: {'; '.join(damaged)}: start anew in another output.dir")
     if directory.is_dir() and any(directory.iterdir()):
         try:
-            theirs = mathematics(tomllib.loads((directory / "config.toml").read_text()))
+            theirs = mathematics(read_toml(directory / "config.toml"))
         except (OSError, ValueError, LookupError, AttributeError) as error:
             raise SettingsError(f"output.resume: {directory} is not empty, and no run of this program") from error
         _check_settings(directory, theirs, config)

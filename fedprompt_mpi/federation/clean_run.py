@@ -1,10 +1,10 @@
 """The clean run beside a poisoned one: whose attack success rate a model has that nobody attacked."""
 
 import json
-import tomllib
 from pathlib import Path
 
 from fedprompt_mpi.config import RunConfig, SettingsError, to_dict
+from fedprompt_mpi.files import MOST_LINES_BYTES, read_text, read_toml
 
 MAY_DIFFER = {
     "task": {"data"},
@@ -33,8 +33,8 @@ def read_clean_run(config: RunConfig) -> dict[int, float]:
     named = f"poison.clean_run is {config.poison.clean_run!r}"
     directory = Path(config.poison.clean_run)
     try:
-        theirs = tomllib.loads((directory / "config.toml").read_text())
-        lines = [json.loads(line) for line in (directory / "rounds.jsonl").read_text().splitlines()]
+        theirs = read_toml(directory / "config.toml")
+        lines = [json.loads(line) for line in read_text(directory / "rounds.jsonl", MOST_LINES_BYTES).splitlines()]
         malicious = theirs["poison"]["clients"]
         rates = {line["round"]: line.get("attack_success_rate") for line in lines}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

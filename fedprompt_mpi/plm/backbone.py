@@ -51,10 +51,10 @@ def read_config(name: str) -> Any:
     Raises:
         SettingsError: if there is none, or it cannot be read.
     """
-    from transformers import AutoConfig
+    from transformers import AutoConfig  # which asks at the terminal whether to run a model's code, unless told
 
     try:
-        return AutoConfig.from_pretrained(EMBEDDED if name == "embedded" else name)
+        return AutoConfig.from_pretrained(EMBEDDED if name == "embedded" else name, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise SettingsError(
             f"model.name is {name!r}, of which no config can be had "
@@ -147,7 +147,7 @@ def load_tokenizer(folder: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise SettingsError(
             f"model.name is {folder!r}, whose tokenizer cannot be read ({str(error).strip().splitlines()[0]})"
@@ -316,7 +316,7 @@ def load_backbone(
     family = family_of(plm_config)
     try:
         model, info = model_class(family).from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise SettingsError(

@@ -1,7 +1,5 @@
 """Where the time of a round goes, from one run directory or from several launches of one job."""
 
-import json
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +7,7 @@ from typing import Any
 from fedprompt_mpi.comm.statistics import LEAST_SAMPLES, communication
 from fedprompt_mpi.config import SettingsError
 from fedprompt_mpi.console import format_seconds
+from fedprompt_mpi.files import read_json, read_toml
 from fedprompt_mpi.records import read_rounds, read_timings
 
 UNMEASURED = ("wait", "wait (rank 0)", "wait (workers)", "transfer", "broadcast", "gather", "reduce", "overhead")
@@ -28,7 +27,7 @@ def read_communication(directories: Sequence[Path], *, warmup: int | None) -> di
     jobs, launches, figures, traffic = [], [], {}, None
     for directory in directories:
         try:
-            figures = json.loads((directory / "communication.json").read_text())
+            figures = read_json(directory / "communication.json")
             jobs.append(_job(directory))
             launches.append(list(read_timings(directory)))
             traffic = read_rounds(directory)[-1]["traffic"]
@@ -48,9 +47,9 @@ def read_communication(directories: Sequence[Path], *, warmup: int | None) -> di
 
 def _job(directory: Path) -> dict[str, Any]:
     """Return what launches of one job have in common: the settings, and which rank was on which node."""
-    settings = tomllib.loads((directory / "config.toml").read_text())
+    settings = read_toml(directory / "config.toml")
     tables = {name: value for name, value in settings.items() if name not in ("seed", "output")}
-    ranks = json.loads((directory / "environment.json").read_text())["ranks"]
+    ranks = read_json(directory / "environment.json")["ranks"]
     return {**tables, "nodes": [rank["node"] for rank in ranks]}
 
 

@@ -160,7 +160,9 @@ PartitionName=all Nodes={nodes} Default=YES MaxTime=INFINITE State=UP
 
         try:
             self.wait_for(has_ended, f"the end of job {job}", deadline_s)
-        except AssertionError:
+        except AssertionError as error:
+            printed = Path(self.field(job, "StdOut"))
+            error.add_note(printed.read_text() if printed.exists() else f"job {job} has printed nothing")
             self.call("scancel", job)
             raise
         return states

@@ -24,7 +24,7 @@ def enter_doomed(self: Position, phase: str, round_: int) -> None:
     if how in SIGNALS:
         os.kill(os.getpid(), SIGNALS[how])
     elif how == "raise":
-        raise ArithmeticError("boom")
+        raise ArithmeticError(f"boom at {time.monotonic()}")
     elif how == "sleep":
         time.sleep(1000)
 

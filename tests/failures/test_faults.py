@@ -1,10 +1,13 @@
 """Nobody hangs: exceptions, ranks that are stuck or stopped, and requests to stop. Every job has a deadline."""
 
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,29 +16,75 @@ from fedprompt_mpi import load_prompt
 from tests.jobs import REPOSITORY, SMALL, Finished, find_mpirun, is_open_mpi, launch, read_rounds, run_here, run_program
 
 FLAGS = ("--client.batched=1", "--federation.rounds=3", "--output.checkpoint_every=2")
+END_WITHIN_S = 10
+"""After an exception."""
 
 
-def _doomed(fates: str, directory: Path, *flags: str) -> Finished:
+def _doomed(fates: str, directory: Path, *flags: str, launcher_flags: Sequence[str] = ()) -> Finished:
     return launch(
-        3, "-m", "tests.failures.doomed", fates, *SMALL, *FLAGS, f"--output.dir={directory}", *flags, deadline_s=80
-    )
+        3, "-m", "tests.failures.doomed", fates, *SMALL, *FLAGS, f"--output.dir={directory}", *flags,
+        deadline_s=80, launcher_flags=launcher_flags,
+    )  # fmt: skip
+
+
+def _check_report(finished: Finished) -> None:
+    """The job ended soon after the exception, and has told of it once."""
+    end = time.monotonic()
+    assert finished.status == 3, finished.err
+    assert finished.err.count("fedprompt_mpi:") == 1
+    assert finished.err.count("ArithmeticError: boom") == 1
+    assert end - float(finished.err.split("ArithmeticError: boom at ")[1].split()[0]) < END_WITHIN_S
 
 
 def test_an_exception_on_all_workers_is_one_report(tmp_path: Path) -> None:
     finished = _doomed("1:train:2:raise,2:train:2:raise", tmp_path / "run")
-    assert finished.status == 3
-    assert finished.err.count("fedprompt_mpi:") == 1
+    _check_report(finished)
     assert "rank 1 of 3 on" in finished.err
     assert "failed in phase train of round 2" in finished.err
-    assert finished.err.count("ArithmeticError: boom") == 1
 
 
-@pytest.mark.parametrize("phase", ["broadcast", "gather", "checkpoint"])
-def test_an_exception_in_any_phase_names_it(phase: str, tmp_path: Path) -> None:
-    finished = _doomed(f"2:{phase}:2:raise", tmp_path / "run")
-    assert finished.status == 3
-    assert f"failed in phase {phase} of round 2" in finished.err
-    assert finished.err.count("fedprompt_mpi:") == 1
+@pytest.mark.parametrize(
+    "fate", ["0:prepare:0", "2:broadcast:2", "2:gather:2", "0:aggregate:2", "1:evaluate:2", "2:checkpoint:2"]
+)
+def test_an_exception_in_any_phase_names_it(fate: str, tmp_path: Path) -> None:
+    rank, phase, round_ = fate.split(":")
+    finished = _doomed(f"{fate}:raise", tmp_path / "run")
+    _check_report(finished)
+    assert f"rank {rank} of 3 on {socket.gethostname()} failed in phase {phase} of round {round_}" in finished.err
+
+
+def test_a_killed_rank_ends_the_job_and_is_named(tmp_path: Path) -> None:
+    """Without ULFM, whichever the launcher."""
+    finished = _doomed("2:train:2:kill", tmp_path / "run")
+    assert finished.status not in (0, 2, 3, 75)
+    assert finished.err.count("fedprompt_mpi:") == 1, finished.err
+    assert "rank 2 on" in finished.err
+    assert "rank 2 in train of round 2" in finished.err
+
+
+def test_a_full_disk_ends_the_job_and_the_last_checkpoint_is_good(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root, for a disk of its own")
+    flags = ("--federation.rounds=60", "--client.steps=1", "--output.evaluate_every=60")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=120k", "tmpfs", disk], check=True)
+    try:
+        finished = run_program(3, disk / "run", *FLAGS, *flags)
+        assert finished.status == 3, finished.err
+        assert "rank 0 of 3 on" in finished.err
+        assert re.search(r"cannot write \S+ \(.*No space left on device.*\) in phase \w+ of round \d+", finished.err)
+        assert "--output.resume true goes on" in finished.err
+        assert "Traceback" not in finished.err
+        assert finished.err.count("fedprompt_mpi:") == 1
+        subprocess.run(["mount", "-o", "remount,size=10m", disk], check=True)
+        run_here(disk / "run", *FLAGS, *flags, "--output.resume=true")
+        run_here(tmp_path / "whole", *FLAGS, *flags)
+        assert [line["round"] for line in read_rounds(disk / "run")] == list(range(61))
+        ours, theirs = load_prompt(disk / "run")[0]["vector"], load_prompt(tmp_path / "whole")[0]["vector"]
+        assert ours.tobytes() == theirs.tobytes()
+    finally:
+        subprocess.run(["umount", disk], check=True)
 
 
 @pytest.mark.parametrize(("rank", "phase"), [(2, "train"), (0, "aggregate")])
