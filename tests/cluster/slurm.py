@@ -1,4 +1,7 @@
-"""Slurm on the virtual cluster: a controller on node0, a daemon on each node, and munge between them."""
+"""Slurm on the virtual cluster: a controller on node0, and on each node a daemon and a munge of its own.
+
+One munge for all nodes would take a message that goes to several of them for a replayed one.
+"""
 
 import contextlib
 import os
@@ -40,8 +43,12 @@ class Slurm:
 
     def _configure(self) -> None:
         folder, nodes = self.folder, ",".join(self.cluster.names)
-        for name in ("state", *(f"spool-{node}" for node in self.cluster.names)):
-            (folder / name).mkdir()
+        for name in (
+            "state",
+            "munge",
+            *(f"{kind}-{node}" for kind in ("spool", "munge") for node in self.cluster.names),
+        ):
+            (folder / name).mkdir(mode=0o755)
         for gpu in range(GPUS):
             os.mknod(folder / f"gpu{gpu}", stat.S_IFCHR | 0o600, os.makedev(1, 3))  # /dev/null by another name
         (folder / "munge.key").write_bytes(os.urandom(1024))
@@ -54,7 +61,7 @@ ClusterName=virtual
 SlurmctldHost=node0
 SlurmUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/munge/socket
 CredType=cred/munge
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
@@ -77,11 +84,13 @@ PartitionName=all Nodes={nodes} Default=YES MaxTime=INFINITE State=UP
         )
 
     def _start(self) -> None:
-        munge = ["munged", "--foreground", "--force", f"--socket={self.folder}/munge.socket"]
-        munge += [f"--key-file={self.folder}/munge.key", f"--seed-file={self.folder}/munge.seed"]
-        munge += [f"--pid-file={self.folder}/munge.pid"]
-        self._daemon("node0", *munge)
-        self.wait_for(lambda: (self.folder / "munge.socket").exists(), "munged")
+        munge = ["munged", "--foreground", "--force", f"--key-file={self.folder}/munge.key"]
+        munge += [f"--{file}={self.folder}/munge/{file}" for file in ("socket", "seed-file", "pid-file")]
+        for node in self.cluster.names:
+            own = self.folder / f"munge-{node}"
+            self.cluster.enter(node, "mount", "--bind", str(own), str(self.folder / "munge"))
+            self._daemon(node, *munge)
+            self.wait_for((own / "socket").exists, f"munged on {node}")
         self._daemon("node0", "slurmctld", "-D")
         for node in self.cluster.names:
             self._daemon(node, "slurmd", "-D", "-N", node)

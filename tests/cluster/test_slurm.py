@@ -118,7 +118,7 @@ def test_a_signal_before_the_time_limit_and_a_resume(slurm: Slurm, tmp_path: Pat
     job = slurm.call(
         "sbatch", "--parsable", "--ntasks=3", "--ntasks-per-node=1", "--open-mode=append", f"--output={log}",
         str(LAUNCH / "slurm.sh"), *SMALL, f"--output.dir={directory}", "--federation.rounds=30", "--client.steps=10",
-        "--output.evaluate_every=30",
+        "--output.evaluate_every=30", "--comm.deadline_s=60",
         **_variables(LAUNCH="mpirun" if _open_mpi() else "srun"),
     ).strip()  # fmt: skip
     slurm.wait_for(lambda: log.exists() and "round   3/30" in log.read_text(), "round 3", deadline_s=120)
