@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from fedprompt_mpi.comm.channel import RankLost
 from fedprompt_mpi.comm.faults import end_job, end_process, end_together, fail
+from fedprompt_mpi.comm.last_seen import HERE
 from fedprompt_mpi.comm.launcher import read_launch
 from fedprompt_mpi.comm.stop import Stopped, listen
 from fedprompt_mpi.config import PromptConfig, RunConfig, SettingsError, without_none
@@ -85,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         end_job(130)
     except Exception:
         fail(read_launch(), "failed", traceback.format_exc())
-    end_process(0)
+    end_process(0, alone=HERE.has_lost_others)
 
 
 def _run(arguments: list[str]) -> None:

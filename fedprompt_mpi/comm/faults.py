@@ -17,23 +17,27 @@ import traceback
 from typing import Any, NoReturn
 
 from fedprompt_mpi.comm.last_seen import HERE
-from fedprompt_mpi.comm.launcher import SRUN, Launch
+from fedprompt_mpi.comm.launcher import SRUN, Launch, is_fault_tolerant
 
 FAILED = 3
 """Exit status: a rank failed."""
 LAST_WORDS_S = 2.0
 """How long a launcher may take to read what a rank said before it aborts."""
-STAGGER_S, LONGEST_STAGGER_S = 0.25, 3.0
+STAGGER_S, LONGEST_STAGGER_S = 1.0, 4.0
 """Ranks that fail at once speak one after the other by so much, so that the first one ends the job before the next."""
 
 
-def end_process(status: int) -> NoReturn:
+def end_process(status: int, *, alone: bool = False) -> NoReturn:
     """Leave MPI in order, if it runs, and end this process with an exit status.
 
     Interpreter and torch are not taken apart: that takes each rank half a second, and nobody needs it.
+
+    Args:
+        status: the exit status.
+        alone: others are gone, or do not leave in order: those Open MPI with ULFM would wait for.
     """
     mpi = _running_mpi()
-    if mpi is not None and not HERE.has_lost_others:  # then Open MPI may wait for them
+    if mpi is not None and not (alone and is_fault_tolerant(mpi.get_vendor()[0])):
         mpi.Finalize()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -49,7 +53,7 @@ def end_together(status: int, launch: Launch) -> NoReturn:
         end_process(status)
     if launch.rank == 0:
         end_job(status)
-    end_process(0)
+    end_process(0, alone=True)
 
 
 def end_job(status: int) -> NoReturn:
@@ -100,11 +104,12 @@ class Watchdog(threading.Thread):
     def run(self) -> None:
         """Look now and then."""
         while not self._over.wait(min(self._deadline_s / 10, 1.0)):
-            since = HERE.since
-            if not HERE.waits and time.monotonic() - since > self._deadline_s:
+            since, deadline_s = HERE.since, min(self._deadline_s, HERE.patience_s)
+            if not HERE.waits and time.monotonic() - since > deadline_s:
                 stack = sys._current_frames().get(self._watched)
                 details = "".join(traceback.format_stack(stack)) if stack else ""
-                fail(self._launch, f"has made no progress for {self._deadline_s:g} s (comm.deadline_s)", details)
+                setting = " (comm.deadline_s)" if deadline_s == self._deadline_s else ""
+                fail(self._launch, f"has made no progress for {deadline_s:g} s{setting}", details)
 
     def stop(self) -> None:
         """Let the process end as it likes."""

@@ -3,6 +3,7 @@
 Each rank writes its phase and round down as it goes, in a table that the ranks of its node share. A rank that is killed
 cannot speak, and most launchers kill the others at once; so a process of its own (this file, run as a program) watches
 over the ranks of a node and outlives them: when one is gone that has not left in order, it says what they were doing.
+When one of them ends the job, it sees to it that none stays: Open MPI with ULFM leaves that to them.
 
 The program runs beside the ranks all the time, so this file imports next to nothing.
 """
@@ -11,6 +12,7 @@ import contextlib
 import mmap
 import os
 import select
+import signal
 import socket
 import struct
 import subprocess
@@ -19,11 +21,16 @@ import time
 from pathlib import Path
 
 ROW = struct.Struct("<iiid20s4x")
-"""Process id (0 once it has left), rank, round, since when (seconds of the node's monotonic clock), phase."""
+"""Process id (0 once it has left, negative once it is to be ended), rank, round, since when (seconds of the node's
+monotonic clock), phase."""
+PID = struct.Struct("<i")
 SETTLE_S = 0.05
 """So long after a rank is gone, its last words have come through, if it had any."""
 ONE_EVENT_S = 1.0
 """Ranks that go so soon after another were ended because of it."""
+LOOK_EVERY_S = 0.5
+END_WITHIN_S = 5.0
+"""So long a launcher has to end the ranks of a job that one of them has ended."""
 
 
 class Position:
@@ -35,14 +42,16 @@ class Position:
         self.since = time.monotonic()
         self.waits = False
         """Whether it is up to other ranks when this one goes on."""
+        self.patience_s = float("inf")
+        """How long this phase may take, if that is less than the settings' deadline."""
         self.has_lost_others = False
         """Whether other ranks are gone and this one went on."""
         self._table: mmap.mmap | None = None
         self._rank = self._offset = 0
 
-    def enter(self, phase: str, round_: int) -> None:
-        """Note that a phase begins."""
-        self.phase, self.round_, self.waits = phase, round_, False
+    def enter(self, phase: str, round_: int, patience_s: float = float("inf")) -> None:
+        """Note that a phase begins, and how long it may take if that is less than the settings' deadline."""
+        self.phase, self.round_, self.waits, self.patience_s = phase, round_, False, patience_s
         self.alive()
 
     def alive(self) -> None:
@@ -53,14 +62,14 @@ class Position:
 
     def _is_over(self) -> bool:
         """Tell whether somebody has noted that the processes of this node are about to be ended."""
-        return self._table is not None and self._table[self._offset : self._offset + 4] == bytes(4)
+        return self._table is not None and PID.unpack_from(self._table, self._offset)[0] < 0
 
     def share(self, table: Path, rank: int, local_rank: int) -> None:
         """Write into a row of a file from now on.
 
         Args:
             table: a file of `ROW.size` bytes for each rank of the node.
-            rank: in the job.
+            rank: in the job, as numbered when it was started.
             local_rank: among the ranks of the node.
         """
         self.leave()
@@ -75,7 +84,7 @@ class Position:
         self._table = None
 
     def leave_all(self) -> bool:
-        """Note that all processes of this node are about to be ended; tell whether it is for this one to say why.
+        """Note that all processes of this node are to be ended; tell whether it is for this one to say why.
 
         It is not if another one has noted it before.
         """
@@ -83,7 +92,7 @@ class Position:
         if table is None:
             return True
         for at in range(0, len(table), ROW.size):
-            table[at : at + 4] = bytes(4)
+            PID.pack_into(table, at, -abs(PID.unpack_from(table, at)[0]))
         return is_first
 
     def _write(self, pid: int) -> None:
@@ -116,22 +125,30 @@ def watch(table: mmap.mmap, offsets: dict[int, int]) -> None:
         table: of rows.
         offsets: handle of a process -> where its row is.
     """
-    poll, quiet_until = select.poll(), 0.0
+    poll, quiet_until, end = select.poll(), 0.0, float("inf")
     for handle in offsets:
         poll.register(handle, select.POLLIN)
     while offsets:
-        gone = [handle for handle, _ in poll.poll()]
+        gone = [handle for handle, _ in poll.poll(1000 * LOOK_EVERY_S)]
         before = [ROW.unpack_from(table, at) for at in range(0, len(table), ROW.size)]
+        if any(row[0] < 0 for row in before):
+            end = min(end, time.monotonic() + END_WITHIN_S)
+        if time.monotonic() > end:
+            for handle in set(offsets) - set(gone):
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+        if not gone:
+            continue
         time.sleep(SETTLE_S)
-        lost = [row for row in (ROW.unpack_from(table, offsets[handle]) for handle in gone) if row[0]]
+        lost = [row for row in (ROW.unpack_from(table, offsets[handle]) for handle in gone) if row[0] > 0]
         if lost and time.monotonic() > quiet_until:
-            print(describe([row[1] for row in lost], [row for row in before if row[0]]), file=sys.stderr, flush=True)
+            print(
+                describe([row[1] for row in lost], [row for row in before if row[0] > 0]), file=sys.stderr, flush=True
+            )
             quiet_until = time.monotonic() + ONE_EVENT_S
         for handle in gone:
             poll.unregister(handle)
             os.close(handle)
-            at = offsets.pop(handle)
-            table[at : at + 4] = bytes(4)
+            PID.pack_into(table, offsets.pop(handle), 0)
 
 
 def describe(lost: list[int], rows: list[tuple[int, int, int, float, bytes]]) -> str:

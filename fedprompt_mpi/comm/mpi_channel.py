@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +33,10 @@ from fedprompt_mpi.comm.tree import sum_to_root
 from fedprompt_mpi.comm.wire import FLOAT32, Wire
 
 SHORTEST_SLEEP_S, LONGEST_SLEEP_S = 2e-5, 2e-3
+NOTICE_WITHIN_S = 2.0
+"""So soon after a collective failed, the loss that it failed for is known."""
+RECOVER_WITHIN_S = 30.0
+"""Survivors agree within seconds, or not at all: if one of them is ending the job instead."""
 PROGRESS_TAG = 7
 MESSAGE_BYTES = 4096
 
@@ -101,7 +105,7 @@ class MPIChannel:
         if self._node.rank == 0:
             table.write_bytes(bytes(self._node.size * ROW.size))
         self._node.Barrier()
-        HERE.share(table, self.rank, self._node.rank)
+        HERE.share(table, int(self.first_ranks[self.rank]), self._node.rank)
         self._node.Barrier()
         if self._node.rank == 0:
             start_watching(table)
@@ -348,10 +352,16 @@ class MPIChannel:
 
     def has_lost_a_rank(self, error: Exception) -> bool:
         """Tell whether an error means that another rank is gone and the others may go on."""
-        mpi, raised = self._mpi, cast("Any", error)
-        if not self.survives or not isinstance(raised, mpi.Exception):
+        mpi = self._mpi
+        if not self.survives or not isinstance(error, mpi.Exception):
             return False
-        return raised.error_class in (mpi.ERR_PROC_FAILED, mpi.ERR_PROC_FAILED_PENDING, mpi.ERR_REVOKED)
+        until = time.monotonic() + NOTICE_WITHIN_S  # Open MPI's collectives may fail before they know why
+        while True:
+            if self._comm.Is_revoked() or self._comm.Get_failed().size:
+                return True
+            if time.monotonic() > until:
+                return False
+            time.sleep(SHORTEST_SLEEP_S)
 
     def without_the_lost(self) -> "MPIChannel":
         """Return a channel of the ranks that are left; those that still wait for the lost ones join in.
@@ -364,6 +374,7 @@ class MPIChannel:
         """
         world, HERE.has_lost_others = self._world, True
         while True:
+            HERE.enter("recover", self.timing.round_, RECOVER_WITHIN_S)
             self._revoke()
             world.Revoke()
             world = world.Shrink()

@@ -1,8 +1,14 @@
 """Failures take minutes: they are asked for by --failures. The table of who was killed where is printed at the end."""
 
+import time
+
 import pytest
 
+from tests.jobs import Finished
+
 TABLE = pytest.StashKey[list[str]]()
+END_WITHIN_S = 10
+"""After an exception."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -22,3 +28,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if lines:
         terminalreporter.write_line(f"{'killed':<44}{'status':>7}{'seconds':>9}  outcome")
         terminalreporter.write_line("\n".join(lines))
+
+
+def check_report(finished: Finished) -> None:
+    """The job ended soon after the exception, and has told of it once."""
+    end = time.monotonic()
+    assert finished.status == 3, finished.err
+    assert finished.err.count(" failed in phase") == 1
+    assert finished.err.count("ArithmeticError: boom") == 1
+    assert end - float(finished.err.split("ArithmeticError: boom at ")[1].split()[0]) < END_WITHIN_S

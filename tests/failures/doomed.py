@@ -17,9 +17,9 @@ FATES = {tuple(fate.split(":")[:3]): fate.split(":")[3] for fate in sys.argv[1].
 enter = Position.enter
 
 
-def enter_doomed(self: Position, phase: str, round_: int) -> None:
+def enter_doomed(self: Position, phase: str, round_: int, *given: float) -> None:
     """Enter a phase, and do not come out of it if it is the one."""
-    enter(self, phase, round_)
+    enter(self, phase, round_, *given)
     how = FATES.pop((str(read_launch().rank), phase, str(round_)), None)
     if how in SIGNALS:
         os.kill(os.getpid(), SIGNALS[how])

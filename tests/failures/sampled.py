@@ -47,9 +47,9 @@ Watched = type("Watched", (MPI.Intracomm,), {name: _noting(name) for name in dir
 """A communicator that knows what it has begun; so do its duplicates."""
 
 
-def enter_sampled(self: Position, phase: str, round_: int) -> None:
+def enter_sampled(self: Position, phase: str, round_: int, *given: float) -> None:
     """Enter a phase; before each broadcast, look."""
-    enter(self, phase, round_)
+    enter(self, phase, round_, *given)
     if phase == "broadcast":
         open_requests[:] = [request for request in open_requests if request != MPI.REQUEST_NULL]
         resident = int(Path("/proc/self/statm").read_text().split()[1]) * PAGE_BYTES
@@ -67,10 +67,10 @@ def start_watched(launch: Any) -> Any:
     return _MPI
 
 
-def end_sampled(status: int) -> None:
+def end_sampled(status: int, **named: bool) -> None:
     """Write the samples down, and end."""
     np.save(Path(sys.argv[1]) / f"{read_launch().rank}.npy", samples[samples[:, 0] > 0])
-    end_process(status)
+    end_process(status, **named)
 
 
 start_mpi, end_process = channel.start_mpi, cli.end_process

@@ -13,11 +13,10 @@ from pathlib import Path
 import pytest
 
 from fedprompt_mpi import load_prompt
+from tests.failures.conftest import check_report
 from tests.jobs import REPOSITORY, SMALL, Finished, find_mpirun, is_open_mpi, launch, read_rounds, run_here, run_program
 
 FLAGS = ("--client.batched=1", "--federation.rounds=3", "--output.checkpoint_every=2")
-END_WITHIN_S = 10
-"""After an exception."""
 
 
 def _doomed(fates: str, directory: Path, *flags: str, launcher_flags: Sequence[str] = ()) -> Finished:
@@ -27,18 +26,9 @@ def _doomed(fates: str, directory: Path, *flags: str, launcher_flags: Sequence[s
     )  # fmt: skip
 
 
-def _check_report(finished: Finished) -> None:
-    """The job ended soon after the exception, and has told of it once."""
-    end = time.monotonic()
-    assert finished.status == 3, finished.err
-    assert finished.err.count("fedprompt_mpi:") == 1
-    assert finished.err.count("ArithmeticError: boom") == 1
-    assert end - float(finished.err.split("ArithmeticError: boom at ")[1].split()[0]) < END_WITHIN_S
-
-
 def test_an_exception_on_all_workers_is_one_report(tmp_path: Path) -> None:
     finished = _doomed("1:train:2:raise,2:train:2:raise", tmp_path / "run")
-    _check_report(finished)
+    check_report(finished)
     assert "rank 1 of 3 on" in finished.err
     assert "failed in phase train of round 2" in finished.err
 
@@ -49,7 +39,7 @@ def test_an_exception_on_all_workers_is_one_report(tmp_path: Path) -> None:
 def test_an_exception_in_any_phase_names_it(fate: str, tmp_path: Path) -> None:
     rank, phase, round_ = fate.split(":")
     finished = _doomed(f"{fate}:raise", tmp_path / "run")
-    _check_report(finished)
+    check_report(finished)
     assert f"rank {rank} of 3 on {socket.gethostname()} failed in phase {phase} of round {round_}" in finished.err
 
 
@@ -135,7 +125,7 @@ def test_ctrl_c_leaves_no_process_behind(tmp_path: Path) -> None:
     try:
         _wait_for(lambda: (tmp_path / "run" / "checkpoint").exists(), 60)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        assert process.wait(timeout=20) != 0
+        assert process.wait(timeout=20) == (1 if is_open_mpi(mpirun) else 75)
         _wait_for(lambda: not _processes_with(str(tmp_path)), 10)
     finally:
         for pid in _processes_with(str(tmp_path)):

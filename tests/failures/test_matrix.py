@@ -5,12 +5,14 @@ other, and the result has the bits of an undisturbed run. Elsewhere (three ranks
 """
 
 import itertools
+import json
 import time
 from pathlib import Path
 
 import pytest
 
 from fedprompt_mpi import load_prompt
+from tests.failures.conftest import check_report
 from tests.jobs import Finished, find_mpirun, is_open_mpi, launch, read_rounds, run_here
 
 ROUNDS = 5
@@ -68,12 +70,26 @@ def test_the_others_go_on(
     assert f"lost rank {first} in round" in finished.out
     assert f"lost rank {second} in round" in finished.out
     assert f"rank {first} on" in finished.err
+    assert f"rank {second} on" in finished.err
     assert load_prompt(tmp_path / "run")[0]["vector"].tobytes() == load_prompt(undisturbed)[0]["vector"].tobytes()
     ours, theirs = read_rounds(tmp_path / "run"), read_rounds(undisturbed)
     assert [line["round"] for line in ours] == list(range(ROUNDS + 1))
     assert [line["accuracy"] for line in ours] == [line["accuracy"] for line in theirs]
     name = f"rank {first} in {phase}, then {second} in {then}"
     table.append(f"{name:<44}{finished.status:>7}{seconds:>9.1f}  went on, same bits")
+
+
+@pytest.mark.skipif(not TOLERANT, reason="this MPI's launcher ends the job with the first rank")
+@pytest.mark.parametrize("phase", ["train", "checkpoint"])
+def test_two_at_once_and_a_third_later(phase: str, undisturbed: Path, tmp_path: Path) -> None:
+    finished, _ = _run(f"1:{phase}:2:kill,3:{phase}:2:kill,4:train:4:kill", tmp_path / "run")
+    assert finished.status == 0, finished.out + finished.err
+    assert "lost rank 1, 3 in round" in finished.out
+    assert "lost rank 4 in round" in finished.out
+    assert load_prompt(tmp_path / "run")[0]["vector"].tobytes() == load_prompt(undisturbed)[0]["vector"].tobytes()
+    lost = json.loads((tmp_path / "run" / "summary.json").read_text())["lost_ranks"]
+    assert [loss["ranks"] for loss in lost] == [[1, 3], [4]]
+    assert all(loss["seconds"] > 0 for loss in lost)
 
 
 @pytest.mark.skipif(not TOLERANT, reason="this MPI's launcher ends the job with the first rank")
@@ -84,6 +100,38 @@ def test_without_rank_0_the_job_ends_and_can_be_resumed(undisturbed: Path, tmp_p
     assert "Traceback" not in finished.err
     run_here(tmp_path / "run", *SMALL, *FLAGS, "--output.resume=true")
     assert load_prompt(tmp_path / "run")[0]["vector"].tobytes() == load_prompt(undisturbed)[0]["vector"].tobytes()
+
+
+@pytest.mark.skipif(not TOLERANT, reason="this MPI's launcher ends the job with the first rank")
+@pytest.mark.parametrize("before", ["", "4:train:2:kill,"], ids=["whole", "after a loss"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_exception_is_not_survived(rank: int, before: str, tmp_path: Path) -> None:
+    """Whoever could go on without the rank that failed, and its launcher, which would let them, end all the same."""
+    finished, _ = _run(f"{before}{rank}:evaluate:3:raise", tmp_path / "run")
+    check_report(finished)
+    assert f"rank {rank} of {RANKS} on" in finished.err
+    assert "failed in phase evaluate of round 3" in finished.err
+
+
+@pytest.mark.skipif(not TOLERANT, reason="this MPI's launcher ends the job with the first rank")
+@pytest.mark.parametrize("before", ["", "4:train:2:kill,"], ids=["whole", "after a loss"])
+def test_a_request_to_stop_is_heard(before: str, undisturbed: Path, tmp_path: Path) -> None:
+    finished, _ = _run(f"{before}3:train:4:term", tmp_path / "run")
+    assert finished.status == 75, finished.err
+    assert "stopped on request after round 3" in finished.out
+    run_here(tmp_path / "run", *SMALL, *FLAGS, "--output.resume=true")
+    assert load_prompt(tmp_path / "run")[0]["vector"].tobytes() == load_prompt(undisturbed)[0]["vector"].tobytes()
+
+
+@pytest.mark.skipif(not TOLERANT, reason="this MPI's launcher ends the job with the first rank")
+def test_bad_input_is_one_message(tmp_path: Path) -> None:
+    finished = launch(
+        RANKS, "-m", "fedprompt_mpi", "--task.max_train=5", f"--output.dir={tmp_path / 'run'}",
+        deadline_s=60, launcher_flags=("--with-ft", "ulfm"),
+    )  # fmt: skip
+    assert finished.status == 2
+    assert finished.err.count("fedprompt_mpi: error:") == 1
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.skipif(TOLERANT, reason="this MPI's launcher lets the others go on")
