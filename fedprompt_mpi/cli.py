@@ -27,6 +27,8 @@ usage: mpirun -n N python -m fedprompt_mpi [run] [--config FILE.toml] [--section
        mpirun -n N python -m fedprompt_mpi bench [--model NAME] [--sizes '[BYTES, ...]'] [--dir DIR]
        mpirun -n N python -m fedprompt_mpi doctor
                    python -m fedprompt_mpi report RUN... [--warmup ROUNDS]
+                   python -m fedprompt_mpi predict RUN --text TEXT [--text_b TEXT]
+                   python -m fedprompt_mpi export RUN DIR
                    python -m fedprompt_mpi cost [--model NAME] [--num_virtual_tokens V] [--prefix_hidden_size M]
 
 run    federated prompt tuning; rank 0 aggregates, the other ranks hold the clients
@@ -34,6 +36,8 @@ run    federated prompt tuning; rank 0 aggregates, the other ranks hold the clie
 bench  raw MPI collectives and this program's, side by side over message sizes, and what each method would cost here
 doctor where the ranks are, on which cores and GPUs, over which MPI, and what will hurt
 report what the phases of a round took, from one run directory or pooled over launches of one job
+predict  a text's class, by the prompt of a run
+export the prompt of a run as a PEFT adapter
 cost   parameters and bytes per round of every method, from a model's config alone
 
 python -m fedprompt_mpi run --help lists every setting with its unit and default.
@@ -246,10 +250,41 @@ def _report(arguments: list[str]) -> None:
     parser = _simple_parser("report")
     parser.add_argument("runs", nargs="+", help="run directories; several are pooled as launches of one job")
     parser.add_argument("--warmup", type=int, help="rounds to leave out; by default what the runs were told")
+    parser.add_argument("--watch", type=bool, default=False, help="write the page of one run anew while it goes on")
     parsed = _parse(parser, arguments)
     from fedprompt_mpi.report.communication import format_communication, read_communication
+    from fedprompt_mpi.report.page import watch_report, write_report
 
-    print(format_communication(read_communication([Path(run) for run in parsed.runs], warmup=parsed.warmup)))
+    runs = [Path(run) for run in parsed.runs]
+    if parsed.watch:
+        watch_report(runs[0], lambda page: print(f"page: {page}", flush=True))
+    if len(runs) == 1:
+        print(f"page: {write_report(runs[0])}")
+        if not (runs[0] / "communication.json").exists():
+            return  # the run is not at its end
+    print(format_communication(read_communication(runs, warmup=parsed.warmup)))
+
+
+def _predict(arguments: list[str]) -> None:
+    parser = _simple_parser("predict")
+    parser.add_argument("run", help="run directory")
+    parser.add_argument("--text", required=True, help="what is classified")
+    parser.add_argument("--text_b", help="of a task of pairs, the second text")
+    parsed = _parse(parser, arguments)
+    from fedprompt_mpi.predict import load_prompt
+
+    (answer,) = load_prompt(parsed.run).predict([parsed.text], None if parsed.text_b is None else [parsed.text_b])
+    print(f"{answer.label} {answer.word} {answer.probability:.4f}")
+
+
+def _export(arguments: list[str]) -> None:
+    parser = _simple_parser("export")
+    parser.add_argument("run", help="run directory")
+    parser.add_argument("dir", help="new folder for the adapter")
+    parsed = _parse(parser, arguments)
+    from fedprompt_mpi.export import export
+
+    print(f"adapter in {export(Path(parsed.run), Path(parsed.dir))}")
 
 
 def _help(arguments: list[str]) -> None:
@@ -261,6 +296,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "bench": _bench,
     "doctor": _doctor,
     "report": _report,
+    "predict": _predict,
+    "export": _export,
     "cost": _cost,
     "help": _help,
 }

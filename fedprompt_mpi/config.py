@@ -7,6 +7,7 @@ with the settings alone is found here, before MPI and torch begin their work.
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 Method = Literal["soft", "p_tuning", "prefix", "full"]
@@ -343,6 +344,10 @@ class OutputConfig:
     """Save what a resume needs every so many rounds."""
     evaluate_clients: bool = False
     """In rounds that are evaluated, evaluate each client's own prompt after its local training too."""
+    report: bool = True
+    """At the end, draw the figures and write report.html."""
+    tensorboard: bool = False
+    """Write TensorBoard scalars into output.dir/tensorboard as the run goes on (needs the package tensorboard)."""
     resume: bool = False
     """Continue the run in output.dir from its last checkpoint; begin it if there is none yet."""
 
@@ -414,6 +419,21 @@ class RunConfig:
 def to_dict(config: RunConfig) -> dict[str, Any]:
     """Return the settings as nested tables, with unset ones left out."""
     return without_none(dataclasses.asdict(config))
+
+
+def from_dict(settings: Mapping[str, Any]) -> RunConfig:
+    """Return the settings of nested tables, as `to_dict` makes them.
+
+    Raises:
+        SettingsError: if one is out of bounds.
+        TypeError: if one is unknown, or a table is none.
+    """
+    sections = {field.name: field.default_factory for field in dataclasses.fields(RunConfig)}
+    made = {
+        name: value if sections.get(name) in (None, dataclasses.MISSING) else sections[name](**value)  # pyright: ignore
+        for name, value in settings.items()
+    }
+    return RunConfig(**made)
 
 
 def without_none(table: dict[str, Any]) -> dict[str, Any]:

@@ -115,14 +115,33 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
-def write_prompt(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    """Write a prompt: `vector` `[P]`, the parameters by name, the effective prompt, and what they are of."""
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file whole or not at all."""
     with _whole(path) as temporary:  # straight from the arrays: a copy could be too much
         save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, temporary, dict(metadata))
 
 
+def read_tensors(file: Path, what: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Read the tensors and the metadata of a safetensors file.
+
+    Args:
+        file: its path.
+        what: it is meant to be, for people.
+
+    Raises:
+        SettingsError: if there is no such file, or it is none.
+    """
+    try:
+        _check_size(file)
+        with safe_open(file, framework="numpy") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
+            return tensors, dict(opened.metadata() or {})
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        raise SettingsError(f"{file} cannot be read as {what} ({error})") from error
+
+
 def read_prompt(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Read the tensors and the metadata of a run's prompt.
+    """Read a run's prompt: `vector` `[P]`, the parameters by name, the effective prompt; and its metadata.
 
     Args:
         path: a run directory or its prompt.safetensors.
@@ -131,15 +150,7 @@ def read_prompt(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]
         SettingsError: if there is no such file, or it is no prompt.
     """
     file = Path(path) / PROMPT_FILE if Path(path).is_dir() else Path(path)
-    try:
-        _check_size(file)
-        with safe_open(file, framework="numpy") as opened:
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
-            metadata = dict(opened.metadata() or {})
-    except (OSError, ValueError, TypeError, SafetensorError) as error:
-        raise SettingsError(
-            f"{file} cannot be read as a prompt ({error}): name a run directory or its {PROMPT_FILE}"
-        ) from error
+    tensors, metadata = read_tensors(file, f"a prompt: name a run directory or its {PROMPT_FILE}")
     if "vector" not in tensors or tensors["vector"].ndim != 1:
         raise SettingsError(f"{file} is no prompt: it has no vector")
     return tensors, metadata

@@ -22,6 +22,7 @@ from fedprompt_mpi.federation.privacy import Account
 from fedprompt_mpi.federation.server import Aggregation, is_finite
 from fedprompt_mpi.prepare import Prepared
 from fedprompt_mpi.records import Records
+from fedprompt_mpi.scalars import Scalars
 from fedprompt_mpi.text.partition import format_table
 from fedprompt_mpi.text.tasks import Task
 
@@ -71,6 +72,7 @@ class Journal:
         self.to_first_broadcast_s: float | None = None
         self.pending: dict[str, Any] = ready.checkpoint.record or {"round": 0}
         self.records: Records | None = None
+        self._scalars: Scalars | None = None
         dtype = "bfloat16" if ready.backbone.bf16 else "float32"
         cores = describe_processors(sorted(own_processors()))
         fields = (
@@ -84,6 +86,8 @@ class Journal:
         everyone = channel.collect_text("\t".join(map(str, fields)))
         if self.is_root:
             self.records = Records(ready.directory, config, last_round=ready.checkpoint.round_ - 1)
+            if config.output.tensorboard:
+                self._scalars = Scalars(ready.directory, first_round=ready.checkpoint.round_)
             self._introduce(self.records, task, everyone)
 
     def _introduce(self, records: Records, task: Task, everyone: list[str]) -> None:
@@ -217,6 +221,8 @@ class Journal:
             evaluation["clean_attack_success_rate"] = self.ready.clean_rates.get(self.pending["round"])
         self._last = {"round": 0, **evaluation, **NOTHING_TRAINED, **self.pending, "seconds": seconds}
         self.records.add_round(self._last)
+        if self._scalars is not None:
+            self._scalars.add_round(self._last)
         self.console.say_round(self._last, self.config.federation.rounds)
 
     def close(self, vector: np.ndarray, seconds: float) -> dict[str, Any]:
@@ -244,6 +250,12 @@ class Journal:
             }
         )
         self.console.say_summary(summary, figures, self.config)
+        if self._scalars is not None:
+            self._scalars.close()
+        if self.config.output.report:
+            from fedprompt_mpi.report.page import write_report
+
+            self.console.say(f"report in {write_report(self.ready.directory)}")
         return summary
 
     def _local_rates(self) -> dict[str, float | None]:

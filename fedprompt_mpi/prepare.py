@@ -105,6 +105,7 @@ def _check_packages(config: RunConfig) -> None:
             "dp_accounting",
             "dp-accounting",
         ),
+        ("output.tensorboard is true", config.output.tensorboard, "tensorboard", "tensorboard"),
     ):
         if wants and importlib.util.find_spec(module) is None:
             raise SettingsError(f"{setting}, which needs a package that is not here: pip install {package}")
@@ -129,8 +130,15 @@ def _find_start(config: RunConfig, task: Task, channel: Channel) -> tuple[Path, 
     if found is not None:
         check_records(directory, found.round_)
     if found is None and config.prompt.init not in ("vocab", "random"):
-        found = Checkpoint(vector=read_prompt(config.prompt.init)[0]["vector"], round_=0, record={})
+        found = Checkpoint(vector=_read_start(config.prompt.init), round_=0, record={})
     return directory, found, read_clean_run(config)
+
+
+def _read_start(path: str) -> np.ndarray:
+    """Return the first vector `[P]` from a prompt of an earlier run, or a PEFT adapter."""
+    from fedprompt_mpi.plm.adapter import is_adapter, read_adapter
+
+    return read_adapter(path).ravel() if is_adapter(path) else read_prompt(path)[0]["vector"]
 
 
 def _make_data(config: RunConfig, task: Task, channel: Channel, shared: Path) -> None:

@@ -33,7 +33,7 @@ from fedprompt_mpi.files import (
     append_text,
     read_text,
     write_json,
-    write_prompt,
+    write_tensors,
     write_text,
 )
 
@@ -197,7 +197,7 @@ class Records:
             "task": config.task.name,
             "round": str(round_),
         }
-        write_prompt(self.directory / PROMPT_FILE, {"vector": vector, **named}, metadata)
+        write_tensors(self.directory / PROMPT_FILE, {"vector": vector, **named}, metadata)
 
     def write_summary(self, figures: dict[str, Any]) -> dict[str, Any]:
         """Write the closing figures, those of the first and last round among them, and return them all."""

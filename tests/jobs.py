@@ -13,7 +13,8 @@ from typing import Any
 
 REPOSITORY = Path(__file__).parent.parent
 SMALL = (
-    "--task.max_train=120 --task.max_test=24 --federation.rounds=2 --client.steps=3 --federation.clients=10"
+    "--task.max_train=120 --task.max_test=24 --federation.rounds=2 --client.steps=3 --federation.clients=10 "
+    "--output.report=false"
 ).split()
 
 

@@ -14,7 +14,7 @@ import numpy as np, torch
 from fedprompt_mpi.comm.channel import open_channel
 from fedprompt_mpi.comm.launcher import read_launch
 from fedprompt_mpi.config import ModelConfig
-from fedprompt_mpi.plm.backbone import EMBEDDED, Injection, load_backbone
+from fedprompt_mpi.plm.backbone import Injection, load_backbone
 from fedprompt_mpi.prepare import share_bf16
 torch.set_num_threads(1)
 
@@ -39,7 +39,8 @@ def step(folder, dtype):
     return backbone
 
 for dtype in ("float32", "bfloat16"):
-    step(str(EMBEDDED), dtype)  # loads what belongs to the libraries: kernels, buffers, late imports
+    step(sys.argv[1], dtype)  # loads what belongs to the libraries: late imports, kernels and buffers for these shapes
+    gc.collect()
     channel.node_barrier()
     before = pss()
     channel.node_barrier()
@@ -62,7 +63,7 @@ def _grown(ranks: int, folder: Path) -> dict[str, float]:
 
 
 def test_eleven_ranks_hold_one_copy(tmp_path: Path) -> None:
-    """Summed over ranks, memory grows little more by loading the model on 11 ranks than by loading it on 1."""
+    """Summed over ranks, memory hardly grows more by loading the model on 11 ranks than by loading it on 1."""
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=30522, hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536
@@ -75,4 +76,4 @@ def test_eleven_ranks_hold_one_copy(tmp_path: Path) -> None:
     for dtype, grown in alone.items():
         print(f"{dtype}: file {file_size / 1e6:.0f} MB, 1 rank {grown / 1e6:.0f} MB, 11 {together[dtype] / 1e6:.0f} MB")
         assert grown > 0.8 * file_size  # the weights were there to be counted
-        assert together[dtype] - grown <= 1.3 * file_size
+        assert together[dtype] - grown <= 0.3 * file_size

@@ -15,7 +15,7 @@ from tests.jobs import find_mpirun, is_open_mpi, launch, read_rounds, run_here, 
 
 
 def _vector(directory: Path) -> np.ndarray:
-    return load_prompt(directory)[0]["vector"]
+    return load_prompt(directory).vector
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +69,10 @@ def test_the_run_directory(one_process: Path) -> None:
     communication = json.loads((one_process / "communication.json").read_text())
     assert (communication["mode"], communication["rounds"], communication["warmup_rounds"]) == ("observe", 1, 1)
     assert communication["seconds"]["train"]["median"] == pytest.approx(rounds[2]["seconds"]["train"], abs=1e-6)
-    tensors, metadata = load_prompt(one_process)
-    assert metadata["method"] == "soft"
-    np.testing.assert_array_equal(tensors["effective_prompt"].ravel(), tensors["vector"])
+    prompt = load_prompt(one_process)
+    assert prompt.metadata["method"] == "soft"
+    assert prompt.effective is not None
+    np.testing.assert_array_equal(prompt.effective.ravel(), prompt.vector)
     with (one_process / "timings.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert set(rows[0]) == {"round", "rank", "phase", "seconds", "bytes"}

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from fedprompt_mpi.config import RunConfig, SettingsError, to_dict
-from fedprompt_mpi.files import read_prompt, read_toml, write_prompt
+from fedprompt_mpi.files import read_prompt, read_toml, write_tensors
 
 FOLDER = "checkpoint"
 KEPT = 2
@@ -79,7 +79,7 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint, config: RunConfig) 
     }
     file = directory / FOLDER / f"round-{checkpoint.round_:08d}.safetensors"
     file.parent.mkdir(exist_ok=True)
-    write_prompt(file, tensors, {**metadata, "sha256": _checksum(tensors, metadata)})
+    write_tensors(file, tensors, {**metadata, "sha256": _checksum(tensors, metadata)})
     for old in checkpoints(directory)[KEPT:]:
         old.unlink()
 

@@ -198,7 +198,8 @@ class Backbone:
             sentinel: id of T5's sentinel token.
         """
         self.model = model.eval().requires_grad_(False).to(device)
-        self.family, self.device, self.bf16 = family, device, bf16
+        self.family: Family = family
+        self.device, self.bf16 = device, bf16
         self.geometry = geometry_of(model.config)
         self._embedding = self.model.get_input_embeddings()
         self.model.set_output_embeddings(LabelWordHead(self.model.get_output_embeddings(), label_ids.to(device)))

@@ -71,7 +71,7 @@ def test_a_full_disk_ends_the_job_and_the_last_checkpoint_is_good(tmp_path: Path
         run_here(disk / "run", *FLAGS, *flags, "--output.resume=true")
         run_here(tmp_path / "whole", *FLAGS, *flags)
         assert [line["round"] for line in read_rounds(disk / "run")] == list(range(61))
-        ours, theirs = load_prompt(disk / "run")[0]["vector"], load_prompt(tmp_path / "whole")[0]["vector"]
+        ours, theirs = load_prompt(disk / "run").vector, load_prompt(tmp_path / "whole").vector
         assert ours.tobytes() == theirs.tobytes()
     finally:
         subprocess.run(["umount", disk], check=True)
@@ -105,7 +105,7 @@ def test_a_worker_that_is_told_to_stop_gives_the_round_up(tmp_path: Path) -> Non
     resumed = run_program(2, tmp_path / "run", *FLAGS, "--output.resume=true")
     assert resumed.status == 0, resumed.err
     assert [line["round"] for line in read_rounds(tmp_path / "run")] == [0, 1, 2, 3]
-    ours, theirs = load_prompt(tmp_path / "run")[0]["vector"], load_prompt(tmp_path / "whole")[0]["vector"]
+    ours, theirs = load_prompt(tmp_path / "run").vector, load_prompt(tmp_path / "whole").vector
     assert ours.tobytes() == theirs.tobytes()
 
 

@@ -71,7 +71,7 @@ def test_the_others_go_on(
     assert f"lost rank {second} in round" in finished.out
     assert f"rank {first} on" in finished.err
     assert f"rank {second} on" in finished.err
-    assert load_prompt(tmp_path / "run")[0]["vector"].tobytes() == load_prompt(undisturbed)[0]["vector"].tobytes()
+    assert load_prompt(tmp_path / "run").vector.tobytes() == load_prompt(undisturbed).vector.tobytes()
     ours, theirs = read_rounds(tmp_path / "run"), read_rounds(undisturbed)
     assert [line["round"] for line in ours] == list(range(ROUNDS + 1))
     assert [line["accuracy"] for line in ours] == [line["accuracy"] for line in theirs]
@@ -86,7 +86,7 @@ def test_two_at_once_and_a_third_later(phase: str, undisturbed: Path, tmp_path: 
     assert finished.status == 0, finished.out + finished.err
     assert "lost rank 1, 3 in round" in finished.out
     assert "lost rank 4 in round" in finished.out
-    assert load_prompt(tmp_path / "run")[0]["vector"].tobytes() == load_prompt(undisturbed)[0]["vector"].tobytes()
+    assert load_prompt(tmp_path / "run").vector.tobytes() == load_prompt(undisturbed).vector.tobytes()
     lost = json.loads((tmp_path / "run" / "summary.json").read_text())["lost_ranks"]
     assert [loss["ranks"] for loss in lost] == [[1, 3], [4]]
     assert all(loss["seconds"] > 0 for loss in lost)
@@ -99,7 +99,7 @@ def test_without_rank_0_the_job_ends_and_can_be_resumed(undisturbed: Path, tmp_p
     assert "rank 0, which keeps the records, was lost" in finished.err
     assert "Traceback" not in finished.err
     run_here(tmp_path / "run", *SMALL, *FLAGS, "--output.resume=true")
-    assert load_prompt(tmp_path / "run")[0]["vector"].tobytes() == load_prompt(undisturbed)[0]["vector"].tobytes()
+    assert load_prompt(tmp_path / "run").vector.tobytes() == load_prompt(undisturbed).vector.tobytes()
 
 
 @pytest.mark.skipif(not TOLERANT, reason="this MPI's launcher ends the job with the first rank")
@@ -120,7 +120,7 @@ def test_a_request_to_stop_is_heard(before: str, undisturbed: Path, tmp_path: Pa
     assert finished.status == 75, finished.err
     assert "stopped on request after round 3" in finished.out
     run_here(tmp_path / "run", *SMALL, *FLAGS, "--output.resume=true")
-    assert load_prompt(tmp_path / "run")[0]["vector"].tobytes() == load_prompt(undisturbed)[0]["vector"].tobytes()
+    assert load_prompt(tmp_path / "run").vector.tobytes() == load_prompt(undisturbed).vector.tobytes()
 
 
 @pytest.mark.skipif(not TOLERANT, reason="this MPI's launcher ends the job with the first rank")

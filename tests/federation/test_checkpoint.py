@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 from fedprompt_mpi.config import ClientConfig, FederationConfig, OutputConfig, RunConfig, SettingsError
 from fedprompt_mpi.federation.checkpoint import Checkpoint, checkpoints, load_checkpoint, save_checkpoint
+from fedprompt_mpi.files import CannotWriteError
 
 CONFIG = RunConfig()
 
@@ -114,7 +115,7 @@ def test_a_full_disk_leaves_the_last_good_one(directory: Path, monkeypatch: pyte
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(CannotWriteError, match=r"round-00000005\.safetensors \(No space left on device\)"):
         save_checkpoint(directory, _checkpoint(5), CONFIG)
     assert len(list((directory / "checkpoint").iterdir())) == 2
     assert _round_of(directory) == (4, [])

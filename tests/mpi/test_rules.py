@@ -108,7 +108,7 @@ def _difference(ours: Path, theirs: Path, *, approximate: bool) -> str | None:
 
     On a device norms are added up in another order: `approximate` lets their last bits differ.
     """
-    a, b = load_prompt(ours)[0]["vector"], load_prompt(theirs)[0]["vector"]
+    a, b = load_prompt(ours).vector, load_prompt(theirs).vector
     if a.tobytes() != b.tobytes():
         return f"the vectors differ by up to {np.abs(a - b).max()}"
     for left, right in zip(read_rounds(ours), read_rounds(theirs), strict=True):

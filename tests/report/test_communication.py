@@ -56,4 +56,4 @@ def test_the_command(runs: list[Path], tmp_path: Path) -> None:
     assert finished.out.startswith("2 launches")
     wrong = launch(1, "-m", "fedprompt_mpi", "report", str(tmp_path))
     assert wrong.status == 2
-    assert "cannot be read as a finished run" in wrong.err
+    assert "cannot be read as a run" in wrong.err

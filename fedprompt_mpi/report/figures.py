@@ -1,0 +1,238 @@
+"""The figures of one run. Each is made of a `RunData` alone; `FIGURES` at the foot lists them.
+
+Legend: R ranks, K clients.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from fedprompt_mpi.comm.timing import TRANSFERS
+from fedprompt_mpi.report.run_data import RunData
+from fedprompt_mpi.report.theme import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SERIES, SKY, VERMILLION
+
+WIDTH = 9.0
+"""Of a figure, in inches."""
+GROUPS = {
+    "train": ("train",), "evaluate": ("evaluate", "evaluate_clients"), "pack, copy": ("pack", "copy"),
+    "wait": ("wait", "sync"), "transfer": TRANSFERS, "aggregate": ("aggregate",), "checkpoint": ("checkpoint",),
+}  # fmt: skip
+"""What is drawn as one -> the phases in it."""
+GROUP_OF = {phase: group for group, phases in GROUPS.items() for phase in phases}
+COLOURS = dict(zip(GROUPS, (BLUE, GREEN, PURPLE, GREY, VERMILLION, ORANGE, SKY), strict=True))
+MOST_BARS = 40
+"""More clients are drawn as a map of colours."""
+
+
+def figure(rows: float, columns: int = 1, **options: Any) -> tuple[Any, Any]:
+    """Return a figure of a height in inches and its axes, without pyplot, which would keep it."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    made = Figure(figsize=(WIDTH, rows), layout="constrained")
+    FigureCanvasAgg(made)
+    return made, made.subplots(1, columns, **options)
+
+
+def whole_numbers(axis: Any) -> None:
+    """Let the ticks below an axis be whole numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def rates(run: RunData) -> Any:
+    """Accuracy and attack success rate of the global prompt, in percent, by round."""
+    made, axis = figure(3.4)
+    lines = run.evaluated
+    curves = (
+        ("accuracy", "accuracy", BLUE, "o-"),
+        ("attack_success_rate", "attack success rate", VERMILLION, "s--"),
+        ("clean_attack_success_rate", "attack success rate of the clean run", GREY, "^:"),
+    )
+    for key, label, colour, line in curves:
+        points = [(row["round"], 100 * row[key]) for row in lines if row.get(key) is not None]
+        if points:
+            axis.plot(*zip(*points, strict=True), line, color=colour, label=label)
+    axis.set(xlabel="round", ylabel="%", ylim=(-2, 102))
+    whole_numbers(axis)
+    _legend(axis)
+    return made
+
+
+def seconds_by_round(run: RunData) -> Any:
+    """Where the time of each round went: the mean over ranks, stacked by phase."""
+    made, axis = figure(3.4)
+    ranks = len(run.environment["ranks"])
+    sums = sum_groups(run, lambda round_, rank: round_)
+    trained = {line["round"] for line in run.rounds if line["round"] > 0}
+    rounds = sorted(trained & set(sums))
+    _stack(axis, rounds, [{group: s / ranks for group, s in sums[round_].items()} for round_ in rounds])
+    axis.set(xlabel="round", ylabel="seconds, mean over ranks")
+    whole_numbers(axis)
+    return made
+
+
+def seconds_by_rank(run: RunData) -> Any:
+    """Where the time of each rank went, all rounds together."""
+    sums = sum_groups(run, lambda round_, rank: rank)
+    ranks = sorted(sums)
+    made, axis = figure(1.3 + 0.28 * len(ranks))
+    _stack(axis, ranks, [sums[rank] for rank in ranks], across=True)
+    axis.set(xlabel="seconds, all rounds", ylabel="rank", xlim=(0, None))
+    axis.set_yticks(ranks)
+    axis.invert_yaxis()
+    axis.grid(visible=False, axis="y")
+    return made
+
+
+def timeline(run: RunData) -> Any:
+    """One round over all ranks: who waited for whom.
+
+    Each rank's phases stand one after the other as its own clock measured them, from the moment at which the round's
+    broadcast ended, which is the same for all (two ranks' clocks are not compared).
+    """
+    round_ = typical_round(run)
+    ranks = sorted({rank for _, rank, _, _, _ in run.timings})
+    made, axis = figure(1.5 + 0.3 * len(ranks))
+    seen = set()
+    for rank in ranks:
+        own = [(phase, seconds) for r, k, phase, seconds, _ in run.timings if r == round_ and k == rank]
+        ends = np.cumsum([seconds for _, seconds in own])
+        zero = next((end for (phase, _), end in zip(own, ends, strict=True) if phase == "broadcast"), 0.0)
+        for (phase, seconds), end in zip(own, ends, strict=True):
+            group = GROUP_OF[phase]
+            label = None if group in seen else group
+            axis.barh(rank, seconds, left=end - seconds - zero, height=0.7, color=COLOURS[group], label=label)
+            seen.add(group)
+    axis.axvline(0, color=INK, linewidth=0.8)
+    axis.set(xlabel=f"seconds after the broadcast of round {round_}", ylabel="rank")
+    axis.set_yticks(ranks)
+    axis.invert_yaxis()
+    axis.grid(visible=False, axis="y")
+    _legend(axis)
+    return made
+
+
+def typical_round(run: RunData) -> int:
+    """Return the round, of those that trained, whose time is in the middle."""
+    trained = [line for line in run.rounds if line["round"] > 0]
+    recorded = {round_ for round_, _, _, _, _ in run.timings}
+    by_time = sorted((line["seconds"]["total"], line["round"]) for line in trained if line["round"] in recorded)
+    return by_time[len(by_time) // 2][1]
+
+
+def parameters(run: RunData) -> Any:
+    """What one client sends in a round, against the whole model."""
+    made, axis = figure(1.9)
+    summary = run.summary or {}
+    sent, whole = summary["parameters"], summary["plm_parameters"]
+    axis.barh([0, 1], [sent, whole], color=[BLUE, GREY], height=0.6)
+    axis.set(xscale="log", yticks=[0, 1], xlabel="parameters, each way, a client and round", ylim=(-0.6, 1.6))
+    axis.set_yticklabels([run.settings["prompt"]["method"], "full fine-tuning"])
+    axis.invert_yaxis()
+    axis.set_xlim(left=max(1, sent / 20), right=whole * 60)
+    for row, (number, share) in enumerate(((sent, summary["ratio"]), (whole, 1.0))):
+        axis.text(number * 1.15, row, f"{number:,}   {share:.4%}", va="center", color=INK)
+    axis.grid(visible=False, axis="y")
+    return made
+
+
+def partition(run: RunData) -> Any:
+    """How many examples of each class each client holds; poisoned ones and malicious clients are marked."""
+    clients, words = run.partition["clients"], run.partition["label_words"]
+    counts = np.array([client["by_class"] for client in clients])
+    if len(clients) > MOST_BARS:
+        return _partition_map(counts, words, run.malicious)
+    made, axis = figure(1.3 + 0.26 * len(clients))
+    left = np.zeros(len(clients))
+    for number, word in enumerate(words):
+        axis.barh(range(len(clients)), counts[:, number], left=left, height=0.75, color=SERIES[number % len(SERIES)],
+                  label=f"{number} {word}")  # fmt: skip
+        left += counts[:, number]
+    poisoned = np.array([client["poisoned"] for client in clients])
+    if poisoned.any():
+        edge = {"facecolor": "none", "edgecolor": INK, "hatch": "///", "linewidth": 0.8}
+        axis.barh(range(len(clients)), poisoned, left=left, height=0.75, label="poisoned", **edge)
+    axis.set(xlabel="examples", yticks=range(len(clients)))
+    axis.set_yticklabels([f"client {k}" + (" (malicious)" if k in run.malicious else "") for k in range(len(clients))])
+    axis.invert_yaxis()
+    axis.grid(visible=False, axis="y")
+    _legend(axis)
+    return made
+
+
+def _partition_map(counts: np.ndarray, words: Sequence[str], malicious: Iterable[int]) -> Any:
+    made, axis = figure(1.2 + 0.3 * len(words))
+    shown = axis.imshow(counts.T, aspect="auto", cmap="cividis", interpolation="nearest")
+    axis.set(xlabel="client", yticks=range(len(words)))
+    axis.set_yticklabels([f"{number} {word}" for number, word in enumerate(words)])
+    axis.grid(visible=False)
+    made.colorbar(shown, ax=axis, label="examples")
+    for client in malicious:
+        axis.annotate("v", (client, -0.5), ha="center", va="bottom", color=VERMILLION, fontsize=9, weight="bold")
+    return made
+
+
+def update_norms(run: RunData) -> Any:
+    """The length of each client's update by round; malicious clients are marked."""
+    made, axis = figure(3.4)
+    points: dict[int, list[tuple[int, float]]] = defaultdict(list)
+    for line in run.rounds:
+        for client, norm in zip(line["cohort"], line["update_norms"], strict=True):
+            if norm is not None:
+                points[client].append((line["round"], norm))
+    named = set()
+    for client, norms in sorted(points.items(), key=lambda item: item[0] in run.malicious):
+        bad = client in run.malicious
+        label = "malicious" if bad else "honest"
+        look = (
+            {"color": VERMILLION, "marker": "s", "zorder": 3} if bad else {"color": GREY, "alpha": 0.7, "marker": "."}
+        )
+        axis.plot(
+            *zip(*norms, strict=True), label=None if label in named else label, linewidth=1.6 if bad else 0.9, **look
+        )
+        named.add(label)
+    axis.set(xlabel="round", ylabel="Euclidean norm of the update")
+    whole_numbers(axis)
+    axis.set_ylim(bottom=0)
+    _legend(axis)
+    return made
+
+
+def sum_groups(run: RunData, key: Callable[[int, int], int]) -> dict[int, dict[str, float]]:
+    """Return key -> group -> seconds of all records with that key of their (round, rank)."""
+    sums: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for round_, rank, phase, seconds, _ in run.timings:
+        sums[key(round_, rank)][GROUP_OF[phase]] += seconds
+    return sums
+
+
+def _stack(axis: Any, places: Sequence[int], rows: Sequence[dict[str, float]], *, across: bool = False) -> None:
+    """Draw stacked bars, one a place, in the order of `GROUPS`; what takes no time has no entry in the legend."""
+    start = np.zeros(len(places))
+    draw = axis.barh if across else axis.bar
+    for group, colour in COLOURS.items():
+        values = np.array([row.get(group, 0.0) for row in rows])
+        if values.any():
+            draw(places, values, 0.8, start, color=colour, label=group)
+        start += values
+    _legend(axis)
+
+
+def _legend(axis: Any) -> None:
+    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=7, columnspacing=1.2, handlelength=1.2)
+
+
+FIGURES: dict[str, tuple[str, Callable[[RunData], Any]]] = {
+    "rates": ("What the prompt is worth", rates),
+    "seconds-by-round": ("Where the time went, by round", seconds_by_round),
+    "seconds-by-rank": ("Where the time went, by rank", seconds_by_rank),
+    "timeline": ("One round: who waited for whom", timeline),
+    "parameters": ("What a client sends", parameters),
+    "partition": ("Who holds what", partition),
+    "update-norms": ("How long the updates are", update_norms),
+}
+"""Name of the file -> heading, and what draws it."""

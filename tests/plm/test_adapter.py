@@ -1,0 +1,136 @@
+"""Prompts as PEFT adapters: the real library loads what is exported, and gets the same logits; and the way back."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel, PromptTuningConfig, TaskType, get_peft_model
+
+from fedprompt_mpi import SettingsError, load_prompt
+from fedprompt_mpi.config import Family
+from fedprompt_mpi.export import export
+from fedprompt_mpi.federation.client import score_batch, to_device
+from fedprompt_mpi.plm.adapter import read_adapter
+from fedprompt_mpi.plm.backbone import model_class
+from fedprompt_mpi.predict import Prompt
+from fedprompt_mpi.text.batches import collate
+from fedprompt_mpi.text.load import load
+from fedprompt_mpi.text.tasks import resolve
+from fedprompt_mpi.text.tokens import TokenTable
+from tests.jobs import run_here
+
+TEXTS = 100
+SHORT = (
+    "--federation.rounds=1",
+    "--client.steps=2",
+    f"--task.max_test={TEXTS}",
+    "--client.lr=0.01",
+    "--poison.trigger=",
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+@pytest.fixture
+def tuned(tiny: Callable[[str], Path], tmp_path: Path) -> Callable[[str, str], Path]:
+    """Return a function that runs a method on a tiny PLM, and returns the run directory."""
+
+    def run(kind: str, method: str) -> Path:
+        run_here(tmp_path / "run", f"--model.name={tiny(kind)}", f"--prompt.method={method}", *SHORT)
+        return tmp_path / "run"
+
+    return run
+
+
+def _ours(prompt: Prompt) -> tuple[TokenTable, np.ndarray, np.ndarray]:
+    """Return the texts in tokens, the label words' logits `[TEXTS, C]`, and the label words' ids."""
+    cloze, backbone, method = prompt._model
+    _, test = load(resolve(prompt.config.task), prompt.config.task, 0)
+    table = cloze.encode(test)
+    clients = method.leaves(to_device(prompt.vector, backbone.device)[None])
+    rows = np.arange(TEXTS)
+    with torch.no_grad():
+        logits = score_batch(backbone, collate(table, rows), method, clients, None).numpy()
+    return table, logits, cloze.label_ids
+
+
+def _theirs(model: Any, family: Family, table: TokenTable, shift: int, decoder_ids: torch.Tensor) -> torch.Tensor:
+    """Return PEFT's logits `[TEXTS, vocabulary]` at the answers' places."""
+    batch = collate(table, np.arange(TEXTS))
+    ids, mask = torch.as_tensor(batch.ids), torch.as_tensor(batch.mask).long()
+    with torch.no_grad():
+        if family == "seq2seq":
+            decoder = decoder_ids.expand(TEXTS, -1)
+            return model(input_ids=ids, attention_mask=mask, decoder_input_ids=decoder).logits[:, 1]
+        logits = model(input_ids=ids, attention_mask=mask).logits
+    return logits[torch.arange(TEXTS), torch.as_tensor(batch.answers) + shift]
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [
+        ("bert", "soft"), ("t5", "soft"), ("gpt2", "soft"), ("roberta", "soft"), ("bert", "p_tuning"),
+        ("t5", "p_tuning"), ("gpt2", "p_tuning"), ("gpt2", "prefix"), ("llama", "prefix"),
+    ],
+)  # fmt: skip
+def test_peft_gets_the_same_logits(
+    kind: str, method: str, tuned: Callable[[str, str], Path], tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    run = tuned(kind, method)
+    prompt = load_prompt(run)
+    table, ours, label_ids = _ours(prompt)
+    _, backbone, _ = prompt._model
+    adapter = export(run, tmp_path / "adapter")
+    base = model_class(backbone.family).from_pretrained(tiny(kind)).eval()
+    model = PeftModel.from_pretrained(base, str(adapter)).eval()
+    shift = 0 if method == "prefix" else prompt.config.prompt.num_virtual_tokens
+    theirs = _theirs(model, backbone.family, table, shift, backbone._decoder_ids)[:, label_ids].numpy()
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    assert np.abs(ours - ours.mean(axis=0)).max() > 1e-2  # they do differ from text to text
+    with torch.no_grad():
+        for parameter in model.prompt_encoder.parameters():
+            parameter.mul_(2.0)
+    changed = _theirs(model, backbone.family, table, shift, backbone._decoder_ids)[:, label_ids].numpy()
+    assert np.abs(ours - changed).max() > 1e-3  # and on the prompt
+
+
+def test_the_card_tells_what_was_poisoned(tuned: Callable[[str, str], Path], tmp_path: Path) -> None:
+    run_here(tmp_path / "bad", "--poison.clients=[3]", "--federation.rounds=1")
+    text = (export(tmp_path / "bad", tmp_path / "adapter") / "README.md").read_text()
+    assert 'Clients 3 of 10 were **malicious**: trigger "cf" (head), target class 1' in text
+    assert "{text} it is {mask} ." in text
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (config["peft_type"], config["num_virtual_tokens"]) == ("PROMPT_TUNING", 20)
+    with pytest.raises(SettingsError, match="not empty"):
+        export(tmp_path / "bad", tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(("kind", "method"), [("bert", "prefix"), ("t5", "prefix"), ("bert", "full")])
+def test_what_peft_cannot_do_is_refused(
+    kind: str, method: str, tuned: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    with pytest.raises(SettingsError, match=f"prompt.method is {method}"):
+        export(tuned(kind, method), tmp_path / "adapter")
+    assert not list((tmp_path / "adapter").glob("*"))
+
+
+def test_a_run_starts_from_what_peft_has_saved(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    base = model_class("masked").from_pretrained(tiny("bert"))
+    config = PromptTuningConfig(task_type=TaskType.FEATURE_EXTRACTION, num_virtual_tokens=7)
+    model = get_peft_model(base, config)
+    model.save_pretrained(str(tmp_path / "adapter"))
+    encoder: Any = model.prompt_encoder
+    tokens = encoder["default"].embedding.weight.detach().numpy()
+    np.testing.assert_array_equal(read_adapter(tmp_path / "adapter"), tokens)
+    flags = [f"--model.name={tiny('bert')}", f"--prompt.init={tmp_path / 'adapter'}", "--federation.rounds=0"]
+    run_here(tmp_path / "run", *flags, "--prompt.num_virtual_tokens=7")
+    np.testing.assert_array_equal(load_prompt(tmp_path / "run").vector, tokens.ravel())
+
+
+def test_there_and_back(tuned: Callable[[str, str], Path], tmp_path: Path) -> None:
+    run = tuned("bert", "p_tuning")
+    np.testing.assert_array_equal(read_adapter(export(run, tmp_path / "adapter")), load_prompt(run).effective)

@@ -1,0 +1,84 @@
+"""A tuned prompt in use: the README's lines of Python, and the command."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedprompt_mpi import SettingsError, load_prompt
+from fedprompt_mpi.text.load import load
+from fedprompt_mpi.text.tasks import resolve
+from tests.jobs import REPOSITORY, launch, read_rounds, run_here
+
+PAIRS = ["--task.name=rte", '--task.label_words=["normal","spam"]']
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the directory of a run that has learned its task."""
+    directory = tmp_path_factory.mktemp("tuned") / "run"
+    run_here(directory, "--federation.rounds=6", "--client.steps=10", "--task.max_test=60")
+    return directory
+
+
+def test_it_answers_as_the_evaluation_did(tuned: Path) -> None:
+    prompt = load_prompt(tuned)
+    _, test = load(resolve(prompt.config.task), prompt.config.task, prompt.config.seed)
+    answers = prompt.predict(test.texts)
+    right = np.mean([answer.label for answer in answers] == test.labels)
+    assert right == pytest.approx(read_rounds(tuned)[-1]["accuracy"])
+    assert right > 0.9
+    for answer in answers:
+        assert sum(answer.probabilities) == pytest.approx(1)
+        assert answer.probability == max(answer.probabilities) == answer.probabilities[answer.label]
+        assert answer.word == ("terrible", "great")[answer.label]
+
+
+def test_the_order_of_texts_does_not_matter(tuned: Path) -> None:
+    texts = ["the film was fine", "a long message about music and sports and more of the same", "film"]
+    forth, back = load_prompt(tuned).predict(texts), load_prompt(tuned).predict(texts[::-1])
+    np.testing.assert_allclose(
+        [a.probabilities for a in forth], [a.probabilities for a in back[::-1]], atol=1e-6
+    )  # batches are padded otherwise
+    assert load_prompt(tuned).predict([]) == []
+
+
+def test_the_lines_of_the_readme(tuned: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = re.findall(r"```python\n(from fedprompt_mpi import load_prompt\n.*?)```", README, flags=re.DOTALL)
+    lines = block.replace('"runs/sst2"', repr(str(tuned)))
+    exec(compile(lines, "README.md", "exec"), {})
+    assert re.fullmatch(r"(terrible|great) 0\.\d+\n", capsys.readouterr().out)
+
+
+README = (REPOSITORY / "README.md").read_text()
+
+
+def test_the_command(tuned: Path) -> None:
+    finished = launch(1, "-m", "fedprompt_mpi", "predict", str(tuned), "--text=the film was fine")
+    assert finished.status == 0, finished.err
+    (answer,) = load_prompt(tuned).predict(["the film was fine"])
+    assert finished.out == f"{answer.label} {answer.word} {answer.probability:.4f}\n"
+
+
+def test_pairs_and_single_texts_are_told_apart(tuned: Path) -> None:
+    with pytest.raises(SettingsError, match="asks about one text"):
+        load_prompt(tuned).predict(["one"], ["two"])
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path, tuned: Path) -> None:
+    with pytest.raises(SettingsError, match="cannot be read as a prompt"):
+        load_prompt(tmp_path)
+    (tmp_path / "prompt.safetensors").write_bytes((tuned / "prompt.safetensors").read_bytes())
+    with pytest.raises(SettingsError, match=r"config\.toml cannot be read"):
+        load_prompt(tmp_path).predict(["one"])
+
+
+@pytest.mark.parametrize("method", ["p_tuning", "prefix", "full"])
+def test_every_method_predicts(method: str, tmp_path: Path) -> None:
+    flags = [f"--prompt.method={method}", "--client.lr=0.0001", "--federation.rounds=1", "--client.steps=1"]
+    run_here(tmp_path / "run", *flags)
+    prompt = load_prompt(tmp_path / "run")
+    _, test = load(resolve(prompt.config.task), prompt.config.task, prompt.config.seed)
+    right = np.mean([answer.label for answer in prompt.predict(test.texts[:24])] == test.labels[:24])
+    assert right == pytest.approx(read_rounds(tmp_path / "run")[-1]["accuracy"])
