@@ -18,7 +18,7 @@ from fedprompt_mpi.comm.channel import RankLost
 from fedprompt_mpi.comm.faults import end_job, end_process, end_together, fail
 from fedprompt_mpi.comm.last_seen import HERE
 from fedprompt_mpi.comm.launcher import read_launch
-from fedprompt_mpi.comm.stop import Stopped, listen
+from fedprompt_mpi.comm.stop import STOPPED, Stopped, listen
 from fedprompt_mpi.config import PromptConfig, RunConfig, SettingsError, without_none
 from fedprompt_mpi.files import CannotWriteError, read_toml
 
@@ -26,7 +26,9 @@ USAGE = """\
 usage: mpirun -n N python -m fedprompt_mpi [run] [--config FILE.toml] [--section.setting VALUE ...]
        mpirun -n N python -m fedprompt_mpi bench [--model NAME] [--sizes '[BYTES, ...]'] [--dir DIR]
        mpirun -n N python -m fedprompt_mpi doctor
-                   python -m fedprompt_mpi report RUN... [--warmup ROUNDS]
+                   python -m fedprompt_mpi sweep RECIPE.toml... [--launch 'mpirun -n N'] [--seeds '[0, 1, 2]']
+                                                 [--data DIR] [--runs DIR] [--section.setting=VALUE ...]
+                   python -m fedprompt_mpi report RUN... [--dir DIR] [--warmup ROUNDS] [--watch true]
                    python -m fedprompt_mpi predict RUN --text TEXT [--text_b TEXT]
                    python -m fedprompt_mpi export RUN DIR
                    python -m fedprompt_mpi cost [--model NAME] [--num_virtual_tokens V] [--prefix_hidden_size M]
@@ -35,7 +37,8 @@ run    federated prompt tuning; rank 0 aggregates, the other ranks hold the clie
        (without mpirun, or with -n 1, one process does all of it)
 bench  raw MPI collectives and this program's, side by side over message sizes, and what each method would cost here
 doctor where the ranks are, on which cores and GPUs, over which MPI, and what will hurt
-report what the phases of a round took, from one run directory or pooled over launches of one job
+sweep  a set of recipes, one after the other: what is done is skipped, what was cut is resumed
+report the page of a run, or of several side by side, with the paper's tables; what the phases of a round took
 predict  a text's class, by the prompt of a run
 export the prompt of a run as a PEFT adapter
 cost   parameters and bytes per round of every method, from a model's config alone
@@ -46,8 +49,6 @@ python -m fedprompt_mpi run --help lists every setting with its unit and default
 """
 
 
-STOPPED = 75
-"""Exit status: EX_TEMPFAIL of sysexits.h."""
 TYPE_NAMES = {
     "int": "integer",
     "float": "number",
@@ -248,11 +249,15 @@ def _doctor(arguments: list[str]) -> None:
 
 def _report(arguments: list[str]) -> None:
     parser = _simple_parser("report")
-    parser.add_argument("runs", nargs="+", help="run directories; several are pooled as launches of one job")
+    parser.add_argument("runs", nargs="+", help="run directories")
+    parser.add_argument(
+        "--dir", help="of several runs, where page, figures and tables go; by default runs/report-<time>"
+    )
     parser.add_argument("--warmup", type=int, help="rounds to leave out; by default what the runs were told")
     parser.add_argument("--watch", type=bool, default=False, help="write the page of one run anew while it goes on")
     parsed = _parse(parser, arguments)
     from fedprompt_mpi.report.communication import format_communication, read_communication
+    from fedprompt_mpi.report.comparison import write_comparison
     from fedprompt_mpi.report.page import watch_report, write_report
 
     runs = [Path(run) for run in parsed.runs]
@@ -260,9 +265,39 @@ def _report(arguments: list[str]) -> None:
         watch_report(runs[0], lambda page: print(f"page: {page}", flush=True))
     if len(runs) == 1:
         print(f"page: {write_report(runs[0])}")
-        if not (runs[0] / "communication.json").exists():
-            return  # the run is not at its end
-    print(format_communication(read_communication(runs, warmup=parsed.warmup)))
+        jobs, are_done = 1, (runs[0] / "communication.json").exists()
+    else:
+        directory = Path(parsed.dir or f"runs/report-{time.strftime('%Y%m%d-%H%M%S')}")
+        page, tables, jobs = write_comparison(runs, directory)
+        print(f"page: {page}\n\n{tables}")
+        are_done = True
+    if jobs == 1 and are_done:
+        print(format_communication(read_communication(runs, warmup=parsed.warmup)))
+
+
+def _sweep(arguments: list[str]) -> None:
+    parser = _simple_parser("sweep")
+    parser.add_argument("recipes", nargs="+", help="files of settings")
+    parser.add_argument("--runs", default="runs", help="folder of the run directories, named after the recipes")
+    parser.add_argument("--launch", default="", help="what goes before python, such as 'mpirun -n 11'")
+    parser.add_argument("--seeds", type=list[int], default=[], help="run each recipe with each of these seeds")
+    parser.add_argument("--data", help="folder that has a folder for each task, named after it")
+    settings = [argument for argument in arguments if argument.startswith("--") and "." in argument.split("=")[0]]
+    if any("=" not in setting for setting in settings):
+        raise SettingsError("sweep wants settings with an equals sign: --section.setting=VALUE")
+    parsed = _parse(parser, [argument for argument in arguments if argument not in settings])
+    from fedprompt_mpi.sweep import sweep
+
+    status = sweep(
+        [Path(recipe) for recipe in parsed.recipes],
+        settings,
+        runs=Path(parsed.runs),
+        seeds=parsed.seeds,
+        data=None if parsed.data is None else Path(parsed.data),
+        launch=parsed.launch,
+        say=lambda line: print(line, flush=True),
+    )
+    end_process(status)
 
 
 def _predict(arguments: list[str]) -> None:
@@ -295,6 +330,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "run": _run,
     "bench": _bench,
     "doctor": _doctor,
+    "sweep": _sweep,
     "report": _report,
     "predict": _predict,
     "export": _export,

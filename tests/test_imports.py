@@ -43,7 +43,8 @@ ALLOWED = {
     "report": {"report", "comm", "records", "console", "files", "config"},
     "predict": {"federation", "plm", "text", "files", "config"},
     "export": {"predict", "plm", "text", "files", "config"},
-    "cli": {"run", "predict", "export", "measure", "report", "cost", "comm", "files", "config"},
+    "sweep": {"comm", "files", "config"},
+    "cli": {"run", "sweep", "predict", "export", "measure", "report", "cost", "comm", "files", "config"},
     "__init__": {"run", "predict", "config"},
     "__main__": {"cli"},
 }

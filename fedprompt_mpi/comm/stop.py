@@ -13,6 +13,8 @@ class Stopped(Exception):  # noqa: N818 - nothing went wrong
     """All ranks left after a checkpoint, as they were asked to; raised on every rank."""
 
 
+STOPPED = 75
+"""Exit status of a run that was asked to stop, and can be resumed: EX_TEMPFAIL of sysexits.h."""
 _requested = False
 
 

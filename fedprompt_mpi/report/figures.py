@@ -222,6 +222,11 @@ def _stack(axis: Any, places: Sequence[int], rows: Sequence[dict[str, float]], *
     _legend(axis)
 
 
+def legend_above(made: Any, axis: Any) -> None:
+    """Put an axis' legend above the whole figure, a line an entry: names may be long."""
+    made.legend(*axis.get_legend_handles_labels(), loc="outside upper left", ncols=1)
+
+
 def _legend(axis: Any) -> None:
     axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=7, columnspacing=1.2, handlelength=1.2)
 

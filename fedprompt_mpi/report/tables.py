@@ -1,0 +1,181 @@
+"""The paper's tables, filled from run directories, as Markdown, CSV and LaTeX.
+
+References:
+    Zhao et al., FedPrompt, 2022, arXiv:2208.12268, Tables I to III, Figure 3 and Section 4.
+"""
+
+import collections
+import csv
+import dataclasses
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fedprompt_mpi.report.groups import Group, both_rates, percent
+
+Settings = dict[str, Any]
+PARTITIONS: dict[str, str] = {"iid": "IID", "quantity": "non-IID"}
+LENGTH, STEPS, ROUNDS = "prompt.num_virtual_tokens", "client.steps", "federation.rounds"
+"""Settings that a table varies, or holds where most runs have them."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """Rows of cells; the first row has the columns' names."""
+
+    name: str
+    caption: str
+    rows: list[list[str]]
+
+    def markdown(self) -> str:
+        """Return it for a README."""
+        head, *body = [[cell.replace("|", "\\|") for cell in row] for row in self.rows]
+        lines = [head, ["---"] * len(head), *body]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+    def csv(self) -> str:
+        """Return it for a spreadsheet."""
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(self.rows)
+        return text.getvalue()
+
+    def latex(self) -> str:
+        """Return it for a paper; needs the package booktabs."""
+        head, *body = [" & ".join(_escape(cell) for cell in row) + r" \\" for row in self.rows]
+        return "\n".join(
+            [
+                r"\begin{table}", r"\centering", rf"\caption{{{_escape(self.caption)}}}",
+                rf"\begin{{tabular}}{{l{'r' * (len(self.rows[0]) - 1)}}}", r"\toprule", head, r"\midrule", *body,
+                r"\bottomrule", r"\end{tabular}", r"\end{table}", "",
+            ]
+        )  # fmt: skip
+
+
+def _escape(text: str) -> str:
+    for mark in ("\\", "&", "%", "$", "#", "_", "{", "}"):
+        text = text.replace(mark, r"\textbackslash{}" if mark == "\\" else f"\\{mark}")
+    return text.replace("±", r"$\pm$")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    """How a table comes about: which groups it takes, and where each goes."""
+
+    name: str
+    caption: str
+    wants: Callable[[Group], bool]
+    row: Callable[[Settings], Any]
+    column: Callable[[Settings], Any]
+    cell: Callable[[Group], str] = both_rates
+    held: tuple[str, ...] = (LENGTH, STEPS, ROUNDS)
+    """Settings that are as in most runs."""
+
+
+def _is_plain(known: Group) -> bool:
+    """Tell a federation as the paper's: soft prompt, average, no privacy."""
+    s = known.settings
+    return s["prompt.method"] == "soft" and s["federation.aggregator"] == "fedavg" and s["privacy.mechanism"] == "none"
+
+
+def _model_and_partition(s: Settings) -> tuple[str, str]:
+    partition: str = s["federation.partition"]
+    return s["model.name"], PARTITIONS.get(partition, partition)
+
+
+def _sent(known: Group) -> str:
+    summary = known.runs[0].summary or {}
+    return f"{summary['parameters']:,} ({summary['ratio']:.4%})"
+
+
+PLANS = (
+    _Plan(
+        name="table-1", caption="Accuracy / ASR of a clean federation, % (FedPrompt, Table I)",
+        wants=lambda known: _is_plain(known) and not known.is_poisoned,
+        row=lambda s: s["task.name"], column=_model_and_partition,
+    ),
+    _Plan(
+        name="table-2", caption="Parameters that a client sends, and their share of the PLM (FedPrompt, Table II)",
+        wants=lambda known: not known.is_poisoned, cell=_sent, held=(LENGTH,),
+        row=lambda s: s["prompt.method"], column=lambda s: (s["model.name"],),
+    ),
+    _Plan(
+        name="methods", caption="Accuracy / ASR of each method, clean, % (FedPrompt, Table I, lower part)",
+        wants=lambda known: not known.is_poisoned and known.settings["privacy.mechanism"] == "none",
+        row=lambda s: f"{s['task.name']}, {s['prompt.method']}", column=_model_and_partition,
+    ),
+    _Plan(
+        name="table-3", caption="Accuracy / ASR with poisoned clients, % (FedPrompt, Table III)",
+        wants=lambda known: _is_plain(known) and known.is_poisoned,
+        row=lambda s: s["task.name"], column=_model_and_partition,
+    ),
+    _Plan(
+        name="prompt-length", caption="Accuracy / ASR by the number of virtual tokens, % (FedPrompt, Section 4)",
+        wants=lambda known: _is_plain(known) and not known.is_poisoned, held=(STEPS, ROUNDS),
+        row=lambda s: s["prompt.num_virtual_tokens"], column=lambda s: (s["task.name"], *_model_and_partition(s)),
+    ),
+    _Plan(
+        name="local-steps", caption="Accuracy / ASR by local steps in a round, % (FedPrompt, Section 4)",
+        wants=lambda known: _is_plain(known) and not known.is_poisoned, held=(LENGTH, ROUNDS),
+        row=lambda s: s["client.steps"], column=lambda s: (s["task.name"], *_model_and_partition(s)),
+    ),
+    _Plan(
+        name="privacy", caption="Accuracy / ASR with and without noise on what is uploaded, % (FedPrompt, Section 4)",
+        wants=lambda known: known.settings["prompt.method"] == "soft" and not known.is_poisoned,
+        row=lambda s: s["privacy.mechanism"], column=lambda s: (s["task.name"], *_model_and_partition(s)),
+    ),
+)  # fmt: skip
+SINGLE_ROW_SAYS_NOTHING = {"methods", "prompt-length", "local-steps", "privacy"}
+"""Tables that compare rows."""
+
+
+def overview(groups: Sequence[Group], names: Sequence[str]) -> Table:
+    """Return a row a group: what it is, and what came out."""
+    rows = [["runs", "seeds", "accuracy, %", "ASR, %", "parameters (share)", "bytes", "seconds"]]
+    for known, name in zip(groups, names, strict=True):
+        is_done = all(run.summary for run in known.runs)
+        seconds = known.spread("seconds_total")
+        rows.append(
+            [
+                name,
+                ", ".join(map(str, known.seeds)),
+                percent(known.spread("accuracy")),
+                percent(known.spread("attack_success_rate")),
+                _sent(known) if is_done else "-",
+                f"{(known.runs[0].summary or {})['bytes_per_client_round']:,}" if is_done else "-",
+                "-" if seconds is None else f"{seconds[0]:.0f}",
+            ]
+        )
+    return Table(
+        name="overview",
+        caption="All runs; mean and standard deviation over seeds; bytes a client and round, each way",
+        rows=rows,
+    )
+
+
+def paper_tables(groups: Sequence[Group]) -> list[Table]:
+    """Return the paper's tables that have something to tell, from the groups whose runs are at their end."""
+    done = [known for known in groups if all(run.summary for run in known.runs)]
+    if not done:
+        return []
+    usual = {name: _most_common(known.settings.get(name) for known in done) for name in (LENGTH, STEPS, ROUNDS)}
+    tables = [_fill(plan, done, usual) for plan in PLANS]
+    return [table for table in tables if len(table.rows) > 1 + (table.name in SINGLE_ROW_SAYS_NOTHING)]
+
+
+def _fill(plan: _Plan, groups: Sequence[Group], usual: Settings) -> Table:
+    chosen = [g for g in groups if plan.wants(g) and all(g.settings.get(name) == usual[name] for name in plan.held)]
+    cells: dict[tuple[Any, Any], list[str]] = collections.defaultdict(list)
+    for known in chosen:
+        text = plan.cell(known)
+        place = cells[plan.row(known.settings), plan.column(known.settings)]
+        if text not in place:
+            place.append(text)
+    rows = sorted({row for row, _ in cells}, key=lambda row: (not isinstance(row, int), row))
+    columns = sorted({column for _, column in cells})
+    body = [[str(row), *("; ".join(cells.get((row, column), ["-"])) for column in columns)] for row in rows]
+    head = [" ".join(map(str, column)) for column in columns]
+    return Table(name=plan.name, caption=plan.caption, rows=[["", *head], *body])
+
+
+def _most_common(values: Any) -> Any:
+    return collections.Counter(values).most_common(1)[0][0]

@@ -1,0 +1,103 @@
+"""Several runs: those of one experiment are pooled over seeds, and the paper's tables are filled."""
+
+import csv
+import re
+import statistics
+from pathlib import Path
+
+import pytest
+
+from fedprompt_mpi.report.comparison import by_round, write_comparison
+from fedprompt_mpi.report.groups import group, labels
+from fedprompt_mpi.report.run_data import read_run
+from fedprompt_mpi.report.tables import Table
+from tests.jobs import launch, run_here
+
+SEEDS = (0, 1, 2)
+CELLS = {
+    "iid": [],
+    "quantity": ["--federation.partition=quantity"],
+    "poisoned": ["--poison.clients=[1]"],
+    "short": ["--prompt.num_virtual_tokens=4"],
+    "prefix": ["--prompt.method=prefix", "--client.lr=0.001"],
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Return run directories: the first cell with three seeds, the others with one."""
+    root = tmp_path_factory.mktemp("runs")
+    made = []
+    for name, flags in CELLS.items():
+        for seed in SEEDS if name == "iid" else (0,):
+            run_here(root / f"{name}{seed}", f"--seed={seed}", *flags)
+            made.append(root / f"{name}{seed}")
+    return made
+
+
+def test_runs_that_differ_in_seed_alone_are_one(runs: list[Path]) -> None:
+    groups = group([read_run(run) for run in runs])
+    assert [known.seeds for known in groups] == [[0, 1, 2], [0], [0], [0], [0]]
+    names = labels(groups)
+    assert len(set(names)) == len(CELLS)
+    assert "quantity" in names[1]
+    assert "poisoned" in names[2]
+    assert "num_virtual_tokens 4" in names[3]
+
+
+def test_mean_and_deviation_over_seeds(runs: list[Path]) -> None:
+    (known,) = group([read_run(run) for run in runs[:3]])
+    accuracies = [read_run(run).rounds[-1]["accuracy"] for run in runs[:3]]
+    assert known.spread("accuracy") == pytest.approx((statistics.fmean(accuracies), statistics.stdev(accuracies)))
+    rounds, mean, deviation = by_round(known, "accuracy")
+    assert rounds.tolist() == [0, 1, 2]
+    assert mean[-1] == pytest.approx(100 * statistics.fmean(accuracies))
+    assert deviation[-1] == pytest.approx(100 * statistics.stdev(accuracies))
+
+
+def test_the_tables(runs: list[Path], tmp_path: Path) -> None:
+    page, markdown, jobs = write_comparison(runs, tmp_path)
+    assert jobs == len(CELLS)
+    assert page.exists()
+
+    def read(name: str) -> list[list[str]]:
+        with (tmp_path / "tables" / f"{name}.csv").open(newline="") as file:
+            return list(csv.reader(file))
+
+    accuracy = {run.name: read_run(run).rounds[-1] for run in runs}
+
+    def cell(name: str) -> str:
+        line = accuracy[name]
+        return f"{100 * line['accuracy']:.2f} / {100 * line['attack_success_rate']:.2f}"
+
+    first = read("table-1")
+    assert first[0] == ["", "embedded IID", "embedded non-IID"]
+    assert first[1][0] == "embedded"
+    assert re.fullmatch(r"\d+\.\d\d ± \d+\.\d\d / \d+\.\d\d ± \d+\.\d\d", first[1][1])
+    assert first[1][2] == cell("quantity0")
+    assert read("table-3") == [["", "embedded IID"], ["embedded", cell("poisoned0")]]
+    assert [row[0] for row in read("prompt-length")] == ["", "4", "20"]
+    assert read("prompt-length")[1][1] == cell("short0")
+    sent = dict(row for row in read("table-2"))
+    assert "2,560 (0.5354%)" in sent["soft"]
+    assert set(sent) == {"", "prefix", "soft"}
+    assert not (tmp_path / "tables" / "local-steps.csv").exists()
+    latex = (tmp_path / "tables" / "table-1.tex").read_text()
+    assert r"\toprule" in latex
+    assert r"$\pm$" in latex
+    assert (tmp_path / "tables" / "table-1.md").read_text() in markdown
+
+
+def test_what_latex_would_take_for_its_own() -> None:
+    table = Table(name="t", caption="50 % of a_b", rows=[["", "a & b"], ["x|y", "1 ± 2"]])
+    assert r"50 \% of a\_b" in table.latex()
+    assert r"a \& b" in table.latex()
+    assert r"x\|y" in table.markdown()
+
+
+def test_the_command(runs: list[Path], tmp_path: Path) -> None:
+    finished = launch(1, "-m", "fedprompt_mpi", "report", *map(str, runs), f"--dir={tmp_path / 'out'}")
+    assert finished.status == 0, finished.err
+    assert "Table III" in finished.out
+    assert (tmp_path / "out" / "report.html").exists()
+    assert (tmp_path / "out" / "figures" / "curves-1.svg").exists()
