@@ -62,8 +62,8 @@ def _grown(ranks: int, folder: Path) -> dict[str, float]:
     return {dtype: float(grown) for dtype, grown in re.findall(r"(\w+) grown (\d+)", finished.out)}
 
 
-def test_eleven_ranks_hold_one_copy(tmp_path: Path) -> None:
-    """Summed over ranks, memory hardly grows more by loading the model on 11 ranks than by loading it on 1."""
+def test_five_ranks_hold_one_copy(tmp_path: Path) -> None:
+    """Summed over ranks, memory hardly grows more by loading the model on 5 ranks than by loading it on 1."""
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=30522, hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536
@@ -71,9 +71,9 @@ def test_eleven_ranks_hold_one_copy(tmp_path: Path) -> None:
     BertForMaskedLM(config).save_pretrained(tmp_path)
     file_size = (tmp_path / "model.safetensors").stat().st_size
     assert 85e6 < file_size < 95e6
-    alone, together = _grown(1, tmp_path), _grown(11, tmp_path)
+    alone, together = _grown(1, tmp_path), _grown(5, tmp_path)
     assert set(alone) == set(together) == {"float32", "bfloat16"}
     for dtype, grown in alone.items():
-        print(f"{dtype}: file {file_size / 1e6:.0f} MB, 1 rank {grown / 1e6:.0f} MB, 11 {together[dtype] / 1e6:.0f} MB")
+        print(f"{dtype}: file {file_size / 1e6:.0f} MB, 1 rank {grown / 1e6:.0f} MB, 5 {together[dtype] / 1e6:.0f} MB")
         assert grown > 0.8 * file_size  # the weights were there to be counted
         assert together[dtype] - grown <= 0.3 * file_size

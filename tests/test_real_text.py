@@ -35,7 +35,7 @@ def test_known_tasks(name: str, tmp_path: Path) -> None:
             model=ModelConfig(name=str(MODEL)),
             federation=FederationConfig(clients=4, partition=partition, rounds=1),
             client=ClientConfig(steps=1, batch_size=2),
-            output=OutputConfig(dir=str(tmp_path / "run")),
+            output=OutputConfig(dir=str(tmp_path / "run"), report=False),
         )
     )
     assert summary["parameters"] == 20 * 384

@@ -22,8 +22,8 @@ GROUPS = {
 """What is drawn as one -> the phases in it."""
 GROUP_OF = {phase: group for group, phases in GROUPS.items() for phase in phases}
 COLOURS = dict(zip(GROUPS, (BLUE, GREEN, PURPLE, GREY, VERMILLION, ORANGE, SKY), strict=True))
-MOST_BARS = 40
-"""More clients are drawn as a map of colours."""
+MOST_BARS, MOST_BARS_BY_ROUND = 40, 100
+"""More clients are drawn as a map of colours, more rounds as means of several."""
 
 
 def figure(rows: float, columns: int = 1, **options: Any) -> tuple[Any, Any]:
@@ -69,8 +69,12 @@ def seconds_by_round(run: RunData) -> Any:
     sums = sum_groups(run, lambda round_, rank: round_)
     trained = {line["round"] for line in run.rounds if line["round"] > 0}
     rounds = sorted(trained & set(sums))
-    _stack(axis, rounds, [{group: s / ranks for group, s in sums[round_].items()} for round_ in rounds])
-    axis.set(xlabel="round", ylabel="seconds, mean over ranks")
+    width = -(-len(rounds) // MOST_BARS_BY_ROUND)
+    bins = [rounds[at : at + width] for at in range(0, len(rounds), width)]
+    rows = [{g: sum(sums[r][g] for r in some) / len(some) / ranks for g in GROUPS} for some in bins]
+    _stack(axis, [some[0] for some in bins], rows, width=0.8 * width)
+    several = f", each bar the mean of {width} rounds" if width > 1 else ""
+    axis.set(xlabel=f"round{several}", ylabel="seconds, mean over ranks")
     whole_numbers(axis)
     return made
 
@@ -210,14 +214,16 @@ def sum_groups(run: RunData, key: Callable[[int, int], int]) -> dict[int, dict[s
     return sums
 
 
-def _stack(axis: Any, places: Sequence[int], rows: Sequence[dict[str, float]], *, across: bool = False) -> None:
+def _stack(
+    axis: Any, places: Sequence[int], rows: Sequence[dict[str, float]], *, width: float = 0.8, across: bool = False
+) -> None:
     """Draw stacked bars, one a place, in the order of `GROUPS`; what takes no time has no entry in the legend."""
     start = np.zeros(len(places))
     draw = axis.barh if across else axis.bar
     for group, colour in COLOURS.items():
         values = np.array([row.get(group, 0.0) for row in rows])
         if values.any():
-            draw(places, values, 0.8, start, color=colour, label=group)
+            draw(places, values, width, start, color=colour, label=group)
         start += values
     _legend(axis)
 

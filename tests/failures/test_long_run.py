@@ -11,6 +11,7 @@ RANKS, ROUNDS, SETTLED = 5, 2000, 100
 TINY = (
     "--federation.clients=4", "--client.steps=1", "--client.batch_size=2", "--model.max_length=24",
     "--task.max_train=40", "--task.max_test=8", "--prompt.num_virtual_tokens=2", "--output.evaluate_every=100",
+    "--output.report=false",
 )  # fmt: skip
 MOST_GROWTH = 1.02
 

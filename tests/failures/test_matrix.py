@@ -18,7 +18,7 @@ from tests.jobs import Finished, find_mpirun, is_open_mpi, launch, read_rounds, 
 ROUNDS = 5
 PHASES = ("broadcast", "train", "gather", "aggregate", "evaluate", "checkpoint")
 FLAGS = ("--client.batched=1", f"--federation.rounds={ROUNDS}", "--output.checkpoint_every=2")
-SMALL = ("--task.max_train=120", "--task.max_test=24", "--client.steps=2")
+SMALL = ("--task.max_train=120", "--task.max_test=24", "--client.steps=2", "--output.report=false")
 """A small run of rounds that take a tenth of a second."""
 
 

@@ -71,7 +71,7 @@ def _config(case: dict[str, Any], directory: Path) -> RunConfig:
         poison=PoisonConfig(**case.get("poison", {"clients": [3]})),
         privacy=PrivacyConfig(**case.get("privacy", {})),
         comm=CommConfig(**case.get("comm", {})),
-        output=OutputConfig(dir=str(directory), evaluate_every=2, evaluate_clients=True),
+        output=OutputConfig(dir=str(directory), evaluate_every=2, evaluate_clients=True, report=False),
     )
 
 
