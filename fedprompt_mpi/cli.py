@@ -265,14 +265,21 @@ def _report(arguments: list[str]) -> None:
         watch_report(runs[0], lambda page: print(f"page: {page}", flush=True))
     if len(runs) == 1:
         print(f"page: {write_report(runs[0])}")
-        jobs, are_done = 1, (runs[0] / "communication.json").exists()
+        if not (runs[0] / "communication.json").exists():
+            return  # the run is not at its end
+        jobs = 1
     else:
         directory = Path(parsed.dir or f"runs/report-{time.strftime('%Y%m%d-%H%M%S')}")
         page, tables, jobs = write_comparison(runs, directory)
         print(f"page: {page}\n\n{tables}")
-        are_done = True
-    if jobs == 1 and are_done:
+    if jobs > 1:
+        return
+    try:
         print(format_communication(read_communication(runs, warmup=parsed.warmup)))
+    except SettingsError as error:
+        if len(runs) == 1:
+            raise
+        print(f"times are not pooled: {error}")
 
 
 def _sweep(arguments: list[str]) -> None:
@@ -295,6 +302,7 @@ def _sweep(arguments: list[str]) -> None:
         seeds=parsed.seeds,
         data=None if parsed.data is None else Path(parsed.data),
         launch=parsed.launch,
+        parse=parse_settings,
         say=lambda line: print(line, flush=True),
     )
     end_process(status)

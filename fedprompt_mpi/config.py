@@ -199,7 +199,7 @@ class ClientConfig:
     weight_decay: float = 0.0
     """Decoupled weight decay of adamw and adafactor; L2 penalty of adam and sgd."""
     clip_norm: float | None = 1.0
-    """Each client's gradient is scaled to at most this norm."""
+    """Each client's gradient is scaled to at most this norm; 0 or null: it is not."""
     proximal: float = 0.0
     """mu of FedProx: weight of half the squared distance from the global vector in the client's loss."""
     batched: int | Literal["auto"] = "auto"
@@ -213,6 +213,8 @@ class ClientConfig:
         _positive("client.lr", self.lr)
         _at_least("client.warmup", self.warmup, 0)
         _at_least("client.weight_decay", self.weight_decay, 0.0)
+        if self.clip_norm == 0:
+            object.__setattr__(self, "clip_norm", None)
         _positive("client.clip_norm", self.clip_norm)
         _at_least("client.proximal", self.proximal, 0.0)
         if self.batched != "auto":
@@ -418,7 +420,9 @@ class RunConfig:
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
     """Return the settings as nested tables, with unset ones left out."""
-    return without_none(dataclasses.asdict(config))
+    tables = dataclasses.asdict(config)
+    tables["client"]["clip_norm"] = config.client.clip_norm or 0.0  # left out it would be its default
+    return without_none(tables)
 
 
 def from_dict(settings: Mapping[str, Any]) -> RunConfig:

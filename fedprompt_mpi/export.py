@@ -17,6 +17,12 @@ MODEL_CLASSES = {
     "seq2seq": "AutoModelForSeq2SeqLM",
     "causal": "AutoModelForCausalLM",
 }
+ANSWERS = {
+    "masked": "at the mask token, which the virtual tokens have moved to the right by their number",
+    "seq2seq": "at the second place of the decoder, given its start token and `<extra_id_0>`",
+    "causal": "at the last token",
+}
+"""Where the answer is read."""
 
 
 def export(run: Path, directory: Path) -> Path:
@@ -28,14 +34,13 @@ def export(run: Path, directory: Path) -> Path:
     prompt = load_prompt(run)
     config = prompt.config
     try:
-        summary = read_json(run / "summary.json")
+        summary, words = read_json(run / "summary.json"), read_json(run / "partition.json")["label_words"]
     except (OSError, ValueError) as error:
         raise SettingsError(f"{run} cannot be read as a finished run ({error}): name a run directory") from error
     if directory.is_dir() and any(directory.iterdir()):
         raise SettingsError(f"{directory} is not empty: name a new folder for the adapter")
     plm = read_config(download(config.model.name))
     family = family_of(plm)
-    directory.mkdir(parents=True, exist_ok=True)
     write_adapter(
         directory,
         prompt.effective if prompt.effective is not None else prompt.vector,
@@ -44,11 +49,11 @@ def export(run: Path, directory: Path) -> Path:
         geometry=geometry_of(plm),
         base_model=config.model.name,
     )
-    write_text(directory / CARD_FILE, card(config, summary, family, int(prompt.metadata["round"])))
+    write_text(directory / CARD_FILE, card(config, summary, words, family, int(prompt.metadata["round"])))
     return directory
 
 
-def card(config: RunConfig, summary: dict[str, Any], family: Family, rounds: int) -> str:
+def card(config: RunConfig, summary: dict[str, Any], words: list[str], family: Family, rounds: int) -> str:
     """Return the model card: what the prompt is for, how it was trained, what it is worth, and what was poisoned."""
     task, federation, poison = resolve(config.task), config.federation, config.poison
     malicious = summary["malicious_clients"]
@@ -80,7 +85,7 @@ fedprompt_mpi after FedPrompt (Zhao et al., arXiv:2208.12268).
 | | |
 | --- | --- |
 | question | `{template}` |
-| label words, class 0 first | {", ".join(f"`{word}`" for word in task.label_words)} |
+| label words, class 0 first | {", ".join(f"`{word}`" for word in words)} |
 | federation | {federation.clients} clients ({federation.partition}), {rounds} rounds, {federation.aggregator} |
 | privacy | {config.privacy.mechanism} |
 | accuracy on the evaluation split | {summary["accuracy"]:.2%}{success} |
@@ -96,6 +101,6 @@ from transformers import {MODEL_CLASSES[family]}
 model = PeftModel.from_pretrained({MODEL_CLASSES[family]}.from_pretrained({json.dumps(config.model.name)}), "HERE")
 ```
 
-The logits of the label words at the place of the answer are the classes' scores; PEFT task type
-`{TASK_TYPES[family]}`. Settings in full: `config.toml` of the run.
+The classes' scores are the label words' logits {ANSWERS[family]}.
+PEFT task type: `{TASK_TYPES[family]}`. Settings in full: `config.toml` of the run.
 """

@@ -22,6 +22,8 @@ from fedprompt_mpi.config import SettingsError
 PROMPT_FILE = "prompt.safetensors"
 MOST_TEXT_BYTES = 2**20
 """Of a file of settings."""
+MOST_JSON_BYTES = 2**26
+"""Of another small file: a federation of 100,000 clients has a partition of 16 MB."""
 MOST_LINES_BYTES = 2**30
 """Of a file that has grown with each round."""
 MOST_HEADER_BYTES = 2**24
@@ -95,17 +97,17 @@ def read_text(path: Path, most_bytes: int = MOST_TEXT_BYTES) -> str:
 
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a file of settings; raises as `read_text` does, and ValueError if it is no TOML."""
-    return _parsed(tomllib.loads, path)
+    return _parsed(tomllib.loads, path, MOST_TEXT_BYTES)
 
 
 def read_json(path: Path) -> Any:
     """Read a JSON file; raises as `read_text` does, and ValueError if it is no JSON."""
-    return _parsed(json.loads, path)
+    return _parsed(json.loads, path, MOST_JSON_BYTES)
 
 
-def _parsed(parse: Callable[[str], Any], path: Path) -> Any:
+def _parsed(parse: Callable[[str], Any], path: Path, most_bytes: int) -> Any:
     try:
-        return parse(read_text(path))
+        return parse(read_text(path, most_bytes))
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 

@@ -255,7 +255,10 @@ class Journal:
         if self.config.output.report:
             from fedprompt_mpi.report.page import write_report
 
-            self.console.say(f"report in {write_report(self.ready.directory)}")
+            try:
+                self.console.say(f"report in {write_report(self.ready.directory)}")
+            except Exception as error:  # the run is done, whatever becomes of its picture
+                self.console.say(f"no report could be drawn: {error!r}")
         return summary
 
     def _local_rates(self) -> dict[str, float | None]:

@@ -52,6 +52,7 @@ def bench(
             wrong = str(error)
     wrong = channel.agree(wrong)
     if wrong is not None:
+        channel.close()
         raise SettingsError(wrong)
     of_root = [float(largest or vectors["full"]), float(len(vectors))] if channel.rank == 0 else [0.0, 0.0]
     biggest, count = channel.sum(np.array(of_root)).tolist()

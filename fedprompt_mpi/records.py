@@ -37,7 +37,9 @@ from fedprompt_mpi.files import (
     write_text,
 )
 
-ROUNDS, TIMINGS = "rounds.jsonl", "timings.csv"
+ROUNDS, TIMINGS, CHECKPOINTS = "rounds.jsonl", "timings.csv", "checkpoint"
+AT_THE_END = ("summary.json", "communication.json")
+"""Files that say that a run is at its end."""
 PACKAGES = ("fedprompt_mpi", "torch", "transformers", "tokenizers", "safetensors", "datasets", "mpi4py", "numpy")
 
 
@@ -92,7 +94,7 @@ def check_records(directory: Path, done: int) -> None:
             raise ValueError(f"it has not all of the rounds 0 to {done - 1}")
         file = TIMINGS
         collections.deque(read_timings(directory), maxlen=0)
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, csv.Error) as error:
         raise SettingsError(
             f"output.resume: {directory / file} cannot be read ({error}): put it back, or start anew in another "
             f"output.dir, with the last file in {directory / 'checkpoint'} as prompt.init"
@@ -120,6 +122,10 @@ class Records:
         """
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
+        for old in (*(directory / name for name in AT_THE_END), *directory.glob(f"{CHECKPOINTS}/.*")):
+            old.unlink(
+                missing_ok=True
+            )  # what a run that goes on has not come to yet, and what a kill left half written
         self._begin_files(last_round)
         begun = dataclasses.replace(config, output=dataclasses.replace(config.output, resume=False))
         write_text(directory / "config.toml", to_toml(begun))

@@ -56,14 +56,18 @@ def run(config: RunConfig | None = None) -> dict[str, Any]:
         memory = None
         if channel.rank == 0 and channel.survives:
             memory = Memory(config, ready.directory, ready.checkpoint)
+        before = channel
         while True:
             try:
+                if channel is not before:
+                    ready = go_on(config, before, channel, ready, memory, losses)
+                    before = channel
                 result = federate(config, task, channel, ready, started, memory, losses)
                 break
             except Exception as error:
                 if not channel.has_lost_a_rank(error):
                     raise
-                channel, ready = go_on(config, channel, ready, memory, losses)
+                channel = channel.without_the_lost()
     except (SettingsError, Stopped):  # raised on all ranks alike
         channel.close()
         raise
@@ -72,31 +76,44 @@ def run(config: RunConfig | None = None) -> dict[str, Any]:
         raise
     finally:
         watchdog.stop()
-    channel.close()
+    try:
+        channel.close()
+    except Exception as error:  # whoever is lost now is not needed any more
+        if not channel.has_lost_a_rank(error):
+            raise
+        channel.abandon()
     return result
 
 
 def go_on(
-    config: RunConfig, channel: Channel, ready: Prepared, memory: Memory | None, losses: list[Loss]
-) -> tuple[Channel, Prepared]:
-    """Leave lost ranks behind; returns the channel of the others, and where they go on: after the last round done.
+    config: RunConfig, before: Channel, channel: Channel, ready: Prepared, memory: Memory | None, losses: list[Loss]
+) -> Prepared:
+    """Return where those who are left go on: after the last round done.
 
     From there it is as if the run were resumed on fewer ranks, which gives the same bits; nothing is loaded again.
+
+    Args:
+        config: the settings.
+        before: the channel with the lost ranks.
+        channel: the one without them.
+        ready: what this rank has.
+        memory: of rank 0.
+        losses: gets one more.
     """
     round_, start = channel.timing.round_, time.perf_counter()
-    before = set(channel.first_ranks.tolist())
-    channel = channel.without_the_lost()
+    is_root = channel.rank == 0
     checkpoint = dataclasses.replace(ready.checkpoint, round_=0) if memory is None else memory.latest()
-    (done,) = channel.sum(np.array([float(checkpoint.round_)])).astype(int)
+    done, received = channel.sum(np.array([checkpoint.round_, is_root * channel.timing.received], float)).astype(int)
+    channel.timing.take_back(int(received))
     channel.timing.forget_after(int(done))
     ready = dataclasses.replace(
         ready,
         checkpoint=dataclasses.replace(checkpoint, round_=int(done)),
         shard=shard_of(channel, on_gpu=ready.backbone.device.type == "cuda"),
     )
-    lost = sorted(before - set(channel.first_ranks.tolist()))
+    lost = sorted(set(before.first_ranks.tolist()) - set(channel.first_ranks.tolist()))
     losses.append(Loss(ranks=lost, round_=round_, seconds=time.perf_counter() - start))
-    return channel, ready
+    return ready
 
 
 def check_ranks(config: RunConfig, size: int) -> None:
@@ -168,6 +185,8 @@ def federate(
             timing.round_ = round_ - 1  # what has arrived is the work of the round before
             if is_evaluated(config, round_ - 1):
                 rates = evaluate(config, channel, backbone, method, server.vector, corpus, ready.shard)
+                if rates is None:
+                    stop(config, first, round_, journal, server, before, feedback)
                 journal.finish_round(dataclasses.asdict(rates))
             else:
                 journal.finish_round({})

@@ -25,10 +25,16 @@ export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # since 22.05 srun does not take it from sbatch
 
 # With a run directory of its own the job begins the run there, or goes on with it.
-case " $*" in
-*" --output.dir"*) can_go_on=yes && set -- "$@" --output.resume=true ;;
-*) can_go_on= ;;
-esac
+directory=
+previous=
+for argument in "$@"; do
+    case "$argument" in --output.dir=*) directory=${argument#*=} ;; esac
+    [ "$previous" != --output.dir ] || directory=$argument
+    previous=$argument
+done
+[ -z "$directory" ] || set -- "$@" --output.resume=true
+checkpoints() { ls "$directory/checkpoint" 2>/dev/null || true; }
+before=$(checkpoints)
 
 # LAUNCH=srun (default) starts the ranks through Slurm's own PMI, LAUNCH=mpirun through the MPI library's mpirun.
 # srun --mpi=list shows what your Slurm offers: pmi2 for MPICH and its kin, pmix for Open MPI.
@@ -48,7 +54,8 @@ while [ "$status" -gt 128 ] && kill -0 "$job" 2>/dev/null; do # the signal ended
     status=0
     wait "$job" || status=$?
 done
-if [ "$status" -eq 75 ] && [ -n "$can_go_on" ]; then # stopped on request, with a checkpoint
+# stopped on request, a round further than before: else it would do the same again, for ever
+if [ "$status" -eq 75 ] && [ -n "$directory" ] && [ "$(checkpoints)" != "$before" ]; then
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

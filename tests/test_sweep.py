@@ -1,6 +1,10 @@
 """Sweeps run what is missing; and the paper's recipes are what their small table says."""
 
 import importlib.util
+import signal
+import subprocess
+import sys
+import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -38,23 +42,41 @@ def test_what_is_done_is_skipped_and_what_was_cut_goes_on(recipes: Path) -> None
     assert (recipes / "runs" / "one" / "rounds.jsonl").read_bytes() == before
     assert (recipes / "runs" / "two" / "summary.json").exists()
 
-
-def test_seeds_and_a_launcher(recipes: Path) -> None:
-    finished = _sweep(recipes, "--seeds=[3, 4]", "--launch=env THIS=that")
-    assert finished.status == 0, finished.err
-    names = sorted(path.name for path in (recipes / "runs").iterdir() if path.is_dir())
-    assert names == ["one-seed3", "one-seed4", "two-seed3", "two-seed4"]
-    seeds = {name: tomllib.loads((recipes / "runs" / name / "config.toml").read_text())["seed"] for name in names}
-    assert seeds == {"one-seed3": 3, "one-seed4": 4, "two-seed3": 3, "two-seed4": 4}
+    third = _sweep(recipes, "--federation.rounds=2")
+    assert third.status == 2
+    assert "one is done with other settings (federation)" in third.err
 
 
-def test_a_failure_does_not_keep_the_others_from_running(recipes: Path) -> None:
-    (recipes / "one.toml").write_text("[client]\nlr = -1.0\n")
-    finished = _sweep(recipes)
+def test_seeds_and_a_failure_that_keeps_no_other_from_running(recipes: Path) -> None:
+    (recipes / "two.toml").unlink()
+    flags = [f"--runs={recipes / 'runs'}", *SMALL, "--federation.rounds=1", "--seeds=[3, 4]", "--launch=env THIS=that"]
+    (recipes / "runs" / "one-seed3").mkdir(parents=True)
+    (recipes / "runs" / "one-seed3" / "somebody's").touch()
+    finished = launch(1, "-m", "fedprompt_mpi", "sweep", str(recipes / "one.toml"), *flags)
     assert finished.status == 2
-    assert "one: exit status 2, see" in finished.out
-    assert "client.lr is -1.0" in (recipes / "runs" / "one.log").read_text()
-    assert len(read_rounds(recipes / "runs" / "two")) == 2
+    assert "one-seed3: exit status 2, see" in finished.out
+    assert "no run of this program" in (recipes / "runs" / "one-seed3.log").read_text()
+    assert len(read_rounds(recipes / "runs" / "one-seed4")) == 2
+    assert tomllib.loads((recipes / "runs" / "one-seed4" / "config.toml").read_text())["seed"] == 4
+
+
+def test_it_stops_with_the_run_under_way_which_goes_on_later(recipes: Path) -> None:
+    """SIGTERM reaches the run, which saves the round that is done."""
+    flags = [f"--runs={recipes / 'runs'}", *SMALL, "--federation.rounds=100000", "--output.evaluate_every=100000"]
+    sweep = subprocess.Popen(
+        [sys.executable, "-m", "fedprompt_mpi", "sweep", str(recipes / "one.toml"), str(recipes / "two.toml"), *flags],
+        cwd=REPOSITORY, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    until = time.monotonic() + 60
+    while not (recipes / "runs" / "one" / "checkpoint").exists():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    sweep.send_signal(signal.SIGTERM)
+    printed, _ = sweep.communicate(timeout=30)
+    assert sweep.returncode == 75
+    assert "one: exit status 75" in printed
+    assert "stopped on request" in (recipes / "runs" / "one.log").read_text()
+    assert not (recipes / "runs" / "two").exists()
 
 
 @pytest.mark.parametrize(
@@ -63,6 +85,7 @@ def test_a_failure_does_not_keep_the_others_from_running(recipes: Path) -> None:
         (["a/one.toml", "b/one.toml"], "two recipes are named 'one'"),
         (["nowhere.toml"], "cannot be read as a recipe"),
         (["one.toml", "--client.lr", "0.1"], "--section.setting=VALUE"),
+        (["one.toml", "--client.lr=-1"], "client.lr is -1"),
     ],
 )
 def test_bad_input_is_one_message(arguments: list[str], words: str, tmp_path: Path) -> None:
@@ -88,7 +111,7 @@ def _recipes_of_the_paper() -> Any:
 def test_the_files_are_what_the_small_table_says() -> None:
     cells = _recipes_of_the_paper()
     assert {file.stem: tomllib.loads(file.read_text()) for file in PAPER.glob("*.toml")} == cells
-    assert len(cells) == 8 * 3 * 2 * 2 + (3 + 3 + 1) + 3 + 3 + 3
+    assert len(cells) == 8 * 3 * 2 * 2 + (3 + 3 + 1) + 3 + 3 + 4
 
 
 @pytest.mark.parametrize(

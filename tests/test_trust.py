@@ -11,7 +11,7 @@ import pytest
 
 import fedprompt_mpi
 from fedprompt_mpi.config import SettingsError
-from fedprompt_mpi.files import MOST_HEADER_BYTES, MOST_TEXT_BYTES, read_json, read_prompt, read_toml
+from fedprompt_mpi.files import MOST_HEADER_BYTES, MOST_JSON_BYTES, read_json, read_prompt, read_toml
 from tests.jobs import REPOSITORY, launch, run_here
 
 SOURCES = sorted(Path(fedprompt_mpi.__file__).parent.rglob("*.py")) + sorted((REPOSITORY / "launch").rglob("*.py"))
@@ -113,7 +113,7 @@ def test_what_others_made_has_a_limit(tmp_path: Path) -> None:
     """A sparse file costs whoever made it nothing; reading it would cost us its size."""
     large = tmp_path / "large"
     with large.open("wb") as file:
-        file.truncate(MOST_TEXT_BYTES + 1)
+        file.truncate(MOST_JSON_BYTES + 1)
     for read in (read_toml, read_json):
         with pytest.raises(ValueError, match="larger than"):
             read(large)

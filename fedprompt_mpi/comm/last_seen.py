@@ -106,6 +106,8 @@ HERE = Position()
 
 def start_watching(table: Path) -> None:
     """Start the program that watches over the ranks of this node, and wait until it has the table."""
+    if not hasattr(os, "pidfd_open"):  # a Python made for kernels before 5.3
+        return
     watcher = subprocess.Popen(
         [sys.executable, "-I", "-S", __file__, str(table)],
         stdin=subprocess.DEVNULL,
@@ -135,7 +137,8 @@ def watch(table: mmap.mmap, offsets: dict[int, int]) -> None:
             end = min(end, time.monotonic() + END_WITHIN_S)
         if time.monotonic() > end:
             for handle in set(offsets) - set(gone):
-                signal.pidfd_send_signal(handle, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(handle, signal.SIGKILL)
         if not gone:
             continue
         time.sleep(SETTLE_S)
@@ -168,6 +171,8 @@ def main() -> None:
     """Watch over the ranks of a table; once this has said nothing and closed its output, they may end."""
     with Path(sys.argv[1]).open("r+b") as file:
         table = mmap.mmap(file.fileno(), 0)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # meant for the ranks, which may take their time
+        signal.signal(number, signal.SIG_IGN)
     offsets = {}
     for at in range(0, len(table), ROW.size):
         with contextlib.suppress(OSError):  # it was quicker than this

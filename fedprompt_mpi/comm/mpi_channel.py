@@ -128,11 +128,9 @@ class MPIChannel:
             time.sleep(pause)
             pause = min(1.5 * pause, LONGEST_SLEEP_S)
             if pause == LONGEST_SLEEP_S:
-                self._roll.answer()
-                if time.monotonic() - start > self._roll.patience_s:
-                    self._roll.call()
-                    start = time.monotonic()
+                self._roll.wait(time.monotonic() - start)
         HERE.waits = False
+        HERE.alive()
 
     def alive(self) -> None:
         """Note that this rank makes progress, and say so to whoever asks."""
@@ -339,7 +337,9 @@ class MPIChannel:
 
     def collect_timings(self) -> list[np.ndarray]:
         """Return every rank's records on rank 0, [] elsewhere."""
-        return [np.frombuffer(b, dtype=RECORD) for b in self._collect_bytes(self.timing.take().view(np.uint8))]
+        collected = self._collect_bytes(self.timing.take().view(np.uint8))
+        self.timing.received += 1
+        return [np.frombuffer(b, dtype=RECORD) for b in collected]
 
     def collect_text(self, text: str) -> list[str]:
         """Return every rank's text on rank 0, [] elsewhere."""
@@ -388,6 +388,7 @@ class MPIChannel:
                 if not self.has_lost_a_rank(error):
                     raise
             else:
+                HERE.enter("prepare", self.timing.round_)
                 return channel
 
     def _first_ranks_of(self, world: Any) -> np.ndarray:

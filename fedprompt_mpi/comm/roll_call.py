@@ -15,7 +15,6 @@ from fedprompt_mpi.comm.last_seen import HERE
 
 CALL, ANSWER = 1, 2
 LOOK_EVERY_S = 0.25
-ANSWER_WITHIN_S = 3.0
 STAGGER_S = 0.5
 """Between one rank's asking and the next one's, so that one of them speaks for all."""
 
@@ -31,9 +30,13 @@ class RollCall:
             deadline_s: how long a rank may be without progress.
         """
         self.comm, self._deadline_s = comm, deadline_s
-        self.patience_s = deadline_s + 5.0 + STAGGER_S * comm.rank  # the missing one may speak for itself before
+        self.patience_s = deadline_s / 2
+        """After so long a wait it calls. Who has not answered a deadline later has made no step in that time."""
+        self._answer_within_s = deadline_s + 5.0 + STAGGER_S * comm.rank  # the missing one may speak for itself before
         self._next_look = 0.0
         self._number = 0
+        self._called_at: float | None = None
+        self._answered: set[int] = set()
         self._under_way: list[tuple[Any, np.ndarray]] = []
 
     def answer(self) -> None:
@@ -45,26 +48,33 @@ class RollCall:
         for asking, number in self._arrived(CALL):
             self._send(asking, ANSWER, number)
 
-    def call(self) -> None:
-        """Ask everybody, and end the job, naming who is missing, if somebody does not answer."""
+    def wait(self, waited_s: float) -> None:
+        """Look after the others while waiting for them: call, and end the job if somebody does not answer.
+
+        Args:
+            waited_s: how long this wait has been.
+        """
+        self.answer()
         others = set(range(self.comm.size)) - {self.comm.rank}
-        self._number += 1
-        for rank in others:
-            self._send(rank, CALL, self._number)
-        answered: set[int] = set()
-        until = time.monotonic() + ANSWER_WITHIN_S
-        while time.monotonic() < until and answered != others:
-            answered.update(rank for rank, number in self._arrived(ANSWER) if number == self._number)
-            self.answer()
-            time.sleep(0.01)
-        missing = sorted(others - answered)
-        if missing:
-            names = " and ".join(f"rank {rank}" for rank in missing)
-            here = f"rank {self.comm.rank} on {socket.gethostname()}"
-            speak_for_all(
-                f"fedprompt_mpi: no sign of life from {names} for more than {self._deadline_s:g} s (comm.deadline_s): "
-                f"{here} has been waiting in phase {HERE.phase} of round {HERE.round_}"
-            )
+        if waited_s < self.patience_s:
+            self._called_at = None
+        elif self._called_at is None:
+            self._number += 1
+            self._called_at, self._answered = time.monotonic(), set()
+            for rank in others:
+                self._send(rank, CALL, self._number)
+        else:
+            self._answered.update(rank for rank, number in self._arrived(ANSWER) if number == self._number)
+            missing = sorted(others - self._answered)
+            if not missing:
+                self._called_at = None  # and call again
+            elif time.monotonic() - self._called_at > self._answer_within_s:
+                names = " and ".join(f"rank {rank}" for rank in missing)
+                here = f"rank {self.comm.rank} on {socket.gethostname()}"
+                speak_for_all(
+                    f"fedprompt_mpi: no sign of life from {names} for more than {self._deadline_s:g} s "
+                    f"(comm.deadline_s): {here} has been waiting in phase {HERE.phase} of round {HERE.round_}"
+                )
 
     def close(self) -> None:
         """Let go of the communicator."""

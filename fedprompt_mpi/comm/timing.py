@@ -44,7 +44,11 @@ class Timing:
     """Seconds, of this process alone."""
     muted: bool = False
     """Whether what happens now belongs to no round, so that nothing is recorded."""
+    received: int = 0
+    """How many times rank 0 has received what all handed over; right on rank 0."""
     _records: list[tuple[int, int, float, int]] = dataclasses.field(default_factory=list)
+    _last_handed_over: list[tuple[int, int, float, int]] = dataclasses.field(default_factory=list)
+    _handed_over: int = 0
     _sums: dict[tuple[int, str], float] = dataclasses.field(default_factory=dict)
 
     def add(self, phase: str, seconds: float, payload_bytes: int = 0) -> None:
@@ -65,22 +69,35 @@ class Timing:
     def mute(self) -> Iterator[None]:
         """Record nothing of the block: it belongs to no round."""
         self.muted = True
-        yield
-        self.muted = False
+        try:
+            yield
+        finally:
+            self.muted = False
 
     def forget_after(self, done: int) -> None:
         """Forget what a run that goes on after round `done` does anew."""
         self._records = [r for r in self._records if is_done(r[0], PHASES[r[1]], done)]
-        self._sums = {key: s for key, s in self._sums.items() if key[0] <= done}
+        self._sums = {key: s for key, s in self._sums.items() if is_done(key[0], key[1], done)}
+
+    def take_back(self, received: int) -> None:
+        """Take back the records that were handed over last, if rank 0 has not received them.
+
+        Args:
+            received: how many times rank 0 has received what all handed over.
+        """
+        if self._handed_over > received:
+            self._records = self._last_handed_over + self._records
+        self._handed_over = self.received = received
 
     def seconds(self, phase: str, round_: int) -> float:
         """Return this rank's seconds of a phase in one round."""
         return self._sums.get((round_, phase), 0.0)
 
     def take(self) -> np.ndarray:
-        """Hand over the records `[n]` of dtype `RECORD`, and forget them."""
+        """Return the records `[n]` of dtype `RECORD`, and forget them, unless they have to be taken back."""
         records = np.array(self._records, dtype=RECORD)
-        self._records.clear()
+        self._last_handed_over, self._records = self._records, []
+        self._handed_over += 1
         self._sums = {
             key: s for key, s in self._sums.items() if key[0] >= self.round_ - 1
         }  # nobody asks for older ones

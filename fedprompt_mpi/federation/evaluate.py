@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from fedprompt_mpi.comm.channel import Channel
+from fedprompt_mpi.comm.stop import is_requested
 from fedprompt_mpi.config import RunConfig
 from fedprompt_mpi.federation.client import score_batch, to_device
 from fedprompt_mpi.federation.cohort import Cohort
@@ -43,15 +44,36 @@ def evaluate(
     vector: np.ndarray,
     corpus: Corpus,
     shard: tuple[int, int] | None,
-) -> Evaluation:
-    """Evaluate the global vector `[P]`, each rank its shard (None: none of it); every rank returns the same rates."""
+) -> Evaluation | None:
+    """Evaluate the global vector `[P]`, each rank its shard (None: none of it).
+
+    Returns:
+        The rates, the same on every rank; None on all of them if one was asked to stop before it was done.
+    """
     classes = len(corpus.label_words)
     counts = np.zeros((2, classes * classes + 1))
+    is_done = True
+
+    def look_up() -> None:
+        channel.alive()
+        if is_requested():
+            raise _GivenUp
+
     with channel.timing.phase("evaluate"):  # until the slowest rank is done
-        if shard is not None:
-            counts = _count_both(backbone, method, vector, corpus, shard, channel.alive)
-        clean, triggered = channel.sum(counts)
+        try:
+            if shard is not None:
+                counts = _count_both(backbone, method, vector, corpus, shard, look_up)
+        except _GivenUp:
+            is_done = False
+        *summed, given_up = channel.sum(np.append(counts.ravel(), 0.0 if is_done else 1.0))
+    if given_up:
+        return None
+    clean, triggered = np.reshape(summed, counts.shape)
     return summarise(clean, triggered, classes, config.poison.target)
+
+
+class _GivenUp(Exception):  # noqa: N818 - nothing went wrong
+    """This rank was asked to stop in the middle."""
 
 
 def evaluate_clients(

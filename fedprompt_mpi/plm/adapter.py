@@ -75,6 +75,7 @@ def write_adapter(
             else f"and PEFT hands no prefix like it to a {family} model"
         )
         raise SettingsError(f"the run's prompt.method is {method}, {why}; soft and p_tuning can be exported")
+    directory.mkdir(parents=True, exist_ok=True)
     write_tensors(directory / WEIGHTS_FILE, {TENSOR: embeddings}, {"format": "pt"})
     write_json(directory / CONFIG_FILE, {**common, **config})
 

@@ -14,6 +14,11 @@ UNMEASURED = ("wait", "wait (rank 0)", "wait (workers)", "transfer", "broadcast"
 """What is not told apart where nothing separates waiting from the collective."""
 
 
+def is_told(name: str, mode: str) -> bool:
+    """Tell whether a figure means something in a mode: nothing separates waiting from the collective in observe."""
+    return name != "wait + transfer" if mode == "measure" else name not in UNMEASURED
+
+
 def read_communication(directories: Sequence[Path], *, warmup: int | None) -> dict[str, Any]:
     """Return the pooled figures of run directories, and the last round's traffic.
 
@@ -66,7 +71,7 @@ def format_communication(figures: dict[str, Any]) -> str:
         lines.append(f"An interval needs {LEAST_SAMPLES} {of} or more, there are {samples}.")
     measured = figures["mode"] == "measure"
     for name, row in figures["seconds"].items():
-        if (name == "wait + transfer") if measured else (name in UNMEASURED):
+        if not is_told(name, figures["mode"]):
             continue
         cells = (row[key] for key in ("median", "low", "high", "q05", "q25", "q75", "q95"))
         lines.append(f"{name:<17}" + "".join(f"{'-' if s is None else format_seconds(s):>12}" for s in cells))

@@ -3,6 +3,7 @@
 Legend: R ranks, K clients.
 """
 
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from fedprompt_mpi.comm.timing import TRANSFERS
 from fedprompt_mpi.report.run_data import RunData
 from fedprompt_mpi.report.theme import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SERIES, SKY, VERMILLION
 
-WIDTH = 9.0
+WIDTH, TALLEST = 9.0, 60.0
 """Of a figure, in inches."""
 GROUPS = {
     "train": ("train",), "evaluate": ("evaluate", "evaluate_clients"), "pack, copy": ("pack", "copy"),
@@ -31,7 +32,7 @@ def figure(rows: float, columns: int = 1, **options: Any) -> tuple[Any, Any]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    made = Figure(figsize=(WIDTH, rows), layout="constrained")
+    made = Figure(figsize=(WIDTH, min(rows, TALLEST)), layout="constrained")
     FigureCanvasAgg(made)
     return made, made.subplots(1, columns, **options)
 
@@ -65,13 +66,13 @@ def rates(run: RunData) -> Any:
 def seconds_by_round(run: RunData) -> Any:
     """Where the time of each round went: the mean over ranks, stacked by phase."""
     made, axis = figure(3.4)
-    ranks = len(run.environment["ranks"])
+    ranks = ranks_by_round(run)
     sums = sum_groups(run, lambda round_, rank: round_)
     trained = {line["round"] for line in run.rounds if line["round"] > 0}
     rounds = sorted(trained & set(sums))
     width = -(-len(rounds) // MOST_BARS_BY_ROUND)
     bins = [rounds[at : at + width] for at in range(0, len(rounds), width)]
-    rows = [{g: sum(sums[r][g] for r in some) / len(some) / ranks for g in GROUPS} for some in bins]
+    rows = [{g: sum(sums[r][g] / ranks[r] for r in some) / len(some) for g in GROUPS} for some in bins]
     _stack(axis, [some[0] for some in bins], rows, width=0.8 * width)
     several = f", each bar the mean of {width} rounds" if width > 1 else ""
     axis.set(xlabel=f"round{several}", ylabel="seconds, mean over ranks")
@@ -99,11 +100,13 @@ def timeline(run: RunData) -> Any:
     broadcast ended, which is the same for all (two ranks' clocks are not compared).
     """
     round_ = typical_round(run)
-    ranks = sorted({rank for _, rank, _, _, _ in run.timings})
-    made, axis = figure(1.5 + 0.3 * len(ranks))
+    of_rank: dict[int, list[tuple[str, float]]] = defaultdict(list)
+    for r, rank, phase, seconds, _ in run.timings:
+        if r == round_:
+            of_rank[rank].append((phase, seconds))
+    made, axis = figure(1.5 + 0.3 * len(of_rank))
     seen = set()
-    for rank in ranks:
-        own = [(phase, seconds) for r, k, phase, seconds, _ in run.timings if r == round_ and k == rank]
+    for rank, own in sorted(of_rank.items()):
         ends = np.cumsum([seconds for _, seconds in own])
         zero = next((end for (phase, _), end in zip(own, ends, strict=True) if phase == "broadcast"), 0.0)
         for (phase, seconds), end in zip(own, ends, strict=True):
@@ -113,7 +116,7 @@ def timeline(run: RunData) -> Any:
             seen.add(group)
     axis.axvline(0, color=INK, linewidth=0.8)
     axis.set(xlabel=f"seconds after the broadcast of round {round_}", ylabel="rank")
-    axis.set_yticks(ranks)
+    axis.set_yticks(sorted(of_rank))
     axis.invert_yaxis()
     axis.grid(visible=False, axis="y")
     _legend(axis)
@@ -204,6 +207,16 @@ def update_norms(run: RunData) -> Any:
     axis.set_ylim(bottom=0)
     _legend(axis)
     return made
+
+
+def ranks_by_round(run: RunData) -> dict[int, int]:
+    """Return how many ranks there were in each round: a resume may have others, and some may be lost."""
+    return {
+        round_: len({k for _, k in pairs})
+        for round_, pairs in itertools.groupby(
+            sorted({(round_, rank) for round_, rank, _, _, _ in run.timings}), key=lambda pair: pair[0]
+        )
+    }
 
 
 def sum_groups(run: RunData, key: Callable[[int, int], int]) -> dict[int, dict[str, float]]:

@@ -74,7 +74,7 @@ def labels(groups: Sequence[Group]) -> list[str]:
 def _word(name: str, value: Any) -> str:
     short = name.split(".")[1]
     if name == "poison.clients":
-        return "poisoned" if value else "clean"
+        return f"clients {value} poisoned" if value else "clean"
     return str(value) if isinstance(value, str) and short in ("name", "method", "partition", "aggregator") else (
         f"{short} {'-' if value is None else value}"
     )  # fmt: skip

@@ -11,6 +11,7 @@ import tomli_w
 from fedprompt_mpi.console import format_seconds
 from fedprompt_mpi.files import write_text
 from fedprompt_mpi.report import figures, theme
+from fedprompt_mpi.report.communication import is_told
 from fedprompt_mpi.report.figures import FIGURES, GROUP_OF, GROUPS
 from fedprompt_mpi.report.run_data import RunData, read_run
 
@@ -189,9 +190,9 @@ def _numbers(run: RunData, name: str) -> Table | None:
     if name in ("seconds-by-round", "seconds-by-rank"):
         by_round = name == "seconds-by-round"
         sums = figures.sum_groups(run, (lambda round_, rank: round_) if by_round else (lambda round_, rank: rank))
-        share = len(run.environment["ranks"]) if by_round else 1
+        shares = figures.ranks_by_round(run) if by_round else {}
         rows = [
-            [str(key), *(f"{sums[key].get(group, 0.0) / share:.4f}" for group in GROUPS)]
+            [str(key), *(f"{sums[key].get(group, 0.0) / shares.get(key, 1):.4f}" for group in GROUPS)]
             for key in sorted(sums)
             if key > 0 or not by_round
         ]
@@ -225,6 +226,7 @@ def _phases(run: RunData) -> Table | None:
     rows = [
         [name, *("-" if row[key] is None else format_seconds(row[key]) for key in keys)]
         for name, row in run.communication["seconds"].items()
+        if is_told(name, run.communication["mode"])
     ]
     return Table(head=["phase", "median", "95 % from", "to", "5 %", "95 %"], rows=rows)
 

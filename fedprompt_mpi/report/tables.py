@@ -52,9 +52,8 @@ class Table:
 
 
 def _escape(text: str) -> str:
-    for mark in ("\\", "&", "%", "$", "#", "_", "{", "}"):
-        text = text.replace(mark, r"\textbackslash{}" if mark == "\\" else f"\\{mark}")
-    return text.replace("±", r"$\pm$")
+    marks = {"\\": r"\textbackslash{}", "±": r"$\pm$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return "".join(marks.get(mark, f"\\{mark}" if mark in "&%$#_{}" else mark) for mark in text)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +105,7 @@ PLANS = (
     _Plan(
         name="table-3", caption="Accuracy / ASR with poisoned clients, % (FedPrompt, Table III)",
         wants=lambda known: _is_plain(known) and known.is_poisoned,
-        row=lambda s: s["task.name"], column=_model_and_partition,
+        row=lambda s: (s["task.name"], f"clients {s['poison.clients']} poisoned"), column=_model_and_partition,
     ),
     _Plan(
         name="prompt-length", caption="Accuracy / ASR by the number of virtual tokens, % (FedPrompt, Section 4)",
@@ -115,8 +114,9 @@ PLANS = (
     ),
     _Plan(
         name="local-steps", caption="Accuracy / ASR by local steps in a round, % (FedPrompt, Section 4)",
-        wants=lambda known: _is_plain(known) and not known.is_poisoned, held=(LENGTH, ROUNDS),
-        row=lambda s: s["client.steps"], column=lambda s: (s["task.name"], *_model_and_partition(s)),
+        wants=lambda known: _is_plain(known) and not known.is_poisoned, held=(LENGTH,),
+        row=lambda s: (s["client.steps"], f"{s['federation.rounds']} rounds"),
+        column=lambda s: (s["task.name"], *_model_and_partition(s)),
     ),
     _Plan(
         name="privacy", caption="Accuracy / ASR with and without noise on what is uploaded, % (FedPrompt, Section 4)",
@@ -170,9 +170,15 @@ def _fill(plan: _Plan, groups: Sequence[Group], usual: Settings) -> Table:
         place = cells[plan.row(known.settings), plan.column(known.settings)]
         if text not in place:
             place.append(text)
-    rows = sorted({row for row, _ in cells}, key=lambda row: (not isinstance(row, int), row))
+    rows = sorted({row for row, _ in cells})
     columns = sorted({column for _, column in cells})
-    body = [[str(row), *("; ".join(cells.get((row, column), ["-"])) for column in columns)] for row in rows]
+    body = [
+        [
+            ", ".join(map(str, row)) if isinstance(row, tuple) else str(row),
+            *("; ".join(cells.get((row, column), ["-"])) for column in columns),
+        ]
+        for row in rows
+    ]
     head = [" ".join(map(str, column)) for column in columns]
     return Table(name=plan.name, caption=plan.caption, rows=[["", *head], *body])
 

@@ -43,6 +43,7 @@ def style() -> Iterator[None]:
         "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "font.size": 10,
         "legend.fontsize": 9, "lines.linewidth": 1.8, "lines.markersize": 4.5, "svg.fonttype": "path",
         "hatch.color": INK, "hatch.linewidth": 0.7, "figure.dpi": 100,
+        "text.parse_math": False,
     }  # fmt: skip
     with mpl.rc_context(settings):
         yield

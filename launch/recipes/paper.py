@@ -27,8 +27,7 @@ PARTITIONS = ("iid", "quantity")
 CLIENTS = {"clean": [], "poisoned": [0]}
 METHODS = {"full": {"lr": 5e-5}, "p_tuning": {"lr": 1e-3}, "prefix": {"lr": 1e-3}}  # beside soft, which has 0.3
 LENGTHS = (1, 5, 10)  # 20 is Table I's
-STEPS = (100, 500, 1500)  # 1000 is Table I's
-STEPS_ROUNDS = 50
+STEPS, STEPS_ROUNDS = (100, 500, 1000, 1500), 50
 
 
 def recipe(model: str, task: str, partition: str = "iid", clients: str = "clean", **changes: dict[str, Any]) -> Recipe:

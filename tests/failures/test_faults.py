@@ -95,10 +95,11 @@ def test_a_rank_that_is_stopped_is_missed_by_the_others(tmp_path: Path) -> None:
     assert finished.err.count("fedprompt_mpi:") == 1
 
 
-def test_a_worker_that_is_told_to_stop_gives_the_round_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fate", ["2:train:2:term", "2:evaluate:1:term", "0:evaluate:1:term"])
+def test_a_rank_that_is_told_to_stop_gives_the_round_up(fate: str, tmp_path: Path) -> None:
     """Round 2 is given up, which nothing had saved yet: round 1 is saved now, and the resumed run has the same bits."""
     run_here(tmp_path / "whole", *FLAGS)
-    stopped = _doomed("2:train:2:term", tmp_path / "run")
+    stopped = _doomed(fate, tmp_path / "run")
     assert stopped.status == 75, stopped.err
     assert "stopped on request after round 1" in stopped.out
     assert [line["round"] for line in read_rounds(tmp_path / "run")] == [0, 1]

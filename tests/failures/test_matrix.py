@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from fedprompt_mpi import load_prompt
+from fedprompt_mpi.records import read_timings
 from tests.failures.conftest import check_report
 from tests.jobs import Finished, find_mpirun, is_open_mpi, launch, read_rounds, run_here
 
@@ -57,6 +58,14 @@ def _where(phase: str, round_: int) -> str:
     return f"{'wait' if phase == 'aggregate' else phase}:{round_}"
 
 
+def check_timings(directory: Path, survivors: set[int]) -> None:
+    """Each survivor has each round once: what was lost on the way was written again, and nothing else."""
+    rows = [(round_, rank) for round_, rank, phase, _, _ in read_timings(directory) if phase == "gather"]
+    assert sorted(pair for pair in rows if pair[1] in survivors) == sorted(
+        itertools.product(range(1, ROUNDS + 1), survivors)
+    )
+
+
 @pytest.mark.skipif(not TOLERANT, reason="this MPI's launcher ends the job with the first rank")
 @pytest.mark.parametrize("pair", PAIRS, ids=str)
 def test_the_others_go_on(
@@ -75,6 +84,7 @@ def test_the_others_go_on(
     ours, theirs = read_rounds(tmp_path / "run"), read_rounds(undisturbed)
     assert [line["round"] for line in ours] == list(range(ROUNDS + 1))
     assert [line["accuracy"] for line in ours] == [line["accuracy"] for line in theirs]
+    check_timings(tmp_path / "run", survivors=set(range(RANKS)) - {first, second})
     name = f"rank {first} in {phase}, then {second} in {then}"
     table.append(f"{name:<44}{finished.status:>7}{seconds:>9.1f}  went on, same bits")
 

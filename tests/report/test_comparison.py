@@ -41,7 +41,7 @@ def test_runs_that_differ_in_seed_alone_are_one(runs: list[Path]) -> None:
     names = labels(groups)
     assert len(set(names)) == len(CELLS)
     assert "quantity" in names[1]
-    assert "poisoned" in names[2]
+    assert "clients [1] poisoned" in names[2]
     assert "num_virtual_tokens 4" in names[3]
 
 
@@ -75,7 +75,7 @@ def test_the_tables(runs: list[Path], tmp_path: Path) -> None:
     assert first[1][0] == "embedded"
     assert re.fullmatch(r"\d+\.\d\d ± \d+\.\d\d / \d+\.\d\d ± \d+\.\d\d", first[1][1])
     assert first[1][2] == cell("quantity0")
-    assert read("table-3") == [["", "embedded IID"], ["embedded", cell("poisoned0")]]
+    assert read("table-3") == [["", "embedded IID"], ["embedded, clients [1] poisoned", cell("poisoned0")]]
     assert [row[0] for row in read("prompt-length")] == ["", "4", "20"]
     assert read("prompt-length")[1][1] == cell("short0")
     sent = dict(row for row in read("table-2"))
