@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from fedprompt_mpi import RunConfig, run
+from fedprompt_mpi.cli import parse_settings
 from fedprompt_mpi.config import ClientConfig, FederationConfig, ModelConfig, OutputConfig, TaskConfig
-from tests.jobs import launch
+from tests.jobs import REPOSITORY
 
 SHARED = Path(os.environ.get("FEDPROMPT_SHARED", "/nonexistent"))
 DATA, MODEL = SHARED / "data", SHARED / "models" / "minilm-mlm"
@@ -48,11 +49,11 @@ RECIPES = ("sst2-soft", "sst2-p_tuning", "sst2-prefix", "sst2-full", "backdoor-s
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipes(recipe: str, tmp_path: Path) -> None:
     folder = "lingspam" if "lingspam" in recipe else "sst2"
-    finished = launch(
-        3, "-m", "fedprompt_mpi", f"--config=launch/recipes/{recipe}.toml", f"--task.data={DATA / folder}",
+    flags = [
+        f"--config={REPOSITORY / 'launch' / 'recipes' / recipe}.toml", f"--task.data={DATA / folder}",
         f"--model.name={MODEL}", "--task.max_train=100", "--task.max_test=20", "--federation.rounds=1",
-        "--federation.clients=2", "--client.steps=2", "--output.evaluate_every=1", f"--output.dir={tmp_path / 'run'}",
-        deadline_s=180,
-    )  # fmt: skip
-    assert finished.status == 0, finished.err
+        "--federation.clients=2", "--client.steps=2", "--output.evaluate_every=1", "--output.report=false",
+        f"--output.dir={tmp_path / 'run'}",
+    ]  # fmt: skip
+    assert run(parse_settings(flags))["rounds"] == 1
     assert (tmp_path / "run" / "prompt.safetensors").exists()
