@@ -1,4 +1,4 @@
-"""The PLM's weights are mapped: eleven ranks on a node hold one copy of a 90 MB checkpoint."""
+"""The PLM's weights are mapped: five ranks on a node hold one copy of a 90 MB checkpoint."""
 
 import re
 from pathlib import Path

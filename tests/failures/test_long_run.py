@@ -44,9 +44,13 @@ def test_nothing_grows(samples: list[np.ndarray], rank: int, table: list[str]) -
 
 
 def test_rounds_do_not_get_longer(samples: list[np.ndarray], table: list[str]) -> None:
-    """The quick ones of the first and of the last 400: the slow ones tell of whatever else the machine does."""
+    """The quick ones of the first and of the last 400: the slow ones tell of whatever else the machine does.
+
+    The table has the ratio. Its bound leaves room for a machine that others slow down meanwhile: work that grew with
+    the rounds done would be many times as much after 2,000.
+    """
     seconds = np.diff(samples[0][:, 0])
     first, last = (np.quantile(part, 0.2) for part in (seconds[SETTLED : SETTLED + 400], seconds[-400:]))
     name = f"a round: {first * 1e3:.2f} ms at first, {last * 1e3:.2f} ms at last"
     table.append(f"{name:<44}{'ratio':>7}{last / first:>9.3f}")
-    assert last / first < 1.05
+    assert last / first < 1.5
