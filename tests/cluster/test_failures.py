@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from tests.cluster.virtual import Cluster
-from tests.jobs import SMALL, Finished
+from tests.jobs import SMALL, Finished, find_mpirun, is_open_mpi
 
 RANKS = (1, 1, 1)
 
@@ -16,11 +16,13 @@ def _doomed(cluster: Cluster, fates: str, directory: Path, *flags: str) -> Finis
 
 
 def test_exceptions_on_two_nodes_are_one_report(cluster: Cluster, tmp_path: Path) -> None:
+    """Open MPI takes seconds to end other nodes' ranks, which may speak meanwhile: there the first report counts."""
     finished = _doomed(cluster, "1:train:2:raise,2:train:2:raise", tmp_path / "run")
     assert finished.status == 3, finished.err
-    assert finished.err.count("fedprompt_mpi:") == 1
-    assert "rank 1 of 3 on node1 failed in phase train of round 2" in finished.err
-    assert finished.err.count("ArithmeticError: boom") == 1
+    _, first, *others = finished.err.split("fedprompt_mpi: ")
+    assert first.startswith("rank 1 of 3 on node1 failed in phase train of round 2")
+    assert "ArithmeticError: boom" in first
+    assert not others or is_open_mpi(find_mpirun() or "")
 
 
 def test_a_rank_killed_on_another_node_is_named(cluster: Cluster, tmp_path: Path) -> None:
