@@ -144,14 +144,16 @@ class MPIChannel:
         """
         clock = self._mpi.Wtime
         HERE.enter(phase, self.timing.round_)
+        begin = clock()
         if self._measure:
-            start = clock()
             self._sleep_until(self._comm.Ibarrier())
             self._comm.Barrier()
-            self.timing.add("sync", clock() - start)
         start = clock()
         result = call(*arguments)
-        self.timing.add(phase, clock() - start, payload_bytes)
+        end = clock()
+        if self._measure:  # noted now: between barrier and collective it would part the ranks again
+            self.timing.add("sync", start - begin)
+        self.timing.add(phase, end - start, payload_bytes)
         return result
 
     def _meet(self) -> None:
