@@ -3,27 +3,36 @@
 Each rank writes its phase and round down as it goes, in a table that the ranks of its node share. A rank that is killed
 cannot speak, and most launchers kill the others at once; so a process of its own (this file, run as a program) watches
 over the ranks of a node and outlives them: when one is gone that has not left in order, it says what they were doing.
-When one of them ends the job, it sees to it that none stays: Open MPI with ULFM leaves that to them.
+
+When a rank ends the job, nobody else has anything to add, and none may stay: Open MPI takes seconds to end the ranks of
+other nodes, and leaves it to them with ULFM. So the watchers of a job's nodes tell each other that it is over (a datagram
+each, over no MPI: that may be what is broken), and end what is left.
 
 The program runs beside the ranks all the time, so this file imports next to nothing.
 """
 
 import contextlib
+import json
 import mmap
 import os
 import select
 import signal
 import socket
 import struct
-import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 ROW = struct.Struct("<iiid20s4x")
 """Process id (0 once it has left, negative once it is to be ended), rank, round, since when (seconds of the node's
 monotonic clock), phase."""
+FOOT = struct.Struct("<16sI")
+"""Behind the rows: the job's token, with which its messages begin, and the port of this node's watcher (0: none)."""
+TOKEN_BYTES = 16
 PID = struct.Struct("<i")
+ENDED_HERE, OVER, LOST = b"h", b"o", b"l"
+"""Messages: a rank to its watcher, that it ends the job; a watcher to the others, that the job is over, and why."""
 SETTLE_S = 0.05
 """So long after a rank is gone, its last words have come through, if it had any."""
 ONE_EVENT_S = 1.0
@@ -57,18 +66,18 @@ class Position:
     def alive(self) -> None:
         """Note that there is progress."""
         self.since = time.monotonic()
-        if not self._is_over():
+        if not self.is_over():
             self._write(os.getpid())
 
-    def _is_over(self) -> bool:
-        """Tell whether somebody has noted that the processes of this node are about to be ended."""
+    def is_over(self) -> bool:
+        """Tell whether a rank has ended the job, so that the processes of this node are about to be ended too."""
         return self._table is not None and PID.unpack_from(self._table, self._offset)[0] < 0
 
     def share(self, table: Path, rank: int, local_rank: int) -> None:
         """Write into a row of a file from now on.
 
         Args:
-            table: a file of `ROW.size` bytes for each rank of the node.
+            table: from `make_table`.
             rank: in the job, as numbered when it was started.
             local_rank: among the ranks of the node.
         """
@@ -84,15 +93,18 @@ class Position:
         self._table = None
 
     def leave_all(self) -> bool:
-        """Note that all processes of this node are to be ended; tell whether it is for this one to say why.
+        """Note that the job is to be ended, on this node and all others; tell whether it is for this rank to say why.
 
         It is not if another one has noted it before.
         """
-        is_first, table, self._table = not self._is_over(), self._table, None
+        is_first, table, self._table = not self.is_over(), self._table, None
         if table is None:
             return True
-        for at in range(0, len(table), ROW.size):
-            PID.pack_into(table, at, -abs(PID.unpack_from(table, at)[0]))
+        mark_over(table)
+        token, port = FOOT.unpack_from(table, len(table) - FOOT.size)
+        if is_first and port:
+            with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
+                out.sendto(token + ENDED_HERE, ("127.0.0.1", port))
         return is_first
 
     def _write(self, pid: int) -> None:
@@ -104,66 +116,138 @@ HERE = Position()
 """This process's."""
 
 
-def start_watching(table: Path) -> None:
-    """Start the program that watches over the ranks of this node, and wait until it has the table."""
-    if not hasattr(os, "pidfd_open"):  # a Python made for kernels before 5.3
-        return
-    watcher = subprocess.Popen(
-        [sys.executable, "-I", "-S", __file__, str(table)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        start_new_session=True,  # a Ctrl-C is not meant for it
-    )
-    assert watcher.stdout is not None
-    watcher.stdout.read()
-    watcher.stdout.close()
-    watcher.returncode = 0  # nobody waits for it
+def make_table(file: Path, ranks: int, token: bytes) -> None:
+    """Make the table of a node.
+
+    Args:
+        file: a new one.
+        ranks: on this node.
+        token: `TOKEN_BYTES` that all nodes of the job have.
+    """
+    file.write_bytes(bytes(ranks * ROW.size) + FOOT.pack(token, 0))
 
 
-def watch(table: mmap.mmap, offsets: dict[int, int]) -> None:
+def mark_over(table: mmap.mmap) -> None:
+    """Note that the processes of a table are to be ended."""
+    for at in _row_offsets(table):
+        PID.pack_into(table, at, -abs(PID.unpack_from(table, at)[0]))
+
+
+def _row_offsets(table: mmap.mmap) -> range:
+    return range(0, len(table) - FOOT.size, ROW.size)
+
+
+def port_of(table: Path) -> int:
+    """Return where a table's watcher takes messages; 0 if it has none."""
+    return FOOT.unpack(table.read_bytes()[-FOOT.size :])[1]
+
+
+class Post:
+    """The messages between the watchers of a job's nodes."""
+
+    def __init__(self, table: mmap.mmap) -> None:
+        """Open a port, and write it into the table."""
+        self._token = FOOT.unpack_from(table, len(table) - FOOT.size)[0]
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket.bind(("", 0))
+        self.socket.setblocking(False)
+        FOOT.pack_into(table, len(table) - FOOT.size, self._token, self.socket.getsockname()[1])
+        self._others: list[tuple[str, int]] = []
+
+    def meet(self, others: Iterable[tuple[str, int]]) -> None:
+        """Look the others' addresses up, while there is time."""
+        for host, port in others:
+            with contextlib.suppress(OSError):
+                self._others.append((socket.gethostbyname(host), port))
+
+    def send(self, message: bytes) -> None:
+        """Tell all others."""
+        for address in self._others:
+            with contextlib.suppress(OSError):
+                self.socket.sendto(self._token + message, address)
+
+    def received(self) -> set[bytes]:
+        """Return what has come; anything without the job's token is left out."""
+        messages = set()
+        with contextlib.suppress(OSError):  # no more
+            while True:
+                token, message = (data := self.socket.recv(64))[:TOKEN_BYTES], data[TOKEN_BYTES:]
+                if token == self._token:
+                    messages.add(message)
+        return messages
+
+
+def watch(table: mmap.mmap, offsets: dict[int, int], post: Post, *, survives: bool) -> None:
     """Watch until the last rank has gone.
 
     Args:
         table: of rows.
         offsets: handle of a process -> where its row is.
+        post: to and from the other nodes.
+        survives: whether the job goes on without ranks that are lost.
     """
     poll, quiet_until, end = select.poll(), 0.0, float("inf")
-    for handle in offsets:
+    for handle in (post.socket.fileno(), *offsets):
         poll.register(handle, select.POLLIN)
     while offsets:
-        gone = [handle for handle, _ in poll.poll(1000 * LOOK_EVERY_S)]
-        before = [ROW.unpack_from(table, at) for at in range(0, len(table), ROW.size)]
-        if any(row[0] < 0 for row in before):
+        gone = [handle for handle, _ in poll.poll(1000 * LOOK_EVERY_S) if handle in offsets]
+        before = _rows(table, _row_offsets(table))
+        if not survives and _living(_rows(table, (offsets[handle] for handle in gone))):
+            post.send(LOST)  # at once: the launcher is about to kill the others
+        if gone:
+            time.sleep(SETTLE_S)
+        messages = post.received()
+        if ENDED_HERE in messages:
+            post.send(OVER)
+        lost = _living(_rows(table, (offsets[handle] for handle in gone)))
+        news = ""
+        if messages.isdisjoint({ENDED_HERE, OVER}) and time.monotonic() > quiet_until:
+            if lost and LOST not in messages:
+                news = describe([rank for _, rank, *_ in lost], _living(before))
+            elif LOST in messages and end == float("inf"):
+                news = describe([], _living(before))
+        if news:
+            print(news, file=sys.stderr, flush=True)
+            quiet_until = time.monotonic() + ONE_EVENT_S
+        if messages or (lost and not survives) or any(row[0] < 0 for row in before):
+            mark_over(table)  # again: a rank may have written just then
             end = min(end, time.monotonic() + END_WITHIN_S)
         if time.monotonic() > end:
             for handle in set(offsets) - set(gone):
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(handle, signal.SIGKILL)
-        if not gone:
-            continue
-        time.sleep(SETTLE_S)
-        lost = [row for row in (ROW.unpack_from(table, offsets[handle]) for handle in gone) if row[0] > 0]
-        if lost and time.monotonic() > quiet_until:
-            print(
-                describe([row[1] for row in lost], [row for row in before if row[0] > 0]), file=sys.stderr, flush=True
-            )
-            quiet_until = time.monotonic() + ONE_EVENT_S
         for handle in gone:
             poll.unregister(handle)
             os.close(handle)
             PID.pack_into(table, offsets.pop(handle), 0)
 
 
-def describe(lost: list[int], rows: list[tuple[int, int, int, float, bytes]]) -> str:
-    """Return who is gone, and what each rank of the node was doing."""
-    seen = [
+Row = tuple[int, int, int, float, bytes]
+"""As `ROW` has it."""
+
+
+def _rows(table: mmap.mmap, offsets: Iterable[int]) -> list[Row]:
+    return [ROW.unpack_from(table, at) for at in offsets]
+
+
+def _living(rows: list[Row]) -> list[Row]:
+    """Return the rows of processes that have not left in order, and are not to be ended."""
+    return [row for row in rows if row[0] > 0]
+
+
+def describe(lost: list[int], rows: list[Row]) -> str:
+    """Return which ranks of the node are gone, if any, and what each of its ranks was doing."""
+    seen = "; ".join(
         f"rank {rank} in {phase.rstrip(bytes(1)).decode()} of round {round_}, for {time.monotonic() - since:.1f} s"
         for _, rank, round_, since, phase in rows
-    ]
+    )
+    host = socket.gethostname()
+    if not lost:
+        return f"fedprompt_mpi: last seen on {host}: {seen}"
     names = " and ".join(f"rank {rank}" for rank in lost)
     return (
-        f"fedprompt_mpi: {names} on {socket.gethostname()} ended without a word (killed, or out of memory?); "
-        f"last seen on this node: {'; '.join(seen)}"
+        f"fedprompt_mpi: {names} on {host} ended without a word (killed, or out of memory?); "
+        f"last seen on this node: {seen}"
     )
 
 
@@ -174,12 +258,16 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # meant for the ranks, which may take their time
         signal.signal(number, signal.SIG_IGN)
     offsets = {}
-    for at in range(0, len(table), ROW.size):
+    for at in _row_offsets(table):
         with contextlib.suppress(OSError):  # it was quicker than this
             offsets[os.pidfd_open(ROW.unpack_from(table, at)[0])] = at
+    post = Post(table)
     sys.stdout.close()
     os.close(1)
-    watch(table, offsets)
+    told = sys.stdin.buffer.read()  # nothing, if the rank that started this has ended already
+    introduction = json.loads(told or '{"others": [], "survives": false}')
+    post.meet(introduction["others"])
+    watch(table, offsets, post, survives=introduction["survives"])
 
 
 if __name__ == "__main__":

@@ -23,13 +23,14 @@ import numpy as np
 
 from fedprompt_mpi.comm.channel import HEADER, NEVER, Gathered, RankLost, pieces_of
 from fedprompt_mpi.comm.exact_sum import in_units, unit_of
-from fedprompt_mpi.comm.last_seen import HERE, ROW, start_watching
+from fedprompt_mpi.comm.last_seen import HERE
 from fedprompt_mpi.comm.launcher import is_fault_tolerant, transport_of
 from fedprompt_mpi.comm.roll_call import RollCall
 from fedprompt_mpi.comm.stop import is_requested
 from fedprompt_mpi.comm.timing import RECORD, Timing
 from fedprompt_mpi.comm.topology import MOST_PROCESSORS, Place, own_processors, read_place
 from fedprompt_mpi.comm.tree import sum_to_root
+from fedprompt_mpi.comm.watchers import watch_over
 from fedprompt_mpi.comm.wire import FLOAT32, Wire
 
 SHORTEST_SLEEP_S, LONGEST_SLEEP_S = 2e-5, 2e-3
@@ -90,7 +91,8 @@ class MPIChannel:
         self._sending: tuple[Any, np.ndarray] | None = None
         self._watched = False
         self._last_report = 0.0
-        self._share_position()
+        first_rank = int(self.first_ranks[self.rank])
+        watch_over(self._comm, self._node, self._leaders, self.shared_folder(), first_rank, survives=self.survives)
 
     def _number_nodes(self) -> np.ndarray:
         """Tell everybody which node each rank is on."""
@@ -98,18 +100,6 @@ class MPIChannel:
         self._node.Bcast(lowest, root=0)
         self._comm.Allgather(lowest, everyone)
         return np.unique(everyone, return_inverse=True)[1].astype(np.int64)
-
-    def _share_position(self) -> None:
-        """Let this node's ranks write down what they do, and the first of them start who watches over it."""
-        table = self.shared_folder() / "last_seen"
-        if self._node.rank == 0:
-            table.write_bytes(bytes(self._node.size * ROW.size))
-        self._node.Barrier()
-        HERE.share(table, int(self.first_ranks[self.rank]), self._node.rank)
-        self._node.Barrier()
-        if self._node.rank == 0:
-            start_watching(table)
-            table.unlink()  # who needs it has it mapped
 
     def _read_place(self) -> Place:
         """Ask the ranks of this node which processors each may use."""
@@ -355,8 +345,8 @@ class MPIChannel:
     def has_lost_a_rank(self, error: Exception) -> bool:
         """Tell whether an error means that another rank is gone and the others may go on."""
         mpi = self._mpi
-        if not self.survives or not isinstance(error, mpi.Exception):
-            return False
+        if not self.survives or not isinstance(error, mpi.Exception) or HERE.is_over():
+            return False  # ended on purpose, if it is over
         until = time.monotonic() + NOTICE_WITHIN_S  # Open MPI's collectives may fail before they know why
         while True:
             if self._comm.Is_revoked() or self._comm.Get_failed().size:

@@ -138,6 +138,7 @@ class Cluster:
         *arguments: str,
         deadline_s: float = 120,
         environment: Mapping[str, str] | None = None,
+        launcher_flags: Sequence[str] = (),
     ) -> Finished:
         """Run `python ARGUMENTS` from node0 with so many ranks on each node; kill it all at the deadline and fail."""
         mpirun = find_mpirun()
@@ -159,7 +160,7 @@ class Cluster:
             options += [part for name in passed for part in ("-x", name)]
         else:
             options = ["-launcher", "ssh", "-launcher-exec", str(self.agent), "-hosts", hosts]
-        command = [*self.inside("node0"), mpirun, *options, "-n", str(sum(ranks)), sys.executable, *arguments]
+        command = [*self.inside("node0"), mpirun, *options, *launcher_flags, "-n", str(sum(ranks)), sys.executable, *arguments]
         wire = {"UCX_TLS": "tcp,self,sysv,posix", "UCX_NET_DEVICES": "eth0"}
         own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), **wire, **(environment or {})}
         return communicate(command, {**os.environ, **own}, deadline_s)
