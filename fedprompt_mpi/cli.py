@@ -84,9 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except RankLost as lost:
         fail(read_launch(), f"cannot go on: {lost}", "--output.resume true goes on with the last checkpoint.")
     except CannotWriteError as error:
-        fail(
-            read_launch(), f"cannot write {error}", "Make room; --output.resume true goes on with the last checkpoint."
-        )
+        fail(read_launch(), f"cannot write {error}", error.remedy)
     except KeyboardInterrupt:
         end_job(130)
     except Exception:

@@ -35,6 +35,8 @@ MOST_TENSOR_BYTES = 2**36
 class CannotWriteError(Exception):
     """A file of the run cannot be written: the disk is full, a quota is used up, or the disk is gone."""
 
+    remedy = "Make room; --output.resume true goes on with the last checkpoint."
+
 
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[None]:

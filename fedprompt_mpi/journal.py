@@ -85,7 +85,7 @@ class Journal:
         )
         everyone = channel.collect_text("\t".join(map(str, fields)))
         if self.is_root:
-            self.records = Records(ready.directory, config, last_round=ready.checkpoint.round_ - 1)
+            self.records = Records(ready.directory, config, ready.lock, last_round=ready.checkpoint.round_ - 1)
             if config.output.tensorboard:
                 self._scalars = Scalars(ready.directory, first_round=ready.checkpoint.round_)
             self._introduce(self.records, task, everyone)

@@ -23,6 +23,7 @@ from fedprompt_mpi.config import RunConfig, SettingsError
 from fedprompt_mpi.federation.checkpoint import Checkpoint, load_checkpoint
 from fedprompt_mpi.federation.clean_run import read_clean_run
 from fedprompt_mpi.files import read_prompt
+from fedprompt_mpi.lock import DirectoryInUseError, DirectoryLock
 from fedprompt_mpi.records import check_directory, check_records
 from fedprompt_mpi.text.corpus import Corpus, build
 from fedprompt_mpi.text.tasks import Task
@@ -40,6 +41,8 @@ class Prepared:
     """What one rank goes into the rounds with."""
 
     directory: Path
+    lock: DirectoryLock
+    """On the directory; taken by rank 0 once there is one."""
     corpus: Corpus
     backbone: "Backbone"
     method: "Method"
@@ -52,13 +55,19 @@ class Prepared:
     """Round -> attack success rate of the clean run beside this one; on rank 0."""
 
 
-def prepare(config: RunConfig, task: Task, channel: Channel) -> Prepared:
+def prepare(config: RunConfig, task: Task, channel: Channel, lock: DirectoryLock) -> Prepared:
     """Load everything, checking it on the way.
+
+    Args:
+        config: the settings.
+        task: theirs, resolved.
+        channel: the ranks.
+        lock: for the run directory; a run that goes on takes it.
 
     Raises:
         SettingsError: on every rank, with the message of the lowest rank that found something wrong.
     """
-    directory, found, clean_rates = together(channel, lambda: _find_start(config, task, channel))
+    directory, found, clean_rates = together(channel, lambda: _find_start(config, task, channel, lock))
     shared = channel.shared_folder()
     together(channel, lambda: _make_data(config, task, channel, shared))
     corpus = Corpus.map(shared)
@@ -71,6 +80,7 @@ def prepare(config: RunConfig, task: Task, channel: Channel) -> Prepared:
     checkpoint = dataclasses.replace(checkpoint, round_=int(channel.sum(done)[0]))
     return Prepared(
         directory=directory,
+        lock=lock,
         corpus=corpus,
         backbone=backbone,
         method=method,
@@ -111,7 +121,9 @@ def _check_packages(config: RunConfig) -> None:
             raise SettingsError(f"{setting}, which needs a package that is not here: pip install {package}")
 
 
-def _find_start(config: RunConfig, task: Task, channel: Channel) -> tuple[Path, Checkpoint | None, dict[int, float]]:
+def _find_start(
+    config: RunConfig, task: Task, channel: Channel, lock: DirectoryLock
+) -> tuple[Path, Checkpoint | None, dict[int, float]]:
     """Return the run directory and, on rank 0, what is there already.
 
     That is the checkpoint or prompt to start from, if there is to be one, and the rates of the clean run.
@@ -124,6 +136,11 @@ def _find_start(config: RunConfig, task: Task, channel: Channel) -> tuple[Path, 
     check_directory(directory, resume=config.output.resume)
     found = None
     if config.output.resume:
+        if (directory / "config.toml").exists():
+            try:
+                lock.take(directory)
+            except DirectoryInUseError as error:
+                raise SettingsError(f"output.dir is {error}. {error.remedy}") from error
         found, warnings = load_checkpoint(directory, config)
         for warning in warnings:
             print(f"fedprompt_mpi: warning: {warning}", file=sys.stderr, flush=True)

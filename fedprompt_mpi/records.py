@@ -36,6 +36,7 @@ from fedprompt_mpi.files import (
     write_tensors,
     write_text,
 )
+from fedprompt_mpi.lock import DirectoryLock
 
 ROUNDS, TIMINGS, CHECKPOINTS = "rounds.jsonl", "timings.csv", "checkpoint"
 AT_THE_END = ("summary.json", "communication.json")
@@ -112,16 +113,18 @@ def _as_csv(rows: Iterable[Row]) -> str:
 class Records:
     """Writes the files of one run."""
 
-    def __init__(self, directory: Path, config: RunConfig, *, last_round: int) -> None:
+    def __init__(self, directory: Path, config: RunConfig, lock: DirectoryLock, *, last_round: int) -> None:
         """Make the directory and write down the settings.
 
         Args:
             directory: the run directory.
             config: the resolved settings.
+            lock: for the directory.
             last_round: of a resumed run, the last round whose line counts (later ones come anew); -1 if it begins.
         """
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
+        lock.take(directory)
         for old in (*(directory / name for name in AT_THE_END), *directory.glob(f"{CHECKPOINTS}/.*")):
             old.unlink(
                 missing_ok=True

@@ -24,6 +24,7 @@ from fedprompt_mpi.federation.cohort import draw_cohort
 from fedprompt_mpi.federation.feedback import ClientFeedback
 from fedprompt_mpi.federation.server import Server, is_finite
 from fedprompt_mpi.journal import Journal, Loss
+from fedprompt_mpi.lock import DirectoryLock
 from fedprompt_mpi.prepare import Prepared, prepare, shard_of
 from fedprompt_mpi.text.tasks import Task, resolve
 
@@ -51,8 +52,9 @@ def run(config: RunConfig | None = None) -> dict[str, Any]:
     watchdog.start()
     channel = open_channel(launch, measure=config.comm.mode == "measure", deadline_s=config.comm.deadline_s)
     losses: list[Loss] = []
+    lock = DirectoryLock()
     try:
-        ready = prepare(config, task, channel)
+        ready = prepare(config, task, channel, lock)
         memory = None
         if channel.rank == 0 and channel.survives:
             memory = Memory(config, ready.directory, ready.checkpoint)
@@ -75,6 +77,7 @@ def run(config: RunConfig | None = None) -> dict[str, Any]:
         channel.abandon()
         raise
     finally:
+        lock.release()
         watchdog.stop()
     try:
         channel.close()

@@ -48,7 +48,7 @@ def test_one_pass_of_all_clients_is_close_to_one_by_one(one_process: Path, tmp_p
 def test_the_run_directory(one_process: Path) -> None:
     assert {path.name for path in one_process.iterdir()} == {
         "config.toml", "environment.json", "partition.json", "rounds.jsonl", "timings.csv", "prompt.safetensors",
-        "summary.json", "checkpoint", "communication.json",
+        "summary.json", "checkpoint", "communication.json", ".lock",
     }  # fmt: skip
     rounds = read_rounds(one_process)
     assert [record["round"] for record in rounds] == [0, 1, 2]

@@ -23,6 +23,7 @@ from fedprompt_mpi.config import (
 )
 from fedprompt_mpi.federation.aggregate import AGGREGATORS
 from fedprompt_mpi.federation.attack import ATTACKS
+from fedprompt_mpi.lock import DirectoryLock
 from fedprompt_mpi.prepare import prepare
 from fedprompt_mpi.run import federate
 from fedprompt_mpi.text.tasks import resolve
@@ -78,7 +79,7 @@ def _config(case: dict[str, Any], directory: Path) -> RunConfig:
 def _alone(config: RunConfig) -> None:
     """Go through the run in this process, whatever the job's size."""
     channel, task = LocalChannel(), resolve(config.task)
-    federate(config, task, channel, prepare(config, task, channel), 0.0)
+    federate(config, task, channel, prepare(config, task, channel, DirectoryLock()), 0.0)
     channel.close()
 
 
