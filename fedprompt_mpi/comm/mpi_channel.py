@@ -12,6 +12,7 @@ recorded as `sync`.
 Legend: R ranks, K clients of the round, k of them on this rank, P length of a vector.
 """
 
+import os
 import shutil
 import tempfile
 import time
@@ -33,6 +34,9 @@ from fedprompt_mpi.comm.tree import sum_to_root
 from fedprompt_mpi.comm.watchers import watch_over
 from fedprompt_mpi.comm.wire import FLOAT32, Wire
 
+AWAKE_S = 1e-4
+"""So long a rank looks again and again before it sleeps: those that come at one time need no sleep, after which a
+collective takes microseconds longer, since the processor has forgotten the way."""
 SHORTEST_SLEEP_S, LONGEST_SLEEP_S = 2e-5, 2e-3
 NOTICE_WITHIN_S = 2.0
 """So soon after a collective failed, the loss that it failed for is known."""
@@ -113,6 +117,9 @@ class MPIChannel:
         pause, start = SHORTEST_SLEEP_S, time.monotonic()
         HERE.waits = True
         while not request.Test():
+            if time.monotonic() - start < AWAKE_S:
+                os.sched_yield()
+                continue
             if self._show:
                 self._receive_progress()
             time.sleep(pause)
@@ -173,7 +180,7 @@ class MPIChannel:
             self._collective("broadcast", size, self._comm.Bcast, [vector, self._mpi.FLOAT])
             return
         with self.timing.phase("pack"):
-            packed = wire.pack(vector) if self.rank == 0 else self._room(0, 1, size, np.uint8)[0]
+            packed = wire.pack(vector) if self.rank == 0 else self.room(0, 1, size, np.uint8)[0]
         self._collective("broadcast", size, self._comm.Bcast, [packed, self._mpi.BYTE])
         if self.rank:
             with self.timing.phase("pack"):
@@ -209,7 +216,7 @@ class MPIChannel:
                 mine = contiguous(deltas[:, piece]) if wire.exact else wire.pack(deltas[:, piece])
                 self.synchronise()
             items, kind = (width, mpi.FLOAT) if wire.exact else (size, mpi.BYTE)
-            room = self._room(number % 2, clients if root else 0, items, np.float32 if wire.exact else np.uint8)
+            room = self.room(number % 2, clients if root else 0, items, np.float32 if wire.exact else np.uint8)
             sizes = counts * items
             starts = np.cumsum(sizes) - sizes
             received = [room, sizes, starts, kind] if root else None
@@ -221,8 +228,15 @@ class MPIChannel:
                     room = numbers
             yield piece, room
 
-    def _room(self, which: int, rows: int, items: int, dtype: Any) -> np.ndarray:
-        """Return one of two memories to receive in; they are kept: fresh pages cost as much as the transfer."""
+    def room(self, which: int, rows: int, items: int, dtype: Any) -> np.ndarray:
+        """Return one of two memories `[rows, items]` to receive in; they are kept: fresh pages cost as much as the transfer.
+
+        Args:
+            which: 0 or 1; pieces of a vector take turns.
+            rows: how many.
+            items: in each.
+            dtype: of an item.
+        """
         size = rows * items * np.dtype(dtype).itemsize
         if self._rooms[which].nbytes < size:
             self._rooms[which] = np.empty(size, dtype=np.uint8)
@@ -239,7 +253,7 @@ class MPIChannel:
                 self._meet()
             with self.timing.phase("pack"):
                 mine = in_units(deltas[:, piece], own, unit)
-            rooms = [self._room(which, 1, len(mine), np.int32)[0] for which in (0, 1)]
+            rooms = [self.room(which, 1, len(mine), np.int32)[0] for which in (0, 1)]
             total = self._collective(
                 "reduce", mine.nbytes, sum_to_root, self._mpi, self._node, self._leaders, mine, *rooms
             )
