@@ -18,11 +18,11 @@ WIDTH, TALLEST = 9.0, 60.0
 """Of a figure, in inches."""
 GROUPS = {
     "train": ("train",), "evaluate": ("evaluate", "evaluate_clients"), "pack, copy": ("pack", "copy"),
-    "wait": ("wait", "sync"), "transfer": TRANSFERS, "aggregate": ("aggregate",), "checkpoint": ("checkpoint",),
+    "wait": ("wait", "sync"), "transfer": TRANSFERS, "wait + transfer": (), "aggregate": ("aggregate",),
+    "checkpoint": ("checkpoint",),
 }  # fmt: skip
-"""What is drawn as one -> the phases in it."""
-GROUP_OF = {phase: group for group, phases in GROUPS.items() for phase in phases}
-COLOURS = dict(zip(GROUPS, (BLUE, GREEN, PURPLE, GREY, VERMILLION, ORANGE, SKY), strict=True))
+"""What is drawn as one -> the phases in it, of a run that measures; in observe mode nothing tells two of them apart."""
+COLOURS = dict(zip(GROUPS, (BLUE, GREEN, PURPLE, GREY, VERMILLION, GREY, ORANGE, SKY), strict=True))
 MOST_BARS, MOST_BARS_BY_ROUND = 40, 100
 """More clients are drawn as a map of colours, more rounds as means of several."""
 
@@ -105,12 +105,12 @@ def timeline(run: RunData) -> Any:
         if r == round_:
             of_rank[rank].append((phase, seconds))
     made, axis = figure(1.5 + 0.3 * len(of_rank))
-    seen = set()
+    groups, seen = group_of(run), set()
     for rank, own in sorted(of_rank.items()):
         ends = np.cumsum([seconds for _, seconds in own])
         zero = next((end for (phase, _), end in zip(own, ends, strict=True) if phase == "broadcast"), 0.0)
         for (phase, seconds), end in zip(own, ends, strict=True):
-            group = GROUP_OF[phase]
+            group = groups[phase]
             label = None if group in seen else group
             axis.barh(rank, seconds, left=end - seconds - zero, height=0.7, color=COLOURS[group], label=label)
             seen.add(group)
@@ -209,6 +209,16 @@ def update_norms(run: RunData) -> Any:
     return made
 
 
+def group_of(run: RunData) -> dict[str, str]:
+    """Return phase -> group."""
+    measures = run.settings["comm"]["mode"] == "measure"
+    return {
+        phase: group if measures or group not in ("wait", "transfer") else "wait + transfer"
+        for group, phases in GROUPS.items()
+        for phase in phases
+    }
+
+
 def ranks_by_round(run: RunData) -> dict[int, int]:
     """Return how many ranks there were in each round: a resume may have others, and some may be lost."""
     return {
@@ -221,9 +231,10 @@ def ranks_by_round(run: RunData) -> dict[int, int]:
 
 def sum_groups(run: RunData, key: Callable[[int, int], int]) -> dict[int, dict[str, float]]:
     """Return key -> group -> seconds of all records with that key of their (round, rank)."""
+    groups = group_of(run)
     sums: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for round_, rank, phase, seconds, _ in run.timings:
-        sums[key(round_, rank)][GROUP_OF[phase]] += seconds
+        sums[key(round_, rank)][groups[phase]] += seconds
     return sums
 
 

@@ -12,7 +12,7 @@ from fedprompt_mpi.console import format_seconds
 from fedprompt_mpi.files import write_text
 from fedprompt_mpi.report import figures, theme
 from fedprompt_mpi.report.communication import is_told
-from fedprompt_mpi.report.figures import FIGURES, GROUP_OF, GROUPS
+from fedprompt_mpi.report.figures import FIGURES, GROUPS, group_of
 from fedprompt_mpi.report.run_data import RunData, read_run
 
 PAGE_FILE, FIGURES_FOLDER = "report.html", "figures"
@@ -191,15 +191,16 @@ def _numbers(run: RunData, name: str) -> Table | None:
         by_round = name == "seconds-by-round"
         sums = figures.sum_groups(run, (lambda round_, rank: round_) if by_round else (lambda round_, rank: rank))
         shares = figures.ranks_by_round(run) if by_round else {}
+        told = [group for group in GROUPS if group in group_of(run).values()]
         rows = [
-            [str(key), *(f"{sums[key].get(group, 0.0) / shares.get(key, 1):.4f}" for group in GROUPS)]
+            [str(key), *(f"{sums[key].get(group, 0.0) / shares.get(key, 1):.4f}" for group in told)]
             for key in sorted(sums)
             if key > 0 or not by_round
         ]
-        return Table(head=["round" if by_round else "rank", *GROUPS], rows=rows, caption="seconds")
+        return Table(head=["round" if by_round else "rank", *told], rows=rows, caption="seconds")
     if name == "timeline":
-        round_ = figures.typical_round(run)
-        rows = [[str(k), phase, GROUP_OF[phase], f"{s:.6f}"] for r, k, phase, s, _ in run.timings if r == round_]
+        round_, groups = figures.typical_round(run), group_of(run)
+        rows = [[str(k), phase, groups[phase], f"{s:.6f}"] for r, k, phase, s, _ in run.timings if r == round_]
         return Table(head=["rank", "phase", "drawn as", "seconds"], rows=rows, caption=f"round {round_}")
     if name == "partition":
         words = run.partition["label_words"]

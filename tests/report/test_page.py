@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -90,6 +91,19 @@ def test_it_tells_everything(run: Path) -> None:
     for name in FIGURES:
         assert (run / "figures" / f"{name}.svg").read_text().startswith("<?xml")
         assert (run / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("mode", ["observe", "measure"])
+def test_wait_and_transfer_are_told_apart_where_they_are_measured(mode: str, run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    settings = (run / "config.toml").read_text()
+    assert 'mode = "observe"' in settings
+    (tmp_path / "run" / "config.toml").write_text(settings.replace('mode = "observe"', f'mode = "{mode}"'))
+    source = page.write_report(tmp_path / "run").read_text()
+    figure = (tmp_path / "run" / "figures" / "seconds-by-rank.svg").read_text()
+    told = {name for name in ("wait", "transfer", "wait + transfer") if f'<th scope="col">{name}</th>' in source}
+    assert told == ({"wait + transfer"} if mode == "observe" else {"wait", "transfer"})
+    assert ("wait + transfer" in figure) == (mode == "observe")
 
 
 def test_colours_are_the_page_s(run: Path) -> None:
