@@ -38,6 +38,7 @@ NOTHING_TRAINED: dict[str, Any] = {
     "dropped": [],
     "aggregated": None,
     "epsilon": None,
+    "lost_ranks": [],
     "client_accuracy": None,
     "client_attack_success_rate": None,
     "bytes_down": 0,
@@ -54,6 +55,8 @@ class Loss:
     """As numbered at the start."""
     round_: int
     """In which the others noticed, and which was repeated."""
+    line: int
+    """The round whose line in rounds.jsonl tells of it: the next that ends, or the last."""
     seconds: float
     """Until the others could go on, without what is done again."""
 
@@ -69,8 +72,9 @@ class Journal:
         self.config, self.channel, self.ready = config, channel, ready
         self.is_root = channel.rank == 0
         self.console = Console(speaks=self.is_root, rounds=config.federation.rounds)
-        self.to_first_broadcast_s: float | None = None
         self.pending: dict[str, Any] = ready.checkpoint.record or {"round": 0}
+        known = self.pending.get("lost_ranks", [])
+        self.pending["lost_ranks"] = known + [loss for loss in self._lost(self.pending["round"]) if loss not in known]
         self.records: Records | None = None
         self._scalars: Scalars | None = None
         dtype = "bfloat16" if ready.backbone.bf16 else "float32"
@@ -133,10 +137,14 @@ class Journal:
         rate = functools.partial(learning_rate, client, rounds)
         return Account(self.config, self.ready.method.layout.size, rate)
 
+    def _lost(self, line: int) -> list[dict[str, Any]]:
+        """Return the losses that a round's line tells of."""
+        return [dataclasses.asdict(loss) for loss in self.losses if loss.line == line]
+
     def arrived(self, seconds: float) -> None:
         """Note when the first global vector had reached this rank."""
-        if self.to_first_broadcast_s is None:
-            self.to_first_broadcast_s = seconds
+        if self.channel.timing.to_first_broadcast_s is None:
+            self.channel.timing.to_first_broadcast_s = seconds
 
     def trained(
         self,
@@ -177,6 +185,7 @@ class Journal:
             "dropped": aggregation.dropped,
             "aggregated": aggregation.aggregated,
             "epsilon": self._account.after(round_),
+            "lost_ranks": self._lost(round_),
             "client_accuracy": [rates.accuracy for rates in own] or None,
             "client_attack_success_rate": [rates.attack_success_rate for rates in own] or None,
             "bytes_down": down.bytes,
@@ -243,9 +252,8 @@ class Journal:
                 "malicious_clients": self.malicious,
                 "poisoned_examples": {str(k): int(n) for k, n in enumerate(self.ready.corpus.poisoned) if n},
                 **self._local_rates(),
-                "lost_ranks": [dataclasses.asdict(loss) for loss in self.losses],
                 "seconds_total": seconds,
-                "seconds_to_first_broadcast": self.to_first_broadcast_s,
+                "seconds_to_first_broadcast": self.channel.timing.to_first_broadcast_s,
                 "peak_rss_bytes": [int(peak) for peak in peaks],
             }
         )

@@ -222,6 +222,7 @@ class Records:
             "rounds": last["round"],
             "dropped_updates": dict(collections.Counter(str(k) for record in rounds for k in record["dropped"])),
             "epsilon": last["epsilon"],
+            "lost_ranks": [loss for record in rounds for loss in record["lost_ranks"]],
             **figures,
             "seconds_by_phase": {
                 phase: sum(seconds[phase] for seconds in trained)

@@ -115,7 +115,8 @@ def go_on(
         shard=shard_of(channel, on_gpu=ready.backbone.device.type == "cuda"),
     )
     lost = sorted(set(before.first_ranks.tolist()) - set(channel.first_ranks.tolist()))
-    losses.append(Loss(ranks=lost, round_=round_, seconds=time.perf_counter() - start))
+    line = min(int(done) + 1, config.federation.rounds)
+    losses.append(Loss(ranks=lost, round_=round_, line=line, seconds=time.perf_counter() - start))
     return ready
 
 

@@ -44,6 +44,8 @@ class Timing:
     """Seconds, of this process alone."""
     muted: bool = False
     """Whether what happens now belongs to no round, so that nothing is recorded."""
+    to_first_broadcast_s: float | None = None
+    """From the start of this process until the first global vector had reached it."""
     received: int = 0
     """How many times rank 0 has received what all handed over; right on rank 0."""
     _records: list[tuple[int, int, float, int]] = dataclasses.field(default_factory=list)

@@ -130,6 +130,8 @@ def test_a_request_to_stop_is_heard(before: str, undisturbed: Path, tmp_path: Pa
     assert finished.status == 75, finished.err
     assert "stopped on request after round 3" in finished.out
     run_here(tmp_path / "run", *SMALL, *FLAGS, "--output.resume=true")
+    lost = json.loads((tmp_path / "run" / "summary.json").read_text())["lost_ranks"]
+    assert [loss["ranks"] for loss in lost] == ([[4]] if before else [])
     assert load_prompt(tmp_path / "run").vector.tobytes() == load_prompt(undisturbed).vector.tobytes()
 
 
