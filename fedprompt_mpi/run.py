@@ -13,7 +13,7 @@ import numpy as np
 from fedprompt_mpi.comm.channel import Channel, open_channel
 from fedprompt_mpi.comm.faults import Watchdog
 from fedprompt_mpi.comm.launcher import read_launch
-from fedprompt_mpi.comm.stop import Stopped
+from fedprompt_mpi.comm.stop import Stopped, is_requested, request
 from fedprompt_mpi.comm.traffic import NOTHING, round_traffic
 from fedprompt_mpi.comm.wire import WIRES
 from fedprompt_mpi.config import RunConfig, SettingsError
@@ -216,9 +216,12 @@ def federate(
                 own = evaluate_clients(config, channel, backbone, method, server.vector, deltas, corpus, cohort)
             with timing.phase("pack"):
                 finish_updates(config, headers, deltas, attacks, feedback, round_)
+            headers["asked_to_stop"] = is_requested()
             gathered = channel.gather(headers, deltas, cohort.counts, wire_up)
             if gathered.headers["given_up"].any():
                 stop(config, first, round_, journal, server, before, feedback)
+            if gathered.headers["asked_to_stop"].any():
+                request()  # rank 0 tells all with the next broadcast
             check_some_are_finite(config, gathered.headers, round_)
             aggregation = server.apply(gathered, timing, round_)
             down, up = round_traffic(

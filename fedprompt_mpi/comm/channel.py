@@ -26,11 +26,12 @@ HEADER = np.dtype(
         ("norm", "<f8"),
         ("largest", "<f8"),
         ("train_s", "<f8"),
+        ("asked_to_stop", "?"),
         ("given_up", "?"),
     ]
 )
 """What goes with each delta: `norm` and `largest` are its Euclidean and its maximum norm; `given_up` says that it is
-none, since its rank has been asked to stop."""
+none, since its rank has been asked to stop and may break off."""
 NEVER = float("inf")
 CHUNK_BYTES = 64 * 2**20
 """Large vectors go in pieces; rank 0 holds two pieces of all clients, each of at most so many bytes."""

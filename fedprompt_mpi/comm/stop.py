@@ -1,8 +1,8 @@
 """A request to stop before the time is up: from a batch system ahead of a job's time limit, or by Ctrl-C.
 
 SIGUSR1, SIGTERM and the first SIGINT set a mark; nothing is interrupted. Launchers pass signals on to all ranks, or to
-some: a rank that trains gives the round up, and tells all with the headers of its updates; rank 0 tells all with its
-next broadcast. So all leave together, after a round that is done, with a checkpoint of it.
+some: a rank that trains gives the round up, or finishes it where it may not, and tells all with the headers of its
+updates; rank 0 tells all with its next broadcast. So all leave together, after a round that is done, with a checkpoint of it.
 """
 
 import signal
@@ -24,13 +24,18 @@ def listen() -> None:
         signal.signal(number, _note)
 
 
+def request() -> None:
+    """Note that another process has been asked to stop."""
+    global _requested
+    _requested = True
+
+
 def is_requested() -> bool:
     """Tell whether this process has been asked to stop."""
     return _requested
 
 
 def _note(number: int, frame: FrameType | None) -> None:
-    global _requested
-    _requested = True
+    request()
     if number == signal.SIGINT:
         signal.signal(signal.SIGINT, signal.default_int_handler)

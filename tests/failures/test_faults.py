@@ -110,6 +110,19 @@ def test_a_rank_that_is_told_to_stop_gives_the_round_up(fate: str, tmp_path: Pat
     assert ours.tobytes() == theirs.tobytes()
 
 
+def test_a_rank_that_may_not_give_the_round_up_finishes_it(tmp_path: Path) -> None:
+    """With a short wire format part of the round is in the other ranks' error feedback: all stop after it."""
+    flags = ("--comm.wire=int8", "--output.evaluate_every=3")
+    stopped = _doomed("2:train:2:term", tmp_path / "run", *flags)
+    assert stopped.status == 75, stopped.err
+    assert "stopped on request after round 2" in stopped.out
+    resumed = run_program(2, tmp_path / "run", *FLAGS, *flags, "--output.resume=true")
+    assert resumed.status == 0, resumed.err
+    run_here(tmp_path / "whole", *FLAGS, *flags)
+    ours, theirs = load_prompt(tmp_path / "run").vector, load_prompt(tmp_path / "whole").vector
+    assert ours.tobytes() == theirs.tobytes()
+
+
 def test_ctrl_c_leaves_no_process_behind(tmp_path: Path) -> None:
     mpirun = find_mpirun()
     assert mpirun is not None
