@@ -133,6 +133,8 @@ def typical_round(run: RunData) -> int:
 
 def parameters(run: RunData) -> Any:
     """What one client sends in a round, against the whole model."""
+    from matplotlib.ticker import EngFormatter
+
     made, axis = figure(1.9)
     summary = run.summary or {}
     sent, whole = summary["parameters"], summary["plm_parameters"]
@@ -141,6 +143,7 @@ def parameters(run: RunData) -> Any:
     axis.set_yticklabels([run.settings["prompt"]["method"], "full fine-tuning"])
     axis.invert_yaxis()
     axis.set_xlim(left=max(1, sent / 20), right=whole * 60)
+    axis.xaxis.set_major_formatter(EngFormatter())  # 10 k, 1 M: powers of ten would need mathematical type
     for row, (number, share) in enumerate(((sent, summary["ratio"]), (whole, 1.0))):
         axis.text(number * 1.15, row, f"{number:,}   {share:.4%}", va="center", color=INK)
     axis.grid(visible=False, axis="y")

@@ -68,6 +68,8 @@ class _Plan:
     cell: Callable[[Group], str] = both_rates
     held: tuple[str, ...] = (LENGTH, STEPS, ROUNDS)
     """Settings that are as in most runs."""
+    compares: tuple[str, ...] = ()
+    """Settings of which a table that has only one of each says nothing."""
 
 
 def _is_plain(known: Group) -> bool:
@@ -101,6 +103,7 @@ PLANS = (
         name="methods", caption="Accuracy / ASR of each method, clean, % (FedPrompt, Table I, lower part)",
         wants=lambda known: not known.is_poisoned and known.settings["privacy.mechanism"] == "none",
         row=lambda s: f"{s['task.name']}, {s['prompt.method']}", column=_model_and_partition,
+        compares=("prompt.method",),
     ),
     _Plan(
         name="table-3", caption="Accuracy / ASR with poisoned clients, % (FedPrompt, Table III)",
@@ -111,21 +114,21 @@ PLANS = (
         name="prompt-length", caption="Accuracy / ASR by the number of virtual tokens, % (FedPrompt, Section 4)",
         wants=lambda known: _is_plain(known) and not known.is_poisoned, held=(STEPS, ROUNDS),
         row=lambda s: s["prompt.num_virtual_tokens"], column=lambda s: (s["task.name"], *_model_and_partition(s)),
+        compares=(LENGTH,),
     ),
     _Plan(
         name="local-steps", caption="Accuracy / ASR by local steps in a round, % (FedPrompt, Section 4)",
         wants=lambda known: _is_plain(known) and not known.is_poisoned, held=(LENGTH,),
         row=lambda s: (s["client.steps"], f"{s['federation.rounds']} rounds"),
-        column=lambda s: (s["task.name"], *_model_and_partition(s)),
+        column=lambda s: (s["task.name"], *_model_and_partition(s)), compares=(STEPS, ROUNDS),
     ),
     _Plan(
         name="privacy", caption="Accuracy / ASR with and without noise on what is uploaded, % (FedPrompt, Section 4)",
         wants=lambda known: known.settings["prompt.method"] == "soft" and not known.is_poisoned,
         row=lambda s: s["privacy.mechanism"], column=lambda s: (s["task.name"], *_model_and_partition(s)),
+        compares=("privacy.mechanism",),
     ),
 )  # fmt: skip
-SINGLE_ROW_SAYS_NOTHING = {"methods", "prompt-length", "local-steps", "privacy"}
-"""Tables that compare rows."""
 
 
 def overview(groups: Sequence[Group], names: Sequence[str]) -> Table:
@@ -158,12 +161,16 @@ def paper_tables(groups: Sequence[Group]) -> list[Table]:
     if not done:
         return []
     usual = {name: _most_common(known.settings.get(name) for known in done) for name in (LENGTH, STEPS, ROUNDS)}
-    tables = [_fill(plan, done, usual) for plan in PLANS]
-    return [table for table in tables if len(table.rows) > 1 + (table.name in SINGLE_ROW_SAYS_NOTHING)]
+    tables = []
+    for plan in PLANS:
+        chosen = [g for g in done if plan.wants(g) and all(g.settings.get(name) == usual[name] for name in plan.held)]
+        compared = {tuple(known.settings.get(name) for name in plan.compares) for known in chosen}
+        if len(compared) > (1 if plan.compares else 0):
+            tables.append(_fill(plan, chosen))
+    return tables
 
 
-def _fill(plan: _Plan, groups: Sequence[Group], usual: Settings) -> Table:
-    chosen = [g for g in groups if plan.wants(g) and all(g.settings.get(name) == usual[name] for name in plan.held)]
+def _fill(plan: _Plan, chosen: Sequence[Group]) -> Table:
     cells: dict[tuple[Any, Any], list[str]] = collections.defaultdict(list)
     for known in chosen:
         text = plan.cell(known)

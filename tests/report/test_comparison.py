@@ -1,6 +1,7 @@
 """Several runs: those of one experiment are pooled over seeds, and the paper's tables are filled."""
 
 import csv
+import dataclasses
 import re
 import statistics
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from fedprompt_mpi.report.comparison import by_round, write_comparison
 from fedprompt_mpi.report.groups import group, labels
 from fedprompt_mpi.report.run_data import read_run
-from fedprompt_mpi.report.tables import Table
+from fedprompt_mpi.report.tables import Table, paper_tables
 from tests.jobs import launch, run_here
 
 SEEDS = (0, 1, 2)
@@ -86,6 +87,15 @@ def test_the_tables(runs: list[Path], tmp_path: Path) -> None:
     assert r"\toprule" in latex
     assert r"$\pm$" in latex
     assert (tmp_path / "tables" / "table-1.md").read_text() in markdown
+
+
+def test_a_table_that_compares_has_something_to_compare(runs: list[Path]) -> None:
+    one, prefix = read_run(runs[0]), read_run(runs[-1])
+    task = {**one.settings, "task": {**one.settings["task"], "name": "another"}}
+    names = [{table.name for table in paper_tables(group(some))} for some in (
+        [one, dataclasses.replace(one, settings=task)], [one, prefix],
+    )]  # fmt: skip
+    assert names == [{"table-1", "table-2"}, {"table-1", "table-2", "methods"}]
 
 
 def test_what_latex_would_take_for_its_own() -> None:

@@ -90,6 +90,7 @@ def test_it_tells_everything(run: Path) -> None:
     assert "[federation]" in text
     for name in FIGURES:
         assert (run / "figures" / f"{name}.svg").read_text().startswith("<?xml")
+        assert "mathdefault" not in (run / "figures" / f"{name}.svg").read_text()  # ticks that were not set as formulas
         assert (run / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
