@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from fedprompt_mpi.comm.timing import TRANSFERS
+from fedprompt_mpi.comm.wire import WIRES
 from fedprompt_mpi.report.run_data import RunData
 from fedprompt_mpi.report.theme import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SERIES, SKY, VERMILLION
 
@@ -132,7 +133,7 @@ def typical_round(run: RunData) -> int:
 
 
 def parameters(run: RunData) -> Any:
-    """What one client sends in a round, against the whole model."""
+    """What one client sends in a round, against the whole model: parameters, their share, and bytes on the wire."""
     from matplotlib.ticker import EngFormatter
 
     made, axis = figure(1.9)
@@ -142,10 +143,11 @@ def parameters(run: RunData) -> Any:
     axis.set(xscale="log", yticks=[0, 1], xlabel="parameters, each way, a client and round", ylim=(-0.6, 1.6))
     axis.set_yticklabels([run.settings["prompt"]["method"], "full fine-tuning"])
     axis.invert_yaxis()
-    axis.set_xlim(left=max(1, sent / 20), right=whole * 60)
+    axis.set_xlim(left=max(1, sent / 20), right=whole * 5000)
     axis.xaxis.set_major_formatter(EngFormatter())  # 10 k, 1 M: powers of ten would need mathematical type
     for row, (number, share) in enumerate(((sent, summary["ratio"]), (whole, 1.0))):
-        axis.text(number * 1.15, row, f"{number:,}   {share:.4%}", va="center", color=INK)
+        size = WIRES[run.settings["comm"]["wire"]].bytes_of(number)
+        axis.text(number * 1.15, row, f"{number:,}   {share:.4%}   {size:,} bytes", va="center", color=INK)
     axis.grid(visible=False, axis="y")
     return made
 
