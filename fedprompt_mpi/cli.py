@@ -28,7 +28,7 @@ usage: mpirun -n N python -m fedprompt_mpi [run] [--config FILE.toml] [--section
        mpirun -n N python -m fedprompt_mpi doctor
                    python -m fedprompt_mpi sweep RECIPE.toml... [--launch 'mpirun -n N'] [--seeds '[0, 1, 2]']
                                                  [--data DIR] [--runs DIR] [--section.setting=VALUE ...]
-                   python -m fedprompt_mpi report RUN... [--dir DIR] [--warmup ROUNDS] [--watch true]
+                   python -m fedprompt_mpi report [--watch] RUN... [--dir DIR] [--warmup ROUNDS]
                    python -m fedprompt_mpi predict RUN --text TEXT [--text_b TEXT]
                    python -m fedprompt_mpi export RUN DIR
                    python -m fedprompt_mpi cost [--model NAME] [--num_virtual_tokens V] [--prefix_hidden_size M]
@@ -252,7 +252,7 @@ def _report(arguments: list[str]) -> None:
         "--dir", help="of several runs, where page, figures and tables go; by default runs/report-<time>"
     )
     parser.add_argument("--warmup", type=int, help="rounds to leave out; by default what the runs were told")
-    parser.add_argument("--watch", type=bool, default=False, help="write the page of one run anew while it goes on")
+    parser.add_argument("--watch", action="store_true", help="write the page of one run anew while it goes on")
     parsed = _parse(parser, arguments)
     from fedprompt_mpi.report.communication import format_communication, read_communication
     from fedprompt_mpi.report.comparison import write_comparison

@@ -29,7 +29,8 @@ def test_a_lock_is_taken_once_and_let_go_of(tmp_path: Path) -> None:
 def test_a_run_that_goes_on_in_another_job_is_let_be(tmp_path: Path) -> None:
     directory = tmp_path / "run"
     command = [sys.executable, "-m", "fedprompt_mpi", *FLAGS, f"--output.dir={directory}"]
-    other = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    alone = {**os.environ, "OMP_NUM_THREADS": "1"}
+    other = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, env=alone)
     try:
         until = time.monotonic() + 60
         while not list(directory.glob("checkpoint/round-*")):

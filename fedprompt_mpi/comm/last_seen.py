@@ -5,8 +5,8 @@ cannot speak, and most launchers kill the others at once; so a process of its ow
 over the ranks of a node and outlives them: when one is gone that has not left in order, it says what they were doing.
 
 When a rank ends the job, nobody else has anything to add, and none may stay: Open MPI takes seconds to end the ranks of
-other nodes, and leaves it to them with ULFM. So the watchers of a job's nodes tell each other that it is over (a datagram
-each, over no MPI: that may be what is broken), and end what is left.
+other nodes, and leaves it to them with ULFM. So the watchers of a job's nodes tell each other that it is over (by a
+datagram, not by MPI, which may be what is broken), and end what is left.
 
 The program runs beside the ranks all the time, so this file imports next to nothing.
 """

@@ -229,7 +229,7 @@ class MPIChannel:
             yield piece, room
 
     def room(self, which: int, rows: int, items: int, dtype: Any) -> np.ndarray:
-        """Return one of two memories `[rows, items]` to receive in; they are kept: fresh pages cost as much as the transfer.
+        """Return one of two memories `[rows, items]` to receive in; it is kept: fresh pages cost as much as a transfer.
 
         Args:
             which: 0 or 1; pieces of a vector take turns.

@@ -2,7 +2,8 @@
 
 SIGUSR1, SIGTERM and the first SIGINT set a mark; nothing is interrupted. Launchers pass signals on to all ranks, or to
 some: a rank that trains gives the round up, or finishes it where it may not, and tells all with the headers of its
-updates; rank 0 tells all with its next broadcast. So all leave together, after a round that is done, with a checkpoint of it.
+updates; rank 0 tells all with its next broadcast. So all leave together, after a round that is done
+and saved.
 """
 
 import signal

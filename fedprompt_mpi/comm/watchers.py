@@ -44,7 +44,7 @@ def watch_over(world: Any, node: Any, leaders: Any, folder: Path, rank: int, *, 
         own["host"], own["port"] = socket.gethostname().encode(), port_of(table)
         leaders.Allgather(own.view(np.uint8), everyone.view(np.uint8))
         table.unlink()  # who needs it has it mapped
-        others = [[host.decode(), port] for host, port in np.delete(everyone, leaders.rank).tolist() if port]
+        others = [[bytes(at["host"]).decode(), int(at["port"])] for at in np.delete(everyone, leaders.rank) if at["port"]]
         if watcher is not None:
             _introduce(watcher, {"others": others, "survives": survives})
 

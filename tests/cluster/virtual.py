@@ -160,7 +160,8 @@ class Cluster:
             options += [part for name in passed for part in ("-x", name)]
         else:
             options = ["-launcher", "ssh", "-launcher-exec", str(self.agent), "-hosts", hosts]
-        command = [*self.inside("node0"), mpirun, *options, *launcher_flags, "-n", str(sum(ranks)), sys.executable, *arguments]
+        options += [*launcher_flags, "-n", str(sum(ranks))]
+        command = [*self.inside("node0"), mpirun, *options, sys.executable, *arguments]
         wire = {"UCX_TLS": "tcp,self,sysv,posix", "UCX_NET_DEVICES": "eth0"}
         own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), **wire, **(environment or {})}
         return communicate(command, {**os.environ, **own}, deadline_s)

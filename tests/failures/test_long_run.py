@@ -13,12 +13,13 @@ TINY = (
     "--task.max_train=40", "--task.max_test=8", "--prompt.num_virtual_tokens=2", "--output.evaluate_every=100",
     "--output.report=false",
 )  # fmt: skip
-MOST_GROWTH = 1.02
+MOST_GROWTH, MOST_LONGER = 1.02, 1.2
+"""The second has room for a shared machine, on which any hundred rounds differ from the next by up to 10 %."""
 
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> list[np.ndarray]:
-    """Return what each rank held in each round: seconds, resident bytes, open files, requests begun and not done."""
+    """Return what each rank had in each round: see `sampled.py`."""
     folder = tmp_path_factory.mktemp("samples")
     finished = launch(
         RANKS, "-m", "tests.failures.sampled", str(folder), *TINY, f"--federation.rounds={ROUNDS}",
@@ -30,7 +31,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("rank", range(RANKS))
 def test_nothing_grows(samples: list[np.ndarray], rank: int, table: list[str]) -> None:
-    _, resident, files, begun, requests = samples[rank].T
+    _, _, resident, files, begun, requests = samples[rank].T
     assert len(resident) == ROUNDS + 1
     growth = resident[-1] / resident[SETTLED]
     table.append(
@@ -46,11 +47,13 @@ def test_nothing_grows(samples: list[np.ndarray], rank: int, table: list[str]) -
 def test_rounds_do_not_get_longer(samples: list[np.ndarray], table: list[str]) -> None:
     """The quick ones of the first and of the last 400: the slow ones tell of whatever else the machine does.
 
-    The table has the ratio. Its bound leaves room for a machine that others slow down meanwhile: work that grew with
-    the rounds done would be many times as much after 2,000.
+    Judged is the processor time of all ranks, which others on the machine disturb least; the table has both.
     """
-    seconds = np.diff(samples[0][:, 0])
-    first, last = (np.quantile(part, 0.2) for part in (seconds[SETTLED : SETTLED + 400], seconds[-400:]))
-    name = f"a round: {first * 1e3:.2f} ms at first, {last * 1e3:.2f} ms at last"
-    table.append(f"{name:<44}{'ratio':>7}{last / first:>9.3f}")
-    assert last / first < 1.5
+    clocks = {"a round": sum(np.diff(own[:, 1]) for own in samples), "by the clock": np.diff(samples[0][:, 0])}
+    ratios = []
+    for name, clock in clocks.items():
+        first, last = (np.quantile(part, 0.2) for part in (clock[SETTLED : SETTLED + 400], clock[-400:]))
+        ratios.append(last / first)
+        told = f"{name}: {first * 1e3:.2f} ms at first, {last * 1e3:.2f} ms at last"
+        table.append(f"{told:<44}{'ratio':>7}{last / first:>9.3f}")
+    assert ratios[0] < MOST_LONGER

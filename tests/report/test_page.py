@@ -14,7 +14,7 @@ import pytest
 from fedprompt_mpi.config import SettingsError
 from fedprompt_mpi.report import page, theme
 from fedprompt_mpi.report.figures import FIGURES
-from tests.jobs import REPOSITORY, run_program
+from tests.jobs import REPOSITORY, launch, run_program
 
 FLAGS = ("--poison.clients=[2]", "--federation.rounds=3", "--output.report=true")
 VOID = {"meta", "link", "br", "img"}
@@ -152,6 +152,9 @@ def test_a_run_under_way_has_a_page_that_loads_itself_again(run: Path, tmp_path:
 
 def test_watching_ends_with_the_run(run: Path) -> None:
     page.watch_report(run, lambda file: pytest.fail(f"{file}: the run is at its end"))
+    finished = launch(1, "-m", "fedprompt_mpi", "report", "--watch", str(run), deadline_s=60)
+    assert finished.status == 0, finished.err
+    assert f"page: {run}/report.html" in finished.out
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
