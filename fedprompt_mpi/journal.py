@@ -56,7 +56,7 @@ class Loss:
     round_: int
     """In which the others noticed, and which was repeated."""
     line: int
-    """The round whose line in rounds.jsonl tells of it: the next that ends, or the last."""
+    """The round whose line in rounds.jsonl tells of it: the last that was done."""
     seconds: float
     """Until the others could go on, without what is done again."""
 
@@ -73,8 +73,9 @@ class Journal:
         self.is_root = channel.rank == 0
         self.console = Console(speaks=self.is_root, rounds=config.federation.rounds)
         self.pending: dict[str, Any] = ready.checkpoint.record or {"round": 0}
-        known = self.pending.get("lost_ranks", [])
-        self.pending["lost_ranks"] = known + [loss for loss in self._lost(self.pending["round"]) if loss not in known]
+        told = self.pending.setdefault("lost_ranks", [])
+        new = [dataclasses.asdict(loss) for loss in losses if loss.line == self.pending["round"]]
+        told += [loss for loss in new if loss not in told]
         self.records: Records | None = None
         self._scalars: Scalars | None = None
         dtype = "bfloat16" if ready.backbone.bf16 else "float32"
@@ -89,7 +90,7 @@ class Journal:
         )
         everyone = channel.collect_text("\t".join(map(str, fields)))
         if self.is_root:
-            self.records = Records(ready.directory, config, ready.lock, last_round=ready.checkpoint.round_ - 1)
+            self.records = Records(ready.directory, config, last_round=ready.checkpoint.round_ - 1)
             if config.output.tensorboard:
                 self._scalars = Scalars(ready.directory, first_round=ready.checkpoint.round_)
             self._introduce(self.records, task, everyone)
@@ -137,10 +138,6 @@ class Journal:
         rate = functools.partial(learning_rate, client, rounds)
         return Account(self.config, self.ready.method.layout.size, rate)
 
-    def _lost(self, line: int) -> list[dict[str, Any]]:
-        """Return the losses that a round's line tells of."""
-        return [dataclasses.asdict(loss) for loss in self.losses if loss.line == line]
-
     def arrived(self, seconds: float) -> None:
         """Note when the first global vector had reached this rank."""
         if self.channel.timing.to_first_broadcast_s is None:
@@ -185,7 +182,6 @@ class Journal:
             "dropped": aggregation.dropped,
             "aggregated": aggregation.aggregated,
             "epsilon": self._account.after(round_),
-            "lost_ranks": self._lost(round_),
             "client_accuracy": [rates.accuracy for rates in own] or None,
             "client_attack_success_rate": [rates.attack_success_rate for rates in own] or None,
             "bytes_down": down.bytes,

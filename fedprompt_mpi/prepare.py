@@ -23,7 +23,7 @@ from fedprompt_mpi.config import RunConfig, SettingsError
 from fedprompt_mpi.federation.checkpoint import Checkpoint, load_checkpoint
 from fedprompt_mpi.federation.clean_run import read_clean_run
 from fedprompt_mpi.files import read_prompt
-from fedprompt_mpi.lock import DirectoryInUseError, DirectoryLock
+from fedprompt_mpi.lock import DirectoryInUseError, DirectoryLock, is_empty
 from fedprompt_mpi.records import check_directory, check_records
 from fedprompt_mpi.text.corpus import Corpus, build
 from fedprompt_mpi.text.tasks import Task
@@ -41,8 +41,6 @@ class Prepared:
     """What one rank goes into the rounds with."""
 
     directory: Path
-    lock: DirectoryLock
-    """On the directory; taken by rank 0 once there is one."""
     corpus: Corpus
     backbone: "Backbone"
     method: "Method"
@@ -62,7 +60,7 @@ def prepare(config: RunConfig, task: Task, channel: Channel, lock: DirectoryLock
         config: the settings.
         task: theirs, resolved.
         channel: the ranks.
-        lock: for the run directory; a run that goes on takes it.
+        lock: for the run directory, which rank 0 makes and takes.
 
     Raises:
         SettingsError: on every rank, with the message of the lowest rank that found something wrong.
@@ -78,9 +76,9 @@ def prepare(config: RunConfig, task: Task, channel: Channel, lock: DirectoryLock
     checkpoint = together(channel, lambda: _start(config, channel, backbone, method, found))
     done = np.array([float(checkpoint.round_)])
     checkpoint = dataclasses.replace(checkpoint, round_=int(channel.sum(done)[0]))
+    together(channel, lambda: _claim(directory, channel, lock))
     return Prepared(
         directory=directory,
-        lock=lock,
         corpus=corpus,
         backbone=backbone,
         method=method,
@@ -137,10 +135,7 @@ def _find_start(
     found = None
     if config.output.resume:
         if (directory / "config.toml").exists():
-            try:
-                lock.take(directory)
-            except DirectoryInUseError as error:
-                raise SettingsError(f"output.dir is {error}. {error.remedy}") from error
+            _take(lock, directory)
         found, warnings = load_checkpoint(directory, config)
         for warning in warnings:
             print(f"fedprompt_mpi: warning: {warning}", file=sys.stderr, flush=True)
@@ -149,6 +144,29 @@ def _find_start(
     if found is None and config.prompt.init not in ("vocab", "random"):
         found = Checkpoint(vector=_read_start(config.prompt.init), round_=0, record={})
     return directory, found, read_clean_run(config)
+
+
+def _claim(directory: Path, channel: Channel, lock: DirectoryLock) -> None:
+    """Let rank 0 make the run directory and keep others out: from here on nothing about the settings is wrong."""
+    if channel.rank:
+        return
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"output.dir is {str(directory)!r}, which cannot be made ({error.strerror})") from error
+    if lock.is_held:  # the run goes on
+        return
+    _take(lock, directory)
+    if not is_empty(directory):
+        raise SettingsError(f"output.dir is {str(directory)!r}, in which another job has begun meanwhile: name another")
+
+
+def _take(lock: DirectoryLock, directory: Path) -> None:
+    """Take the lock on the run directory; raises SettingsError if another job has it."""
+    try:
+        lock.take(directory)
+    except DirectoryInUseError as error:
+        raise SettingsError(f"output.dir is {error}. {error.remedy}") from error
 
 
 def _read_start(path: str) -> np.ndarray:

@@ -36,7 +36,7 @@ from fedprompt_mpi.files import (
     write_tensors,
     write_text,
 )
-from fedprompt_mpi.lock import DirectoryLock
+from fedprompt_mpi.lock import is_empty
 
 ROUNDS, TIMINGS, CHECKPOINTS = "rounds.jsonl", "timings.csv", "checkpoint"
 AT_THE_END = ("summary.json", "communication.json")
@@ -55,7 +55,7 @@ def check_directory(directory: Path, *, resume: bool) -> None:
     Raises:
         SettingsError: if another run is there already, or the place cannot be written to.
     """
-    if not resume and directory.is_dir() and any(directory.iterdir()):
+    if not resume and directory.is_dir() and not is_empty(directory):
         raise SettingsError(
             f"output.dir is {str(directory)!r}, which is not empty: name another, or resume the run in it"
         )
@@ -113,18 +113,15 @@ def _as_csv(rows: Iterable[Row]) -> str:
 class Records:
     """Writes the files of one run."""
 
-    def __init__(self, directory: Path, config: RunConfig, lock: DirectoryLock, *, last_round: int) -> None:
-        """Make the directory and write down the settings.
+    def __init__(self, directory: Path, config: RunConfig, *, last_round: int) -> None:
+        """Write down the settings.
 
         Args:
-            directory: the run directory.
+            directory: the run directory, which exists.
             config: the resolved settings.
-            lock: for the directory.
             last_round: of a resumed run, the last round whose line counts (later ones come anew); -1 if it begins.
         """
         self.directory = directory
-        directory.mkdir(parents=True, exist_ok=True)
-        lock.take(directory)
         for old in (*(directory / name for name in AT_THE_END), *directory.glob(f"{CHECKPOINTS}/.*")):
             old.unlink(
                 missing_ok=True
@@ -222,7 +219,7 @@ class Records:
             "rounds": last["round"],
             "dropped_updates": dict(collections.Counter(str(k) for record in rounds for k in record["dropped"])),
             "epsilon": last["epsilon"],
-            "lost_ranks": [loss for record in rounds for loss in record["lost_ranks"]],
+            "lost_ranks": [loss for record in rounds for loss in record.get("lost_ranks", [])],
             **figures,
             "seconds_by_phase": {
                 phase: sum(seconds[phase] for seconds in trained)

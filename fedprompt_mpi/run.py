@@ -115,8 +115,7 @@ def go_on(
         shard=shard_of(channel, on_gpu=ready.backbone.device.type == "cuda"),
     )
     lost = sorted(set(before.first_ranks.tolist()) - set(channel.first_ranks.tolist()))
-    line = min(int(done) + 1, config.federation.rounds)
-    losses.append(Loss(ranks=lost, round_=round_, line=line, seconds=time.perf_counter() - start))
+    losses.append(Loss(ranks=lost, round_=round_, line=int(done), seconds=time.perf_counter() - start))
     return ready
 
 
@@ -183,14 +182,14 @@ def federate(
             journal.arrived(time.perf_counter() - started)
             before = observer.state()  # as the round before left it
             if channel.stopping and round_ <= rounds:
-                stop(config, first, round_, journal, server, before, feedback)
+                stop(round_, journal, server, before, feedback)
             observer.see(server.vector)
 
             timing.round_ = round_ - 1  # what has arrived is the work of the round before
             if is_evaluated(config, round_ - 1):
                 rates = evaluate(config, channel, backbone, method, server.vector, corpus, ready.shard)
                 if rates is None:
-                    stop(config, first, round_, journal, server, before, feedback)
+                    stop(round_, journal, server, before, feedback)
                 journal.finish_round(dataclasses.asdict(rates))
             else:
                 journal.finish_round({})
@@ -219,7 +218,7 @@ def federate(
             headers["asked_to_stop"] = is_requested()
             gathered = channel.gather(headers, deltas, cohort.counts, wire_up)
             if gathered.headers["given_up"].any():
-                stop(config, first, round_, journal, server, before, feedback)
+                stop(round_, journal, server, before, feedback)
             if gathered.headers["asked_to_stop"].any():
                 request()  # rank 0 tells all with the next broadcast
             check_some_are_finite(config, gathered.headers, round_)
@@ -253,8 +252,6 @@ def save(journal: Journal, server: Server, observed: dict[str, np.ndarray], feed
 
 
 def stop(
-    config: RunConfig,
-    first: int,
     round_: int,
     journal: Journal,
     server: Server,
@@ -266,7 +263,7 @@ def stop(
     Raises:
         Stopped: once the round before is saved.
     """
-    if first < round_ and not wants_checkpoint(config, round_ - 1):
+    if round_ > 1:  # also if it has been saved: what is noted since of ranks that were lost is not
         save(journal, server, observed, feedback)
     raise Stopped(f"stopped on request after round {round_ - 1}")
 

@@ -20,7 +20,7 @@ ALLOWED = {
     "text": {"text", "config", "seeds"},
     "plm": {"plm", "files", "config", "seeds"},
     "comm": {"comm", "config", "seeds"},
-    "federation": {"federation", "comm", "plm", "text", "files", "config", "seeds"},
+    "federation": {"federation", "comm", "plm", "text", "lock", "files", "config", "seeds"},
     "records": {"comm", "lock", "files", "config"},
     "console": {"config"},
     "cost": {"plm", "config"},

@@ -8,9 +8,10 @@ When a rank ends the job, nobody else has anything to add, and none may stay: Op
 other nodes, and leaves it to them with ULFM. So the watchers of a job's nodes tell each other that it is over (by a
 datagram, not by MPI, which may be what is broken), and end what is left.
 
-The program runs beside the ranks all the time, so this file imports next to nothing.
+The program runs beside the ranks all the time, so this file imports little.
 """
 
+import atexit
 import contextlib
 import json
 import mmap
@@ -20,6 +21,7 @@ import signal
 import socket
 import struct
 import sys
+import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -37,7 +39,7 @@ SETTLE_S = 0.05
 """So long after a rank is gone, its last words have come through, if it had any."""
 ONE_EVENT_S = 1.0
 """Ranks that go so soon after another were ended because of it."""
-LOOK_EVERY_S = 0.5
+LOOK_EVERY_S, NEVER = 0.5, float("inf")
 END_WITHIN_S = 5.0
 """So long a launcher has to end the ranks of a job that one of them has ended."""
 
@@ -86,6 +88,7 @@ class Position:
             self._table = mmap.mmap(file.fileno(), 0)
         self._rank, self._offset = rank, local_rank * ROW.size
         self._write(os.getpid())
+        atexit.register(self.leave)  # a program that goes on after a run that failed, and ends in order
 
     def leave(self) -> None:
         """Note that this process ends in order."""
@@ -155,14 +158,18 @@ class Post:
         self._others: list[tuple[str, int]] = []
 
     def meet(self, others: Iterable[tuple[str, int]]) -> None:
-        """Look the others' addresses up, while there is time."""
-        for host, port in others:
-            with contextlib.suppress(OSError):
-                self._others.append((socket.gethostbyname(host), port))
+        """Look the others' addresses up, meanwhile: names may take long."""
+
+        def look_up() -> None:
+            for host, port in others:
+                with contextlib.suppress(OSError):
+                    self._others.append((socket.gethostbyname(host), port))
+
+        threading.Thread(target=look_up, daemon=True).start()
 
     def send(self, message: bytes) -> None:
         """Tell all others."""
-        for address in self._others:
+        for address in list(self._others):
             with contextlib.suppress(OSError):
                 self.socket.sendto(self._token + message, address)
 
@@ -186,32 +193,31 @@ def watch(table: mmap.mmap, offsets: dict[int, int], post: Post, *, survives: bo
         post: to and from the other nodes.
         survives: whether the job goes on without ranks that are lost.
     """
-    poll, quiet_until, end = select.poll(), 0.0, float("inf")
+    poll, quiet_until, end, why = select.poll(), 0.0, NEVER, b""
     for handle in (post.socket.fileno(), *offsets):
         poll.register(handle, select.POLLIN)
     while offsets:
         gone = [handle for handle, _ in poll.poll(1000 * LOOK_EVERY_S) if handle in offsets]
-        before = _rows(table, _row_offsets(table))
+        before, messages = _rows(table, _row_offsets(table)), post.received()
+        elsewhere = LOST in messages  # before it was here
         if not survives and _living(_rows(table, (offsets[handle] for handle in gone))):
             post.send(LOST)  # at once: the launcher is about to kill the others
         if gone:
             time.sleep(SETTLE_S)
-        messages = post.received()
-        if ENDED_HERE in messages:
-            post.send(OVER)
-        lost = _living(_rows(table, (offsets[handle] for handle in gone)))
-        news = ""
-        if messages.isdisjoint({ENDED_HERE, OVER}) and time.monotonic() > quiet_until:
-            if lost and LOST not in messages:
-                news = describe([rank for _, rank, *_ in lost], _living(before))
-            elif LOST in messages and end == float("inf"):
-                news = describe([], _living(before))
-        if news:
-            print(news, file=sys.stderr, flush=True)
-            quiet_until = time.monotonic() + ONE_EVENT_S
-        if messages or (lost and not survives) or any(row[0] < 0 for row in before):
-            mark_over(table)  # again: a rank may have written just then
-            end = min(end, time.monotonic() + END_WITHIN_S)
+            messages |= post.received()
+        lost, seen = _living(_rows(table, (offsets[handle] for handle in gone))), _living(before)
+        if seen and messages.isdisjoint({ENDED_HERE, OVER}) and time.monotonic() > quiet_until:
+            if lost and not elsewhere:
+                say(describe([rank for _, rank, *_ in lost], seen))
+                quiet_until = time.monotonic() + ONE_EVENT_S
+            elif LOST in messages and end == NEVER:
+                say(describe([], seen))
+        if end == NEVER and (messages or (lost and not survives) or any(row[0] < 0 for row in before)):
+            end = time.monotonic() + END_WITHIN_S
+            why = LOST if (lost or LOST in messages) and messages.isdisjoint({ENDED_HERE, OVER}) else OVER
+        if end < NEVER:
+            mark_over(table)  # again and again: a rank may have written just then
+            post.send(why)  # a datagram may be lost
         if time.monotonic() > end:
             for handle in set(offsets) - set(gone):
                 with contextlib.suppress(ProcessLookupError):
@@ -220,6 +226,11 @@ def watch(table: mmap.mmap, offsets: dict[int, int], post: Post, *, survives: bo
             poll.unregister(handle)
             os.close(handle)
             PID.pack_into(table, offsets.pop(handle), 0)
+
+
+def say(line: str) -> None:
+    """Print a line for the user."""
+    print(line, file=sys.stderr, flush=True)
 
 
 Row = tuple[int, int, int, float, bytes]
@@ -252,7 +263,7 @@ def describe(lost: list[int], rows: list[Row]) -> str:
 
 
 def main() -> None:
-    """Watch over the ranks of a table; once this has said nothing and closed its output, they may end."""
+    """Watch over the ranks of a table: FILE [survives]; once this has closed its output, they may end."""
     with Path(sys.argv[1]).open("r+b") as file:
         table = mmap.mmap(file.fileno(), 0)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # meant for the ranks, which may take their time
@@ -264,10 +275,8 @@ def main() -> None:
     post = Post(table)
     sys.stdout.close()
     os.close(1)
-    told = sys.stdin.buffer.read()  # nothing, if the rank that started this has ended already
-    introduction = json.loads(told or '{"others": [], "survives": false}')
-    post.meet(introduction["others"])
-    watch(table, offsets, post, survives=introduction["survives"])
+    post.meet(json.loads(sys.stdin.buffer.read() or "[]"))  # nothing, if the rank that started this has ended already
+    watch(table, offsets, post, survives="survives" in sys.argv[2:])
 
 
 if __name__ == "__main__":

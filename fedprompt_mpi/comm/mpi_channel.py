@@ -1,9 +1,9 @@
-"""How vectors travel between ranks: by MPI's collectives, and nothing that anybody spins in.
+"""How vectors travel between ranks: by MPI's collectives, and nothing that anybody spins in for long.
 
-A long wait polls a tiny non-blocking collective with a growing sleep; the vectors follow by blocking
-collectives once everybody is there. So a waiting rank leaves its core to one that trains, and the time
-of the collective holds (almost) no waiting. The tiny collective carries what has to travel anyway: the
-round's header before a broadcast, the clients' headers before a gather.
+A wait polls a tiny non-blocking collective, after the first tenth of a millisecond with a growing sleep; the vectors
+follow by blocking collectives once everybody is there. So a waiting rank leaves its core to one that trains, and the
+time of the collective holds (almost) no waiting. The tiny collective carries what has to travel anyway: the round's
+header before a broadcast, the clients' headers before a gather.
 
 In measure mode two barriers stand between the two: one that is polled until all are there, and a tight one for what
 is left of the skew (ranks wake up at different times). So the collective is timed with all ranks present. Both are
@@ -359,15 +359,16 @@ class MPIChannel:
     def has_lost_a_rank(self, error: Exception) -> bool:
         """Tell whether an error means that another rank is gone and the others may go on."""
         mpi = self._mpi
-        if not self.survives or not isinstance(error, mpi.Exception) or HERE.is_over():
-            return False  # ended on purpose, if it is over
+        if not self.survives or not isinstance(error, mpi.Exception):
+            return False
         until = time.monotonic() + NOTICE_WITHIN_S  # Open MPI's collectives may fail before they know why
-        while True:
+        while not HERE.is_over():  # then it was ended on purpose
             if self._comm.Is_revoked() or self._comm.Get_failed().size:
                 return True
             if time.monotonic() > until:
                 return False
             time.sleep(SHORTEST_SLEEP_S)
+        return False
 
     def without_the_lost(self) -> "MPIChannel":
         """Return a channel of the ranks that are left; those that still wait for the lost ones join in.

@@ -45,7 +45,7 @@ class Timing:
     muted: bool = False
     """Whether what happens now belongs to no round, so that nothing is recorded."""
     to_first_broadcast_s: float | None = None
-    """From the start of this process until the first global vector had reached it."""
+    """From the start of the run until the first global vector had reached this rank."""
     received: int = 0
     """How many times rank 0 has received what all handed over; right on rank 0."""
     _records: list[tuple[int, int, float, int]] = dataclasses.field(default_factory=list)

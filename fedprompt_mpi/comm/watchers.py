@@ -39,22 +39,21 @@ def watch_over(world: Any, node: Any, leaders: Any, folder: Path, rank: int, *, 
     HERE.share(table, rank, node.rank)
     node.Barrier()
     if node.rank == 0:
-        watcher = _start(table)
+        watcher = _start(table, survives)
         own, everyone = np.zeros(1, dtype=ADDRESS), np.zeros(leaders.size, dtype=ADDRESS)
         own["host"], own["port"] = socket.gethostname().encode(), port_of(table)
         leaders.Allgather(own.view(np.uint8), everyone.view(np.uint8))
         table.unlink()  # who needs it has it mapped
-        others = [[bytes(at["host"]).decode(), int(at["port"])] for at in np.delete(everyone, leaders.rank) if at["port"]]
         if watcher is not None:
-            _introduce(watcher, {"others": others, "survives": survives})
+            _introduce(watcher, np.delete(everyone, leaders.rank))
 
 
-def _start(table: Path) -> subprocess.Popen[bytes] | None:
+def _start(table: Path, survives: bool) -> subprocess.Popen[bytes] | None:
     """Start this node's watcher, and wait until it has the table; it begins once it is introduced to the others."""
     if not hasattr(os, "pidfd_open"):  # a Python made for kernels before 5.3
         return None
     watcher = subprocess.Popen(
-        [sys.executable, "-I", "-S", last_seen.__file__, str(table)],
+        [sys.executable, "-I", "-S", last_seen.__file__, str(table), *(["survives"] if survives else [])],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,  # a Ctrl-C is not meant for it
@@ -65,9 +64,11 @@ def _start(table: Path) -> subprocess.Popen[bytes] | None:
     return watcher
 
 
-def _introduce(watcher: subprocess.Popen[bytes], introduction: dict[str, Any]) -> None:
+def _introduce(watcher: subprocess.Popen[bytes], others: np.ndarray) -> None:
+    """Tell a watcher where the others are, `[nodes - 1]` of dtype `ADDRESS`."""
+    known = [[bytes(at["host"]).decode(), int(at["port"])] for at in others if at["port"]]
     assert watcher.stdin is not None
     with contextlib.suppress(BrokenPipeError):
-        watcher.stdin.write(json.dumps(introduction).encode())
+        watcher.stdin.write(json.dumps(known).encode())
         watcher.stdin.close()
     watcher.returncode = 0  # nobody waits for it

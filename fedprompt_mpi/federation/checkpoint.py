@@ -20,6 +20,7 @@ import numpy as np
 
 from fedprompt_mpi.config import RunConfig, SettingsError, to_dict
 from fedprompt_mpi.files import read_prompt, read_toml, write_tensors
+from fedprompt_mpi.lock import is_empty
 
 FOLDER = "checkpoint"
 KEPT = 2
@@ -104,7 +105,7 @@ def load_checkpoint(directory: Path, config: RunConfig) -> tuple[Checkpoint | No
         return checkpoint, [f"{words}: the one before it is used" for words in damaged]
     if damaged:
         raise SettingsError(f"output.resume: {'; '.join(damaged)}: start anew in another output.dir")
-    if directory.is_dir() and any(directory.iterdir()):
+    if directory.is_dir() and not is_empty(directory):
         try:
             theirs = mathematics(read_toml(directory / "config.toml"))
         except (OSError, ValueError, LookupError, AttributeError) as error:

@@ -215,8 +215,9 @@ def update_norms(run: RunData) -> Any:
 
 
 def group_of(run: RunData) -> dict[str, str]:
-    """Return phase -> group."""
-    measures = run.settings["comm"]["mode"] == "measure"
+    """Return phase -> group; a run may have gone on in another mode than it began in."""
+    synchronised = {round_ for round_, _, phase, _, _ in run.timings if phase == "sync"}
+    measures = all(round_ in synchronised for round_, _, phase, _, _ in run.timings if phase == "broadcast")
     return {
         phase: group if measures or group not in ("wait", "transfer") else "wait + transfer"
         for group, phases in GROUPS.items()

@@ -128,6 +128,7 @@ def test_ctrl_c_leaves_no_process_behind(tmp_path: Path) -> None:
     assert mpirun is not None
     options = ["--allow-run-as-root", "--oversubscribe"] if is_open_mpi(mpirun) else []
     command = [mpirun, *options, "-n", "3", sys.executable, "-m", "fedprompt_mpi", *SMALL, "--federation.rounds=100000"]
+    watchers = set(_processes_with("last_seen.py"))
     process = subprocess.Popen(
         [*command, f"--output.dir={tmp_path / 'run'}"],
         cwd=REPOSITORY,
@@ -141,6 +142,7 @@ def test_ctrl_c_leaves_no_process_behind(tmp_path: Path) -> None:
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
         assert process.wait(timeout=20) == (1 if is_open_mpi(mpirun) else 75)
         _wait_for(lambda: not _processes_with(str(tmp_path)), 10)
+        _wait_for(lambda: not set(_processes_with("last_seen.py")) - watchers, 10)
     finally:
         for pid in _processes_with(str(tmp_path)):
             os.kill(pid, signal.SIGKILL)

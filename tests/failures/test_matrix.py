@@ -124,7 +124,9 @@ def test_an_exception_is_not_survived(rank: int, before: str, tmp_path: Path) ->
 
 
 @pytest.mark.skipif(not TOLERANT, reason="this MPI's launcher ends the job with the first rank")
-@pytest.mark.parametrize("before", ["", "4:train:2:kill,"], ids=["whole", "after a loss"])
+@pytest.mark.parametrize(
+    "before", ["", "4:train:2:kill,", "4:train:4:kill,"], ids=["whole", "after a loss", "with a loss"]
+)
 def test_a_request_to_stop_is_heard(before: str, undisturbed: Path, tmp_path: Path) -> None:
     finished, _ = _run(f"{before}3:train:4:term", tmp_path / "run")
     assert finished.status == 75, finished.err

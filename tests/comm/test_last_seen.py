@@ -1,0 +1,142 @@
+"""The watchers of two nodes, each with processes of its own to watch over, on one machine."""
+
+import contextlib
+import json
+import mmap
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fedprompt_mpi.comm import last_seen
+from fedprompt_mpi.comm.last_seen import LOST, OVER, PID, ROW, TOKEN_BYTES, Position, make_table, port_of
+
+TOKEN = bytes(range(TOKEN_BYTES))
+SOON_S = 2.0
+
+
+class Node:
+    """Two processes that sleep, each a rank, and a watcher."""
+
+    def __init__(self, file: Path, first_rank: int, *flags: str) -> None:
+        self.file = file
+        make_table(file, 2, TOKEN)
+        self.ranks = [subprocess.Popen(["sleep", "60"]) for _ in range(2)]
+        with file.open("r+b") as opened:
+            self.table = mmap.mmap(opened.fileno(), 0)
+        for local, process in enumerate(self.ranks):
+            ROW.pack_into(self.table, local * ROW.size, process.pid, first_rank + local, 7, time.monotonic(), b"train")
+        self.watcher = subprocess.Popen(
+            [sys.executable, "-I", "-S", last_seen.__file__, str(file), *flags],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert self.watcher.stdout is not None
+        assert self.watcher.stdout.read() == ""
+
+    def meet(self, *others: "Node") -> None:
+        """Let the watcher begin."""
+        assert self.watcher.stdin is not None
+        self.watcher.stdin.write(json.dumps([["127.0.0.1", port_of(other.file)] for other in others]))
+        self.watcher.stdin.close()
+        self.watcher.stdin = None
+
+    def pids(self) -> list[int]:
+        """Return what the table says of the processes."""
+        return [PID.unpack_from(self.table, local * ROW.size)[0] for local in range(2)]
+
+    def have_ended(self, within_s: float) -> bool:
+        """Wait so long for the ranks' end."""
+        until = time.monotonic() + within_s
+        while any(rank.poll() is None for rank in self.ranks) and time.monotonic() < until:
+            time.sleep(0.02)
+        return all(rank.poll() is not None for rank in self.ranks)
+
+    def said(self) -> str:
+        """End the ranks that are left, and return what the watcher has said."""
+        for rank in self.ranks:
+            rank.kill()
+            rank.wait()
+        return self.watcher.communicate(timeout=10)[1]
+
+
+@pytest.fixture
+def nodes(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[list[Node]]:
+    made = [Node(tmp_path / f"table{n}", 2 * n, *getattr(request, "param", ())) for n in range(2)]
+    for node, other in zip(made, reversed(made), strict=True):
+        node.meet(other)
+    time.sleep(0.2)  # they look each other's address up
+    yield made
+    for node in made:
+        for process in (*node.ranks, node.watcher):
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            process.communicate()
+
+
+def test_a_killed_rank_is_named_and_the_job_ends(nodes: list[Node]) -> None:
+    here, there = nodes
+    here.ranks[1].send_signal(signal.SIGKILL)
+    assert there.have_ended(last_seen.END_WITHIN_S + SOON_S)  # there is no launcher that does it
+    mine, theirs = here.said(), there.said()
+    assert f"rank 1 on {socket.gethostname()} ended without a word" in mine
+    assert "rank 0 in train of round 7" in mine
+    assert theirs.startswith(f"fedprompt_mpi: last seen on {socket.gethostname()}: rank 2 in train of round 7")
+    assert (mine + theirs).count("fedprompt_mpi:") == 2
+
+
+def test_of_two_that_are_killed_at_once_one_is_named(nodes: list[Node]) -> None:
+    """At least: whoever hears of the other first takes its own for one that the launcher has ended."""
+    for node in nodes:
+        node.watcher.send_signal(signal.SIGSTOP)
+        node.ranks[0].send_signal(signal.SIGKILL)
+    for node in nodes:
+        node.watcher.send_signal(signal.SIGCONT)
+    assert all(node.have_ended(last_seen.END_WITHIN_S + SOON_S) for node in nodes)
+    said = [node.said() for node in nodes]
+    assert any("ended without a word" in some for some in said)
+    for some, rank in zip(said, (0, 2), strict=True):
+        assert f"rank {rank} in train of round 7" in some
+
+
+def test_after_a_rank_has_ended_the_job_nobody_has_anything_to_add(nodes: list[Node]) -> None:
+    here, there = nodes
+    first, second = Position(), Position()
+    first.share(here.file, 0, 0)
+    second.share(here.file, 1, 1)
+    assert not second.is_over()
+    assert first.leave_all()
+    assert second.is_over()
+    assert not second.leave_all()
+    time.sleep(0.2)
+    assert all(pid < 0 for pid in there.pids())
+    PID.pack_into(there.table, ROW.size, there.ranks[1].pid)  # a rank that was about to write
+    there.ranks[0].send_signal(signal.SIGKILL)  # as the launcher does, sooner or later
+    assert there.have_ended(last_seen.END_WITHIN_S + SOON_S)
+    assert there.said() == ""
+
+
+@pytest.mark.parametrize("nodes", [("survives",)], indirect=True)
+def test_where_the_others_go_on_they_are_let_be(nodes: list[Node]) -> None:
+    here, there = nodes
+    here.ranks[0].send_signal(signal.SIGKILL)
+    assert not there.have_ended(last_seen.END_WITHIN_S + SOON_S)
+    assert there.pids() == [rank.pid for rank in there.ranks]
+    assert "rank 0 on " in here.said()
+    assert "rank 0" not in there.said()
+
+
+def test_a_message_of_another_job_is_not_heard(nodes: list[Node]) -> None:
+    here, _ = nodes
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
+        for message in (bytes(TOKEN_BYTES) + OVER, bytes(TOKEN_BYTES) + LOST, OVER, b""):
+            out.sendto(message, ("127.0.0.1", port_of(here.file)))
+        time.sleep(0.5)
+        assert here.pids() == [rank.pid for rank in here.ranks]
+        out.sendto(TOKEN + OVER, ("127.0.0.1", port_of(here.file)))
+        time.sleep(0.5)
+    assert here.pids() == [-rank.pid for rank in here.ranks]
