@@ -26,6 +26,7 @@ from fedprompt_mpi.comm.channel import HEADER, NEVER, Gathered, RankLost, pieces
 from fedprompt_mpi.comm.exact_sum import in_units, unit_of
 from fedprompt_mpi.comm.last_seen import HERE
 from fedprompt_mpi.comm.launcher import is_fault_tolerant, transport_of
+from fedprompt_mpi.comm.progress import Progress
 from fedprompt_mpi.comm.roll_call import RollCall
 from fedprompt_mpi.comm.stop import is_requested
 from fedprompt_mpi.comm.timing import RECORD, Timing
@@ -42,7 +43,6 @@ NOTICE_WITHIN_S = 2.0
 """So soon after a collective failed, the loss that it failed for is known."""
 RECOVER_WITHIN_S = 30.0
 """Survivors agree within seconds, or not at all: if one of them is ending the job instead."""
-PROGRESS_TAG = 7
 MESSAGE_BYTES = 4096
 
 
@@ -64,7 +64,7 @@ class MPIChannel:
 
         self._mpi, self._world, self._deadline_s = MPI, world, deadline_s
         self._comm = world.Dup()
-        self._progress_comm = world.Dup()
+        self._progress = Progress(world.Dup())
         self._roll = RollCall(world.Dup(), deadline_s)
         self.rank, self.size = self._comm.rank, self._comm.size
         self.first_ranks = np.arange(self.size)
@@ -89,12 +89,6 @@ class MPIChannel:
         self.stopping = False
         self._measure = measure
         self._rooms = [np.empty(0, dtype=np.uint8), np.empty(0, dtype=np.uint8)]
-        self._show: Callable[[int], None] | None = None
-        self._left = np.zeros(self.size, dtype=np.int64)
-        self._steps = 0
-        self._sending: tuple[Any, np.ndarray] | None = None
-        self._watched = False
-        self._last_report = 0.0
         first_rank = int(self.first_ranks[self.rank])
         watch_over(self._comm, self._node, self._leaders, self.shared_folder(), first_rank, survives=self.survives)
 
@@ -120,8 +114,7 @@ class MPIChannel:
             if time.monotonic() - start < AWAKE_S:
                 os.sched_yield()
                 continue
-            if self._show:
-                self._receive_progress()
+            self._progress.receive()
             time.sleep(pause)
             pause = min(1.5 * pause, LONGEST_SLEEP_S)
             if pause == LONGEST_SLEEP_S:
@@ -164,7 +157,7 @@ class MPIChannel:
         Raises:
             RuntimeError: if rank 0's vector has another layout than this rank's.
         """
-        header = np.array([len(vector), fingerprint, self._show is not None, is_requested()], dtype=np.int64)
+        header = np.array([len(vector), fingerprint, self._progress.show is not None, is_requested()], dtype=np.int64)
         expected = header[:2].copy()
         with self.timing.phase("wait"):
             self._sleep_until(self._comm.Ibcast(header, root=0))
@@ -173,7 +166,7 @@ class MPIChannel:
                 f"rank 0 sends a vector of {header[0]} parameters (layout {header[1]}), "
                 f"but rank {self.rank} has {expected[0]} (layout {expected[1]})"
             )
-        self._watched, self.stopping = bool(header[2]), bool(header[3])
+        self._progress.is_watched, self.stopping = bool(header[2]), bool(header[3])
         size = wire.bytes_of(len(vector))
         if wire.exact:
             self.synchronise()
@@ -302,32 +295,13 @@ class MPIChannel:
         self._folder = None
 
     def report_progress(self, left: int) -> None:
-        """Tell rank 0 how many local steps are left, a few times a second at most."""
+        """Tell rank 0 how many local steps are left, if it watches."""
         self.alive()
-        now = time.monotonic()
-        if self.rank == 0:  # a server that trains; nobody needs to send for it
-            self._left[0] = left
-        if not self._watched or self.rank == 0 or now - self._last_report < 0.2:
-            return
-        if self._sending is not None and not self._sending[0].Test():
-            return
-        message = np.array([left], dtype=np.int64)
-        self._sending = (self._progress_comm.Isend(message, dest=0, tag=PROGRESS_TAG), message)
-        self._last_report = now
+        self._progress.report(left)
 
     def watch_progress(self, show: Callable[[int], None] | None, steps: np.ndarray) -> None:
         """Let rank 0's next waits tell `show` how many steps the rank that is last has behind it."""
-        self._show, self._steps = show, int(steps.max())
-        self._left[:] = steps
-
-    def _receive_progress(self) -> None:
-        status = self._mpi.Status()
-        message = np.empty(1, dtype=np.int64)
-        while self._progress_comm.Iprobe(tag=PROGRESS_TAG, status=status):
-            self._progress_comm.Recv(message, source=status.Get_source(), tag=PROGRESS_TAG)
-            self._left[status.Get_source()] = message[0]
-        if self._show:
-            self._show(self._steps - int(self._left.max()))
+        self._progress.watch(show, steps)
 
     def _collect_bytes(self, mine: np.ndarray) -> list[bytes]:
         """Return every rank's uint8 array as bytes on rank 0, [] elsewhere."""
@@ -405,14 +379,12 @@ class MPIChannel:
 
     def _revoke(self) -> None:
         """Wake everybody who waits on a communicator of this channel, wherever that is."""
-        for comm in (self._comm, self._progress_comm, self._roll.comm, self._node, self._leaders):
+        for comm in (self._comm, self._progress.comm, self._roll.comm, self._node, self._leaders):
             if comm != self._mpi.COMM_NULL:
                 comm.Revoke()
 
     def close(self) -> None:
         """Drain what is under way, remove the node's folder, and leave together."""
-        if self._sending is not None:
-            self._sending[0].Cancel()
         self.drop_shared_folder()
         HERE.leave()
         self._sleep_until(self._comm.Ibarrier())  # the folders are gone before any rank may end the job
@@ -420,7 +392,7 @@ class MPIChannel:
             self._leaders.Free()
         self._node.Free()
         self._roll.close()
-        self._progress_comm.Free()
+        self._progress.close()
         self._comm.Free()
 
 
