@@ -9,11 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fedprompt_mpi.comm.stop import STOPPED
+from fedprompt_mpi.comparable import RUN, differences, dotted
 from fedprompt_mpi.config import RunConfig, SettingsError, to_dict
 from fedprompt_mpi.files import read_toml
-
-INCIDENTAL = {"output", "comm"}
-"""Sections of the settings that make no other run."""
 
 
 def sweep(
@@ -94,11 +92,10 @@ def _is_done(place: Path, config: RunConfig) -> bool:
     """
     if not (place / "summary.json").exists():
         return False
-    theirs, ours = read_toml(place / "config.toml"), to_dict(config)
-    differs = [name for name in {*theirs, *ours} - INCIDENTAL if theirs.get(name) != ours.get(name)]
+    differs = differences(dotted(read_toml(place / "config.toml"), RUN), dotted(to_dict(config), RUN))
     if differs:
         raise SettingsError(
-            f"{place} is done with other settings ({', '.join(sorted(differs))}): give the sweep another --runs"
+            f"{place} is done with other settings ({', '.join(differs)}): give the sweep another --runs"
         )
     return True
 

@@ -44,7 +44,7 @@ def test_what_is_done_is_skipped_and_what_was_cut_goes_on(recipes: Path) -> None
 
     third = _sweep(recipes, "--federation.rounds=2")
     assert third.status == 2
-    assert "one is done with other settings (federation)" in third.err
+    assert "one is done with other settings (federation.rounds)" in third.err
 
 
 def test_seeds_and_a_failure_that_keeps_no_other_from_running(recipes: Path) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from fedprompt_mpi.comparable import RESULT, differences, dotted, with_rounds
 from fedprompt_mpi.config import RunConfig, SettingsError, to_dict
 from fedprompt_mpi.files import read_prompt, read_toml, write_tensors
 from fedprompt_mpi.lock import is_empty
@@ -42,27 +43,9 @@ class Checkpoint:
     """What the server, an attacker and the clients' error feedback remember from round to round, by name; float32."""
 
 
-IRRELEVANT = {
-    "output": None,
-    "comm": {"mode", "gpu_aware", "warmup", "deadline_s"},
-    "model": {"device"},
-    "poison": {"clean_run"},
-}
-"""Settings that do not decide the result: how it runs and what is kept; None for all of a section."""
-
-
 def mathematics(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return of nested settings those that decide the result, by their dotted names."""
-    decide = {}
-    for section, content in settings.items():
-        left_out = IRRELEVANT.get(section, set())
-        if section == "federation" and settings["client"]["schedule"] == "constant":
-            left_out = {"rounds"}  # else it is part of every round
-        if not isinstance(content, dict):
-            decide[section] = content
-        elif left_out is not None:
-            decide |= {f"{section}.{name}": value for name, value in content.items() if name not in left_out}
-    return decide
+    return dotted(settings, with_rounds(RESULT, settings))
 
 
 def checkpoints(directory: Path) -> list[Path]:
@@ -166,11 +149,9 @@ def _read(file: Path) -> tuple[Checkpoint, dict[str, Any]]:
 
 def _check_settings(directory: Path, theirs: Mapping[str, Any], config: RunConfig) -> None:
     """Raise SettingsError, naming what differs, if a run was made with settings that give another result."""
-    ours = mathematics(to_dict(config))
     differs = [
-        f"{name} = {json.dumps(theirs.get(name))} (now {json.dumps(ours.get(name))})"
-        for name in sorted({*theirs, *ours})
-        if theirs.get(name) != ours.get(name)
+        f"{name} = {json.dumps(there)} (now {json.dumps(here)})"
+        for name, (there, here) in differences(theirs, mathematics(to_dict(config))).items()
     ]
     if differs:
         more = f" and {len(differs) - MOST_NAMED} more" if len(differs) > MOST_NAMED else ""

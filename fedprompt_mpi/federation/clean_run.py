@@ -3,23 +3,9 @@
 import json
 from pathlib import Path
 
+from fedprompt_mpi.comparable import ATTACK_AND_DEFENCE, differences, dotted, with_rounds
 from fedprompt_mpi.config import RunConfig, SettingsError, to_dict
 from fedprompt_mpi.files import MOST_LINES_BYTES, read_text, read_toml
-
-MAY_DIFFER = {
-    "task": {"data"},
-    "model": {"dtype", "device"},
-    "poison": {
-        "clients", "rate", "distributed", "mode", "attack", "boost", "norm_bound", "neurotoxin_share", "gaussian_std",
-        "clean_run",
-    },
-    "federation": {
-        "rounds", "aggregator", "assumed_malicious", "clip_norm", "outlier_threshold", "flame_noise", "server_examples",
-        "noise_std", "server_optimizer", "server_lr", "server_momentum", "server_beta2", "server_tau",
-    },
-}  # fmt: skip
-"""Settings of attack and defence, and of where things are; in all others a clean run agrees with the one beside it."""
-SECTIONS = ("task", "model", "prompt", "federation", "client", "poison")
 
 
 def read_clean_run(config: RunConfig) -> dict[int, float]:
@@ -42,15 +28,10 @@ def read_clean_run(config: RunConfig) -> dict[int, float]:
     if malicious:
         raise SettingsError(f"{named}, whose clients {malicious} are malicious: name a run without any")
     ours = to_dict(config)
-    may_differ = dict(MAY_DIFFER)
-    if config.client.schedule != "constant":  # then the number of rounds is part of every round
-        may_differ["federation"] = MAY_DIFFER["federation"] - {"rounds"}
-    for section in SECTIONS:
-        for name in sorted({*ours[section], *theirs.get(section, {})} - may_differ.get(section, set())):
-            there, here = theirs.get(section, {}).get(name), ours[section].get(name)
-            if there != here:
-                raise SettingsError(
-                    f"{named}, which has {section}.{name} = {there!r}, here it is {here!r}: "
-                    "name a run that differs in its attack and defence only"
-                )
+    left_out = with_rounds(ATTACK_AND_DEFENCE, ours)
+    for name, (there, here) in differences(dotted(theirs, left_out), dotted(ours, left_out)).items():
+        raise SettingsError(
+            f"{named}, which has {name} = {there!r}, here it is {here!r}: "
+            "name a run that differs in its attack and defence only"
+        )
     return {round_: rate for round_, rate in rates.items() if rate is not None}

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fedprompt_mpi.comm.statistics import LEAST_SAMPLES, communication
+from fedprompt_mpi.comparable import JOB, differences, dotted
 from fedprompt_mpi.config import SettingsError
 from fedprompt_mpi.console import format_seconds
 from fedprompt_mpi.files import read_json, read_toml
@@ -40,7 +41,7 @@ def read_communication(directories: Sequence[Path], *, warmup: int | None) -> di
             raise SettingsError(
                 f"{directory} cannot be read as a finished run ({error!r}): name a run directory"
             ) from error
-        differs = [name for name, value in jobs[0].items() if jobs[-1].get(name) != value]
+        differs = differences(jobs[0], jobs[-1])
         if differs:
             raise SettingsError(
                 f"{directory} differs from {directories[0]} in {', '.join(differs)}: pool launches of one job, which "
@@ -52,10 +53,9 @@ def read_communication(directories: Sequence[Path], *, warmup: int | None) -> di
 
 def _job(directory: Path) -> dict[str, Any]:
     """Return what launches of one job have in common: the settings, and which rank was on which node."""
-    settings = read_toml(directory / "config.toml")
-    tables = {name: value for name, value in settings.items() if name not in ("seed", "output")}
+    settings = dotted(read_toml(directory / "config.toml"), JOB)
     ranks = read_json(directory / "environment.json")["ranks"]
-    return {**tables, "nodes": [rank["node"] for rank in ranks]}
+    return {**settings, "nodes": [rank["node"] for rank in ranks]}
 
 
 def format_communication(figures: dict[str, Any]) -> str:

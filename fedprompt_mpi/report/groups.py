@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedprompt_mpi.comparable import EXPERIMENT, dotted
 from fedprompt_mpi.report.run_data import RunData
 
-SECTIONS = ("task", "model", "prompt", "federation", "client", "poison", "privacy", "comm")
-INCIDENTAL = {"task.data", "model.device", "poison.clean_run", "comm.warmup", "comm.deadline_s"}
-"""Settings that make no other experiment."""
 Spread = tuple[float, float | None]
 """A mean, and the standard deviation of a sample; None of a single one."""
 
@@ -43,10 +41,10 @@ class Group:
 
 def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return nested settings by dotted name, without what makes no other experiment; a model by its last name."""
-    by_name = {f"{section}.{name}": value for section in SECTIONS for name, value in settings.get(section, {}).items()}
+    by_name = dotted(settings, EXPERIMENT)
     if "model.name" in by_name:
         by_name["model.name"] = Path(by_name["model.name"]).name
-    return {name: value for name, value in by_name.items() if name not in INCIDENTAL}
+    return by_name
 
 
 def group(runs: Sequence[RunData]) -> list[Group]:
