@@ -46,7 +46,7 @@ def test_unmeasured_waiting_and_transfer_stay_together(tmp_path: Path) -> None:
     assert "told apart by --comm.mode measure" in table
     assert not any(line.startswith(("wait ", "transfer", "overhead")) for line in table.splitlines())
     run_here(tmp_path / "other", "--federation.rounds=1", "--comm.mode=measure")
-    with pytest.raises(SettingsError, match=r"differs from .* in comm\.mode, federation\.rounds: pool launches of one job"):
+    with pytest.raises(SettingsError, match=r"differs from .* in comm\.mode, federation\.rounds: pool"):
         read_communication([tmp_path / "run", tmp_path / "other"], warmup=0)
 
 
