@@ -193,7 +193,7 @@ def watch(table: mmap.mmap, offsets: dict[int, int], post: Post, *, survives: bo
         post: to and from the other nodes.
         survives: whether the job goes on without ranks that are lost.
     """
-    poll, quiet_until, end, why = select.poll(), 0.0, NEVER, b""
+    poll, quiet_until, end, why, tell_at = select.poll(), 0.0, NEVER, b"", 0.0
     for handle in (post.socket.fileno(), *offsets):
         poll.register(handle, select.POLLIN)
     while offsets:
@@ -217,7 +217,9 @@ def watch(table: mmap.mmap, offsets: dict[int, int], post: Post, *, survives: bo
             why = LOST if (lost or LOST in messages) and messages.isdisjoint({ENDED_HERE, OVER}) else OVER
         if end < NEVER:
             mark_over(table)  # again and again: a rank may have written just then
-            post.send(why)  # a datagram may be lost
+            if time.monotonic() >= tell_at:  # a datagram may be lost; not at once again, or it would come back at once
+                post.send(why)
+                tell_at = time.monotonic() + LOOK_EVERY_S
         if time.monotonic() > end:
             for handle in set(offsets) - set(gone):
                 with contextlib.suppress(ProcessLookupError):

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import mmap
+import os
 import signal
 import socket
 import subprocess
@@ -65,6 +66,11 @@ class Node:
             time.sleep(0.02)
         return all(rank.poll() is not None for rank in self.ranks)
 
+    def processor_s(self) -> float:
+        """Return the processor time that the watcher has taken."""
+        fields = Path(f"/proc/{self.watcher.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def said(self) -> str:
         """End the ranks that are left, and return what the watcher has said."""
         for rank in self.ranks:
@@ -90,6 +96,8 @@ def nodes(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[list[Node]
 def test_a_killed_rank_is_named_and_the_job_ends(nodes: list[Node]) -> None:
     here, there = nodes
     here.ranks[1].send_signal(signal.SIGKILL)
+    time.sleep(0.7 * last_seen.END_WITHIN_S)
+    assert max(here.processor_s(), there.processor_s()) < 0.3  # they do not answer each other's answers
     assert there.have_ended(last_seen.END_WITHIN_S + SOON_S)  # there is no launcher that does it
     mine, theirs = here.said(), there.said()
     assert f"rank 1 on {socket.gethostname()} ended without a word" in mine
