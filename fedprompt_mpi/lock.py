@@ -31,11 +31,6 @@ class DirectoryLock:
         """Hold nothing yet."""
         self._handle: int | None = None
 
-    @property
-    def is_held(self) -> bool:
-        """Whether it has been taken."""
-        return self._handle is not None
-
     def take(self, directory: Path) -> None:
         """Take the lock on a directory, which exists.
 

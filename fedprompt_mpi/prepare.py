@@ -20,10 +20,10 @@ from fedprompt_mpi.comm.channel import Channel
 from fedprompt_mpi.comm.last_seen import HERE
 from fedprompt_mpi.comm.topology import bind_device, thread_count
 from fedprompt_mpi.config import RunConfig, SettingsError
-from fedprompt_mpi.federation.checkpoint import Checkpoint, load_checkpoint
+from fedprompt_mpi.federation.checkpoint import Checkpoint, checkpoints, load_checkpoint
 from fedprompt_mpi.federation.clean_run import read_clean_run
-from fedprompt_mpi.files import read_prompt
-from fedprompt_mpi.lock import DirectoryInUseError, DirectoryLock, is_empty
+from fedprompt_mpi.files import CannotWriteError, read_prompt
+from fedprompt_mpi.lock import DirectoryLock, is_empty
 from fedprompt_mpi.records import check_directory, check_records
 from fedprompt_mpi.text.corpus import Corpus, build
 from fedprompt_mpi.text.tasks import Task
@@ -65,7 +65,7 @@ def prepare(config: RunConfig, task: Task, channel: Channel, lock: DirectoryLock
     Raises:
         SettingsError: on every rank, with the message of the lowest rank that found something wrong.
     """
-    directory, found, clean_rates = together(channel, lambda: _find_start(config, task, channel, lock))
+    directory, there, found, clean_rates = together(channel, lambda: _find_start(config, task, channel))
     shared = channel.shared_folder()
     together(channel, lambda: _make_data(config, task, channel, shared))
     corpus = Corpus.map(shared)
@@ -76,7 +76,7 @@ def prepare(config: RunConfig, task: Task, channel: Channel, lock: DirectoryLock
     checkpoint = together(channel, lambda: _start(config, channel, backbone, method, found))
     done = np.array([float(checkpoint.round_)])
     checkpoint = dataclasses.replace(checkpoint, round_=int(channel.sum(done)[0]))
-    together(channel, lambda: _claim(directory, channel, lock))
+    together(channel, lambda: _claim(config, channel, lock, directory, there))
     return Prepared(
         directory=directory,
         corpus=corpus,
@@ -120,22 +120,21 @@ def _check_packages(config: RunConfig) -> None:
 
 
 def _find_start(
-    config: RunConfig, task: Task, channel: Channel, lock: DirectoryLock
-) -> tuple[Path, Checkpoint | None, dict[int, float]]:
+    config: RunConfig, task: Task, channel: Channel
+) -> tuple[Path, list[Path], Checkpoint | None, dict[int, float]]:
     """Return the run directory and, on rank 0, what is there already.
 
-    That is the checkpoint or prompt to start from, if there is to be one, and the rates of the clean run.
+    That is its checkpoints, the checkpoint or prompt to start from, if there is to be one, and the rates of the clean
+    run.
     """
     name = f"{task.name}-{config.prompt.method}-{time.strftime('%Y%m%d-%H%M%S')}"
     directory = Path(config.output.dir) if config.output.dir else Path("runs") / name
     if channel.rank:
-        return directory, None, {}
+        return directory, [], None, {}
     _check_packages(config)
     check_directory(directory, resume=config.output.resume)
-    found = None
+    there, found = checkpoints(directory), None
     if config.output.resume:
-        if (directory / "config.toml").exists():
-            _take(lock, directory)
         found, warnings = load_checkpoint(directory, config)
         for warning in warnings:
             print(f"fedprompt_mpi: warning: {warning}", file=sys.stderr, flush=True)
@@ -143,30 +142,27 @@ def _find_start(
         check_records(directory, found.round_)
     if found is None and config.prompt.init not in ("vocab", "random"):
         found = Checkpoint(vector=_read_start(config.prompt.init), round_=0, record={})
-    return directory, found, read_clean_run(config)
+    return directory, there, found, read_clean_run(config)
 
 
-def _claim(directory: Path, channel: Channel, lock: DirectoryLock) -> None:
-    """Let rank 0 make the run directory and keep others out: from here on nothing about the settings is wrong."""
+def _claim(config: RunConfig, channel: Channel, lock: DirectoryLock, directory: Path, there: list[Path]) -> None:
+    """Let rank 0 make the run directory and keep others out: from here on nothing about the settings is wrong.
+
+    Raises:
+        SettingsError: if another job is at work there, or has been since its checkpoints were `there`.
+    """
     if channel.rank:
         return
+    named = f"output.dir is {str(directory)!r}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SettingsError(f"output.dir is {str(directory)!r}, which cannot be made ({error.strerror})") from error
-    if lock.is_held:  # the run goes on
-        return
-    _take(lock, directory)
-    if not is_empty(directory):
-        raise SettingsError(f"output.dir is {str(directory)!r}, in which another job has begun meanwhile: name another")
-
-
-def _take(lock: DirectoryLock, directory: Path) -> None:
-    """Take the lock on the run directory; raises SettingsError if another job has it."""
-    try:
         lock.take(directory)
-    except DirectoryInUseError as error:
-        raise SettingsError(f"output.dir is {error}. {error.remedy}") from error
+    except OSError as error:
+        raise SettingsError(f"{named}, which cannot be made ({error.strerror})") from error
+    except CannotWriteError as error:
+        raise SettingsError(f"{named}: cannot write {error}. {error.remedy}") from error
+    if checkpoints(directory) != there or not (config.output.resume or is_empty(directory)):
+        raise SettingsError(f"{named}, in which another job has been at work meanwhile: start again, or name another")
 
 
 def _read_start(path: str) -> np.ndarray:

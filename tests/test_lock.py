@@ -1,14 +1,19 @@
 """One job at a time in a run directory."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from fedprompt_mpi import prepare
+from fedprompt_mpi.config import SettingsError
 from fedprompt_mpi.lock import DirectoryInUseError, DirectoryLock
 from tests.jobs import REPOSITORY, SMALL, launch, run_here
 
@@ -47,3 +52,20 @@ def test_a_run_that_goes_on_in_another_job_is_let_be(tmp_path: Path) -> None:
         other.wait()
     rounds = len((directory / "rounds.jsonl").read_text().splitlines())
     assert run_here(directory, *FLAGS[len(SMALL) :], f"--federation.rounds={rounds + 1}", "--output.resume=true")
+
+
+def test_what_another_job_has_done_meanwhile_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two that begin in one new directory: the second finds it taken, or used, once it comes to it."""
+    claim = prepare._claim
+
+    def claim_second(*given: Any) -> None:
+        monkeypatch.setattr(prepare, "_claim", claim)
+        run_here(tmp_path / "run", "--federation.rounds=1")
+        claim(*given)
+
+    for flags in ([], ["--output.resume=true"]):
+        monkeypatch.setattr(prepare, "_claim", claim_second)
+        with pytest.raises(SettingsError, match="another job has been at work meanwhile"):
+            run_here(tmp_path / "run", "--federation.rounds=1", *flags)
+        assert json.loads((tmp_path / "run" / "summary.json").read_text())["rounds"] == 1
+        shutil.rmtree(tmp_path / "run")
