@@ -14,7 +14,7 @@ RESULT: LeftOut = {
     "model": {"device"},
     "poison": {"clean_run"},
 }
-"""A run that goes on has the same bits: see `left_out_of_result`."""
+"""A run that goes on has the same bits: see `with_rounds`."""
 RUN: LeftOut = {"output": None, "comm": None}
 """A run of a sweep has been done."""
 JOB: LeftOut = {"seed": None, "output": None}

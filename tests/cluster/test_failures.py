@@ -1,11 +1,11 @@
 """Failures on other nodes than the launcher's: one report, with the host, and nobody hangs."""
 
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.cluster.virtual import Cluster
+from tests.failures.conftest import check_report
 from tests.jobs import SMALL, Finished, find_mpirun, is_open_mpi
 
 RANKS = (1, 1, 1)
@@ -21,13 +21,11 @@ def _doomed(cluster: Cluster, fates: str, directory: Path, *flags: str, tolerant
 
 def _check_report(finished: Finished, start: str) -> None:
     """One rank has spoken, once, and the job has ended soon after."""
-    end = time.monotonic()
-    assert finished.status == 3, finished.err
+    check_report(finished)
     _, *reports = finished.err.split("fedprompt_mpi: ")
     assert len(reports) == 1, finished.err
     assert reports[0].startswith(start)
     assert "ArithmeticError: boom" in reports[0]
-    assert end - float(reports[0].split("ArithmeticError: boom at ")[1].split()[0]) < 10
 
 
 def test_exceptions_on_two_nodes_are_one_report(cluster: Cluster, tmp_path: Path) -> None:
