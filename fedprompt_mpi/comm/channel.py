@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fedprompt_mpi.comm.launcher import Launch, mismatch
+from fedprompt_mpi.comm.launcher import Launch, mismatch, set_transport
 from fedprompt_mpi.comm.timing import Timing
 from fedprompt_mpi.comm.topology import Place
 from fedprompt_mpi.comm.wire import FLOAT32, INT8_CHUNK, Wire
@@ -217,6 +217,7 @@ def start_mpi(launch: Launch) -> Any:
     if wrong:
         raise SettingsError(wrong)
     if not MPI.Is_initialized():
+        set_transport(launch, MPI.Get_library_version())
         MPI.Init_thread()
     if launch.size != MPI.COMM_WORLD.size:
         raise SettingsError(

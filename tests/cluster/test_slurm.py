@@ -13,6 +13,7 @@ from tests.cluster.virtual import Cluster
 from tests.jobs import REPOSITORY, SMALL, find_mpirun, is_open_mpi, read_rounds
 
 LAUNCH = REPOSITORY / "launch"
+USED_MEMORY = Path(__file__).parent / "used_memory"
 PLACES = """
 import os
 from fedprompt_mpi.comm.channel import open_channel
@@ -40,12 +41,10 @@ def slurm(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def _variables(**more: str) -> dict[str, str]:
     """Return what a user has set up before sbatch: the environment of the package and the wire."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    # with shared memory too a rank's address may not go into one PMI value of 1,024 characters, and of several Slurm's
-    # PMI-2 makes nothing ("value not properly terminated in client request")
-    wire = {"UCX_TLS": "tcp,self", "UCX_NET_DEVICES": "eth0"}
+    wire = {"UCX_TLS": "tcp,self,sysv,posix", "UCX_NET_DEVICES": "eth0"}
     wire |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     wire |= {"OMPI_MCA_pml": "ob1", "OMPI_MCA_btl": "tcp,sm,self", "OMPI_MCA_btl_tcp_if_include": "eth0"}
-    return {"PATH": path, "PYTHONPATH": str(REPOSITORY), **wire, **more}
+    return {"PATH": path, "PYTHONPATH": f"{REPOSITORY}:{USED_MEMORY}", **wire, **more}
 
 
 def _open_mpi() -> bool:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedprompt_mpi.comm.launcher import Launch, mismatch, read_launch, transport_of
+from fedprompt_mpi.comm.launcher import Launch, mismatch, read_launch, set_transport, transport_of
 
 OPEN_MPI = {"OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "11"}
 MPICH = {"PMI_RANK": "3", "PMI_SIZE": "11"}
@@ -53,3 +53,22 @@ def test_transport() -> None:
     assert transport_of(mpich, {"UCX_TLS": "tcp,self"}) == "ch4:ucx ofi; UCX_TLS=tcp,self"
     assert transport_of("Open MPI v5.0.11", {"OMPI_MCA_btl": "tcp,self"}) == "OMPI_MCA_btl=tcp,self"
     assert transport_of("Open MPI v5.0.11", {}) == "the library's choice"
+
+
+@pytest.mark.parametrize(
+    ("environment", "library", "netmod"),
+    [
+        (SLURM | MPICH | {"PMI_FD": "10"}, "MPICH Device: ch4:ucx ofi", "ofi"),
+        (SLURM | MPICH | {"PMI_FD": "10", "MPIR_CVAR_CH4_NETMOD": "ucx"}, "MPICH Device: ch4:ucx ofi", "ucx"),
+        (SLURM | MPICH | {"PMI_FD": "10"}, "MPICH Device: ch4:ucx", None),  # has no other
+        (SLURM | MPICH | {"PMI_FD": "10"}, "MPICH Device: ch4:ucx ofi\nMPICH configure: --with-pmi=pmi2", None),
+        (SLURM, "MPICH Device: ch4:ucx ofi", None),  # srun --mpi=pmix
+        (MPICH | {"PMI_FD": "10"}, "MPICH Device: ch4:ucx ofi", None),  # its own mpirun reads requests of any length
+    ],
+)
+def test_mpich_under_srun_takes_the_module_with_short_addresses(
+    environment: dict[str, str], library: str, netmod: str | None
+) -> None:
+    mine = dict(environment)
+    set_transport(read_launch(environment), library, mine)
+    assert mine.get("MPIR_CVAR_CH4_NETMOD") == netmod
