@@ -1,7 +1,7 @@
 """The program, which writes down what each rank holds in each round: sampled.py FOLDER FLAGS...
 
-FOLDER/RANK.npy gets a row a round: seconds on this node's clock, seconds of processor time, resident bytes, open files,
-MPI requests begun, and those of them that are neither done nor cancelled.
+FOLDER/RANK.npy gets a row a round: seconds of processor time, resident bytes, open files, MPI requests begun, and those
+of them that are neither done nor cancelled.
 """
 
 import copy
@@ -24,7 +24,7 @@ from fedprompt_mpi.comm.launcher import read_launch
 MOST_ROUNDS = 10_000
 BEGINNINGS = {"Ibarrier", "Ibcast", "Iallreduce", "Iallgather", "Iallgatherv", "Igather", "Igatherv", "Isend", "Irecv"}
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-samples = np.zeros((MOST_ROUNDS, 6))
+samples = np.zeros((MOST_ROUNDS, 5))
 open_requests: list[MPI.Request] = []
 begun = itertools.count()
 enter = Position.enter
@@ -54,8 +54,7 @@ def enter_sampled(self: Position, phase: str, round_: int, *given: float) -> Non
         open_requests[:] = [request for request in open_requests if request != MPI.REQUEST_NULL]
         resident = int(Path("/proc/self/statm").read_text().split()[1]) * PAGE_BYTES
         files = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - a path each would be memory
-        clocks = time.monotonic(), time.process_time()
-        samples[round_] = *clocks, resident, files, next(copy.copy(begun)), len(open_requests)
+        samples[round_] = time.process_time(), resident, files, next(copy.copy(begun)), len(open_requests)
 
 
 def start_watched(launch: Any) -> Any:

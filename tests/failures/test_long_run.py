@@ -13,14 +13,18 @@ TINY = (
     "--task.max_train=40", "--task.max_test=8", "--prompt.num_virtual_tokens=2", "--output.evaluate_every=100",
     "--output.report=false",
 )  # fmt: skip
-MOST_GROWTH, MOST_LONGER = 1.02, 1.2
-"""The second has room for a shared machine, on which any hundred rounds differ from the next by up to 10 %."""
+MOST_GROWTH, MOST_LONGER = 1.02, 1.1
+"""The second has room for a shared machine, which is slower and quicker by 10 % for minutes."""
 
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> list[np.ndarray]:
-    """Return what each rank had in each round: see `sampled.py`."""
-    folder = tmp_path_factory.mktemp("samples")
+    """Return what each rank had in each round."""
+    return _run(tmp_path_factory.mktemp("samples"))
+
+
+def _run(folder: Path) -> list[np.ndarray]:
+    """Go through the rounds, and return what `sampled.py` says of them."""
     finished = launch(
         RANKS, "-m", "tests.failures.sampled", str(folder), *TINY, f"--federation.rounds={ROUNDS}",
         f"--output.dir={folder / 'run'}", deadline_s=500,
@@ -31,7 +35,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("rank", range(RANKS))
 def test_nothing_grows(samples: list[np.ndarray], rank: int, table: list[str]) -> None:
-    _, _, resident, files, begun, requests = samples[rank].T
+    _, resident, files, begun, requests = samples[rank].T
     assert len(resident) == ROUNDS + 1
     growth = resident[-1] / resident[SETTLED]
     table.append(
@@ -44,16 +48,22 @@ def test_nothing_grows(samples: list[np.ndarray], rank: int, table: list[str]) -
     assert requests.max() <= 2
 
 
-def test_rounds_do_not_get_longer(samples: list[np.ndarray], table: list[str]) -> None:
-    """The quick ones of the first and of the last 400: the slow ones tell of whatever else the machine does.
+def test_rounds_do_not_get_longer(samples: list[np.ndarray], tmp_path: Path, table: list[str]) -> None:
+    """Judged by the quickest of either half: the others tell of whatever else the machine does.
 
-    Judged is the processor time of all ranks, which others on the machine disturb least; the table has both.
+    If that has grown in the whole of the second half, it will not have in another run.
     """
-    clocks = {"a round": sum(np.diff(own[:, 1]) for own in samples), "by the clock": np.diff(samples[0][:, 0])}
-    ratios = []
-    for name, clock in clocks.items():
-        first, last = (np.quantile(part, 0.2) for part in (clock[SETTLED : SETTLED + 400], clock[-400:]))
-        ratios.append(last / first)
-        told = f"{name}: {first * 1e3:.2f} ms at first, {last * 1e3:.2f} ms at last"
-        table.append(f"{told:<44}{'ratio':>7}{last / first:>9.3f}")
-    assert ratios[0] < MOST_LONGER
+    longer = _longer(samples, table)
+    if longer >= MOST_LONGER:
+        longer = _longer(_run(tmp_path), table)
+    assert longer < MOST_LONGER
+
+
+def _longer(samples: list[np.ndarray], table: list[str]) -> float:
+    """Return how much longer a round is in the second half, by the processor time of all ranks."""
+    rounds = np.sum([np.diff(own[:, 0]) for own in samples], axis=0)
+    half = (ROUNDS - SETTLED) // 2
+    first, last = (np.quantile(part, 0.05) for part in (rounds[SETTLED : SETTLED + half], rounds[-half:]))
+    told = f"a round: {first * 1e3:.2f} ms in the first half, {last * 1e3:.2f} ms in the second"
+    table.append(f"{told:<60}{last / first:.3f}")
+    return float(last / first)
