@@ -56,6 +56,7 @@ def save(figure: Any, name: str, folder: Path) -> str:
     drawn, pixels = io.StringIO(), io.BytesIO()
     with mpl.rc_context({"svg.hashsalt": name}):
         figure.savefig(drawn, format="svg", metadata={"Date": None})
+    figure.set_layout_engine("none")  # all has its place now: it takes as long as drawing
     figure.savefig(pixels, format="png", dpi=150)
     write_text(folder / f"{name}.svg", drawn.getvalue())
     write_bytes(folder / f"{name}.png", pixels.getvalue())

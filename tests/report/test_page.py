@@ -2,10 +2,10 @@
 
 import json
 import re
+import resource
 import shutil
 import subprocess
 import sys
-import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -118,7 +118,8 @@ def test_colours_are_the_page_s(run: Path) -> None:
     assert "prefers-color-scheme: dark" in source
 
 
-def test_neither_torch_nor_mpi_and_under_three_seconds(run: Path) -> None:
+def test_it_takes_neither_torch_nor_mpi_nor_three_seconds(run: Path) -> None:
+    """Three seconds of a processor: by the clock it is as long as others on the machine let it be."""
     program = "import sys; from fedprompt_mpi.cli import main\ntry: main(['report', sys.argv[1]])\nfinally: pass"
     hook = (
         "import sys, os\nimport fedprompt_mpi.cli as cli\nend = cli.end_process\n"
@@ -127,15 +128,21 @@ def test_neither_torch_nor_mpi_and_under_three_seconds(run: Path) -> None:
         "cli.end_process = told\n"
     )
     (run / "report.html").unlink()
-    start = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-c", hook + program, str(run)], capture_output=True, text=True, cwd=REPOSITORY, check=False
-    )
-    seconds = time.monotonic() - start
-    assert done.stdout.endswith("[]\n"), done.stdout + done.stderr
-    assert f"page: {run}/report.html" in done.stdout
-    assert (run / "report.html").exists()
-    print(f"{seconds:.1f} s")
+    used = [_used_by_children()]
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", hook + program, str(run)], capture_output=True, text=True, cwd=REPOSITORY, check=False
+        )
+        used.append(_used_by_children())
+        assert done.stdout.endswith("[]\n"), done.stdout + done.stderr
+        assert f"page: {run}/report.html" in done.stdout
+        assert (run / "report.html").exists()
+    assert min(used[1] - used[0], used[2] - used[1]) < 3
+
+
+def _used_by_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def test_a_run_under_way_has_a_page_that_loads_itself_again(run: Path, tmp_path: Path) -> None:
