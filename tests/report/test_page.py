@@ -131,7 +131,11 @@ def test_it_takes_neither_torch_nor_mpi_nor_three_seconds(run: Path) -> None:
     used = [_used_by_children()]
     for _ in range(2):
         done = subprocess.run(
-            [sys.executable, "-c", hook + program, str(run)], capture_output=True, text=True, cwd=REPOSITORY, check=False
+            [sys.executable, "-c", hook + program, str(run)],
+            capture_output=True,
+            text=True,
+            cwd=REPOSITORY,
+            check=False,
         )
         used.append(_used_by_children())
         assert done.stdout.endswith("[]\n"), done.stdout + done.stderr
