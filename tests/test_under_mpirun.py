@@ -8,7 +8,7 @@ from tests.jobs import launch
 
 
 @pytest.mark.parametrize(
-    ("file", "ranks"), [("test_channel.py", 2), ("test_channel.py", 5), ("test_rules.py", 4), ("test_bad_input.py", 2)]
+    ("file", "ranks"), [("test_channel.py", 2), ("test_channel.py", 5), ("test_rules.py", 4), ("test_bad_input.py", 3)]
 )
 def test_the_mpi_tests(file: str, ranks: int) -> None:
     path = str(Path(__file__).parent / "mpi" / file)

@@ -1,7 +1,8 @@
 """What the launcher's environment tells before MPI starts: which rank this is, and whether it all fits.
 
 A program that was started by one MPI's mpirun while mpi4py is bound to another's library becomes N worlds
-of one process, or aborts inside MPI_Init. Both are found here, from the environment alone.
+of one process, or aborts inside MPI_Init. Both are found here, from the environment alone, and what MPI needs to start
+under a launcher is set there.
 """
 
 import dataclasses

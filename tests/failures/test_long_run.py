@@ -30,7 +30,7 @@ def _run(folder: Path) -> list[np.ndarray]:
         f"--output.dir={folder / 'run'}", deadline_s=500,
     )  # fmt: skip
     assert finished.status == 0, finished.err
-    return [np.load(Path(folder) / f"{rank}.npy") for rank in range(RANKS)]
+    return [np.load(folder / f"{rank}.npy") for rank in range(RANKS)]
 
 
 @pytest.mark.parametrize("rank", range(RANKS))

@@ -56,7 +56,6 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "reduce without NaN": {"comm": {"collective": "reduce"}, "poison": {"clients": [1], "attack": "nan"}},
     "measure": {"comm": {"mode": "measure"}},
-    "clients' own prompts": {"output": {"evaluate_clients": True}},
     "gpu_aware": {"comm": {"gpu_aware": True}},
     "empty cohorts": {"federation": {"fraction": 0.05}, "privacy": {"mechanism": "dp_fedavg"}},
 }
@@ -73,7 +72,7 @@ def _config(case: dict[str, Any], directory: Path) -> RunConfig:
         poison=PoisonConfig(**case.get("poison", {"clients": [3]})),
         privacy=PrivacyConfig(**case.get("privacy", {})),
         comm=CommConfig(**case.get("comm", {})),
-        output=OutputConfig(dir=str(directory), evaluate_every=2, report=False, **case.get("output", {})),
+        output=OutputConfig(dir=str(directory), evaluate_every=2, evaluate_clients=True, report=False),
     )
 
 
