@@ -26,6 +26,10 @@ class Finished:
     out: str
     err: str
 
+    def __str__(self) -> str:
+        """Return all there is to know, for a test that failed."""
+        return f"exit status {self.status}\n{self.out}\n{self.err}"
+
 
 def find_mpirun() -> str | None:
     """Return this environment's mpirun, or the one on the path."""

@@ -58,7 +58,7 @@ channel.close()
 
 def _grown(ranks: int, folder: Path) -> dict[str, float]:
     finished = launch(ranks, "-c", PROGRAM, str(folder), deadline_s=180)
-    assert finished.status == 0, finished.err
+    assert finished.status == 0, finished
     return {dtype: float(grown) for dtype, grown in re.findall(r"(\w+) grown (\d+)", finished.out)}
 
 

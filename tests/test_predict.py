@@ -56,7 +56,7 @@ README = (REPOSITORY / "README.md").read_text()
 
 def test_the_command(tuned: Path) -> None:
     finished = launch(1, "-m", "fedprompt_mpi", "predict", str(tuned), "--text=the film was fine")
-    assert finished.status == 0, finished.err
+    assert finished.status == 0, finished
     (answer,) = load_prompt(tuned).predict(["the film was fine"])
     assert finished.out == f"{answer.label} {answer.word} {answer.probability:.4f}\n"
 

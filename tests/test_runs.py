@@ -23,14 +23,14 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("one") / "run"
     # as many threads as it likes: the bits must not depend on them
     finished = run_program(1, directory, "--client.batched=1", environment={"OMP_NUM_THREADS": None})
-    assert finished.status == 0, finished.err
+    assert finished.status == 0, finished
     return directory
 
 
 @pytest.mark.parametrize("ranks", [2, 5, 11])  # and 4: tests/mpi/test_rules.py
 def test_same_bits_on_any_number_of_ranks(ranks: int, one_process: Path, tmp_path: Path) -> None:
     finished = run_program(ranks, tmp_path / "run", "--client.batched=1")
-    assert finished.status == 0, finished.err
+    assert finished.status == 0, finished
     assert _vector(tmp_path / "run").tobytes() == _vector(one_process).tobytes()
     ours, theirs = read_rounds(tmp_path / "run"), read_rounds(one_process)
     for a, b in zip(ours, theirs, strict=True):
@@ -92,7 +92,7 @@ def test_two_rounds_are_one_and_a_resumed_one(one_process: Path, tmp_path: Path)
     run_here(directory, "--client.batched=1", "--federation.rounds=1")
     begun = (directory / "config.toml").read_text()
     finished = run_program(3, directory, "--client.batched=1", "--output.resume=true")
-    assert finished.status == 0, finished.err
+    assert finished.status == 0, finished
     assert _vector(directory).tobytes() == _vector(one_process).tobytes()
     assert (directory / "config.toml").read_text() == begun.replace("rounds = 1", "rounds = 2")
     rounds = read_rounds(directory)
@@ -115,7 +115,7 @@ def test_a_part_of_the_clients(tmp_path: Path) -> None:
 def test_what_is_not_finite_is_left_out_and_named(tmp_path: Path) -> None:
     flags = ("--poison.clients=[2]", "--poison.attack=nan")
     finished = run_program(3, tmp_path / "run", *flags)
-    assert finished.status == 0, finished.err
+    assert finished.status == 0, finished
     for record in read_rounds(tmp_path / "run")[1:]:
         assert record["dropped"] == [2]
         assert record["update_norms"][2] is None
@@ -146,7 +146,7 @@ def _check_resumed(tmp_path: Path, *flags: str) -> None:
     run_here(tmp_path / "whole", *flags, "--federation.rounds=3")
     run_here(tmp_path / "run", *flags, "--federation.rounds=1")
     resumed = run_program(3, tmp_path / "run", *flags, "--federation.rounds=3", "--output.resume=true")
-    assert resumed.status == 0, resumed.err
+    assert resumed.status == 0, resumed
     assert _vector(tmp_path / "run").tobytes() == _vector(tmp_path / "whole").tobytes()
 
 
@@ -219,7 +219,7 @@ def test_bad_input_is_one_message(case: str, ranks: int, one_process: Path, tmp_
     flags, message = BAD[case]
     flags = [flag.replace("PROMPT", str(one_process)) for flag in flags]
     finished = run_program(ranks, tmp_path / "run", *flags, deadline_s=60)
-    assert finished.status == 2, finished.out + finished.err
+    assert finished.status == 2, finished
     everything = finished.out + finished.err
     assert everything.count("fedprompt_mpi: error:") == 1
     assert message in everything.split("fedprompt_mpi: error:")[1]
@@ -313,7 +313,7 @@ def test_ranks_of_different_arithmetic_share_no_more_than_they_have() -> None:
         "channel.close()\n"
     )
     finished = launch(2, "-c", code, deadline_s=60)
-    assert finished.status == 0, finished.err
+    assert finished.status == 0, finished
     assert sorted(finished.out.splitlines()) == ["rank 0: torch.float32", "rank 1: torch.bfloat16"]
 
 

@@ -33,7 +33,7 @@ def recipes(tmp_path: Path) -> Path:
 
 def test_what_is_done_is_skipped_and_what_was_cut_goes_on(recipes: Path) -> None:
     first = _sweep(recipes)
-    assert first.status == 0, first.err
+    assert first.status == 0, first
     assert [line.split(": ")[1] for line in first.out.splitlines()] == ["begins", "begins"]
     before = (recipes / "runs" / "one" / "rounds.jsonl").read_bytes()
     (recipes / "runs" / "two" / "summary.json").unlink()

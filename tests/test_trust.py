@@ -105,7 +105,7 @@ def test_a_whole_run_and_its_resume_unpickle_nothing(tmp_path: Path) -> None:
         1, str(program), "--task.name=sst2", f"--task.data={data}", "--federation.rounds=1", "--client.steps=1",
         f"--output.dir={tmp_path / 'run'}",
     )  # fmt: skip
-    assert finished.status == 0, finished.err
+    assert finished.status == 0, finished
     assert finished.out.endswith("nothing was\n")
 
 

@@ -13,5 +13,5 @@ from tests.jobs import launch
 def test_the_mpi_tests(file: str, ranks: int) -> None:
     path = str(Path(__file__).parent / "mpi" / file)
     finished = launch(ranks, "-m", "pytest", "--only-mpi", "-q", "-p", "no:cacheprovider", "-x", path, deadline_s=240)
-    assert finished.status == 0, finished.out + finished.err
+    assert finished.status == 0, finished
     assert "passed" in finished.out

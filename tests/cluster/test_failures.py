@@ -23,7 +23,7 @@ def _check_report(finished: Finished, start: str) -> None:
     """One rank has spoken, once, and the job has ended soon after."""
     check_report(finished)
     _, *reports = finished.err.split("fedprompt_mpi: ")
-    assert len(reports) == 1, finished.err
+    assert len(reports) == 1, finished
     assert reports[0].startswith(start)
     assert "ArithmeticError: boom" in reports[0]
 
@@ -47,7 +47,7 @@ def test_a_rank_killed_on_another_node_is_named(cluster: Cluster, tmp_path: Path
     """Each node says what its ranks were doing; nobody takes those that the launcher ended for lost."""
     finished = _doomed(cluster, "2:train:2:kill", tmp_path / "run")
     assert finished.status not in (0, 2, 3, 75)
-    assert finished.err.count("ended without a word") == 1, finished.err
+    assert finished.err.count("ended without a word") == 1, finished
     assert "rank 2 on node2 ended without a word" in finished.err
     assert "rank 2 in train of round 2" in finished.err
     for rank in (0, 1):
@@ -58,14 +58,14 @@ def test_a_rank_killed_on_another_node_is_survived(cluster: Cluster, tmp_path: P
     if not is_open_mpi(find_mpirun() or ""):
         pytest.skip("this MPI's launcher ends the job with the first rank")
     finished = _doomed(cluster, "2:train:2:kill", tmp_path / "run", tolerant=True)
-    assert finished.status == 0, finished.out + finished.err
+    assert finished.status == 0, finished
     assert "rank 2 on node2 ended without a word" in finished.err
-    assert finished.err.count("fedprompt_mpi: ") == 1, finished.err
+    assert finished.err.count("fedprompt_mpi: ") == 1, finished
     assert "lost rank 2 in round 2" in finished.out
 
 
 def test_a_rank_stopped_on_another_node_is_missed(cluster: Cluster, tmp_path: Path) -> None:
     finished = _doomed(cluster, "2:train:2:stop", tmp_path / "run", "--comm.deadline_s=15")
-    assert finished.status == 3, finished.err
+    assert finished.status == 3, finished
     assert finished.err.count("no sign of life from rank 2 for more than 15 s") == 1
-    assert finished.err.count("fedprompt_mpi: ") == 1, finished.err
+    assert finished.err.count("fedprompt_mpi: ") == 1, finished

@@ -29,7 +29,7 @@ def runs(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         ]
         flags += ["--output.evaluate_every=4", "--federation.rounds=4"]
         finished = cluster.mpirun(RANKS, "-m", "fedprompt_mpi", *SMALL, *flags, deadline_s=180)
-        assert finished.status == 0, finished.out + finished.err
+        assert finished.status == 0, finished
     return {method: root / method for method in METHODS}
 
 

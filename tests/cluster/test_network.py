@@ -22,7 +22,7 @@ BUSIEST = {"broadcast": 2, "gather": 4, "reduce": 2}
 
 def _probe(cluster: Cluster, what: str, numbers: int, times: int) -> dict[str, Any]:
     finished = cluster.mpirun(RANKS, "-m", "tests.cluster.probe", what, str(numbers), str(times), deadline_s=180)
-    assert finished.status == 0, finished.out + finished.err
+    assert finished.status == 0, finished
     return json.loads(finished.out.splitlines()[-1])
 
 

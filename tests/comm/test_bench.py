@@ -47,7 +47,7 @@ def test_the_command(tmp_path: Path) -> None:
     """Table, fit, predictions and both plots; every collective at every size, raw beside ours."""
     flags = ("--largest=100000", "--seconds=0.05", f"--dir={tmp_path / 'bench'}")
     finished = launch(3, "-m", "fedprompt_mpi", "bench", *flags)
-    assert finished.status == 0, finished.err
+    assert finished.status == 0, finished
     result = json.loads((tmp_path / "bench" / "bench.json").read_text())
     assert (result["ranks"], result["nodes"]) == (3, 1)
     rows = {(row["collective"], row["bytes"]): row for row in result["rows"]}
@@ -75,7 +75,7 @@ def test_the_command(tmp_path: Path) -> None:
 )
 def test_bad_input_is_one_message(ranks: int, flags: list[str], words: str, tmp_path: Path) -> None:
     finished = launch(ranks, "-m", "fedprompt_mpi", "bench", f"--dir={tmp_path / 'bench'}", *flags)
-    assert finished.status == 2, finished.out + finished.err
+    assert finished.status == 2, finished
     assert finished.err.count("fedprompt_mpi: error") == 1
     assert words in finished.err
     assert not (tmp_path / "bench").exists()

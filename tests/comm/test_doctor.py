@@ -70,7 +70,7 @@ def test_processors(processors: tuple[int, ...], text: str) -> None:
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_the_command(ranks: int) -> None:
     finished = launch(ranks, "-m", "fedprompt_mpi", "doctor")
-    assert finished.status == 0, finished.err
+    assert finished.status == 0, finished
     rows = [line.split() for line in finished.out.splitlines()]
     table = [row for row in rows if len(row) == 7 and row[0].isdigit()]
     assert [row[0] for row in table] == [str(rank) for rank in range(ranks)]

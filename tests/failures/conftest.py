@@ -33,7 +33,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 def check_report(finished: Finished) -> None:
     """The job ended soon after the exception, and has told of it once."""
     end = time.monotonic()
-    assert finished.status == 3, finished.err
+    assert finished.status == 3, finished
     assert finished.err.count(" failed in phase") == 1
     assert finished.err.count("ArithmeticError: boom") == 1
     assert end - float(finished.err.split("ArithmeticError: boom at ")[1].split()[0]) < END_WITHIN_S

@@ -47,7 +47,7 @@ def test_a_killed_rank_ends_the_job_and_is_named(tmp_path: Path) -> None:
     """Without ULFM, whichever the launcher."""
     finished = _doomed("2:train:2:kill", tmp_path / "run")
     assert finished.status not in (0, 2, 3, 75)
-    assert finished.err.count("fedprompt_mpi:") == 1, finished.err
+    assert finished.err.count("fedprompt_mpi:") == 1, finished
     assert "rank 2 on" in finished.err
     assert "rank 2 in train of round 2" in finished.err
 
@@ -61,7 +61,7 @@ def test_a_full_disk_ends_the_job_and_the_last_checkpoint_is_good(tmp_path: Path
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=120k", "tmpfs", disk], check=True)
     try:
         finished = run_program(3, disk / "run", *FLAGS, *flags)
-        assert finished.status == 3, finished.err
+        assert finished.status == 3, finished
         assert "rank 0 of 3 on" in finished.err
         assert re.search(r"cannot write \S+ \(.*No space left on device.*\) in phase \w+ of round \d+", finished.err)
         assert "--output.resume true goes on" in finished.err
@@ -100,11 +100,11 @@ def test_a_rank_that_is_told_to_stop_gives_the_round_up(fate: str, tmp_path: Pat
     """Round 2 is given up, which nothing had saved yet: round 1 is saved now, and the resumed run has the same bits."""
     run_here(tmp_path / "whole", *FLAGS)
     stopped = _doomed(fate, tmp_path / "run")
-    assert stopped.status == 75, stopped.err
+    assert stopped.status == 75, stopped
     assert "stopped on request after round 1" in stopped.out
     assert [line["round"] for line in read_rounds(tmp_path / "run")] in ([0], [0, 1])  # written once it is evaluated
     resumed = run_program(2, tmp_path / "run", *FLAGS, "--output.resume=true")
-    assert resumed.status == 0, resumed.err
+    assert resumed.status == 0, resumed
     assert [line["round"] for line in read_rounds(tmp_path / "run")] == [0, 1, 2, 3]
     ours, theirs = load_prompt(tmp_path / "run").vector, load_prompt(tmp_path / "whole").vector
     assert ours.tobytes() == theirs.tobytes()
@@ -114,10 +114,10 @@ def test_a_rank_that_may_not_give_the_round_up_finishes_it(tmp_path: Path) -> No
     """With a short wire format part of the round is in the other ranks' error feedback: all stop after it."""
     flags = ("--comm.wire=int8", "--output.evaluate_every=3")
     stopped = _doomed("2:train:2:term", tmp_path / "run", *flags)
-    assert stopped.status == 75, stopped.err
+    assert stopped.status == 75, stopped
     assert "stopped on request after round 2" in stopped.out
     resumed = run_program(2, tmp_path / "run", *FLAGS, *flags, "--output.resume=true")
-    assert resumed.status == 0, resumed.err
+    assert resumed.status == 0, resumed
     run_here(tmp_path / "whole", *FLAGS, *flags)
     ours, theirs = load_prompt(tmp_path / "run").vector, load_prompt(tmp_path / "whole").vector
     assert ours.tobytes() == theirs.tobytes()
@@ -147,7 +147,7 @@ def test_ctrl_c_leaves_no_process_behind(tmp_path: Path) -> None:
         for pid in _processes_with(str(tmp_path)):
             os.kill(pid, signal.SIGKILL)
     resumed = run_program(2, tmp_path / "run", "--federation.rounds=1", "--output.resume=true")
-    assert resumed.status == 0, resumed.err
+    assert resumed.status == 0, resumed
 
 
 def _wait_for(holds: object, seconds: float) -> None:

@@ -29,7 +29,7 @@ def _run(folder: Path) -> list[np.ndarray]:
         RANKS, "-m", "tests.failures.sampled", str(folder), *TINY, f"--federation.rounds={ROUNDS}",
         f"--output.dir={folder / 'run'}", deadline_s=500,
     )  # fmt: skip
-    assert finished.status == 0, finished.err
+    assert finished.status == 0, finished
     return [np.load(folder / f"{rank}.npy") for rank in range(RANKS)]
 
 

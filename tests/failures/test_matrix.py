@@ -93,7 +93,7 @@ def test_the_others_go_on(
 @pytest.mark.parametrize("phase", ["train", "checkpoint"])
 def test_two_at_once_and_a_third_later(phase: str, undisturbed: Path, tmp_path: Path) -> None:
     finished, _ = _run(f"1:{phase}:2:kill,3:{phase}:2:kill,4:train:4:kill", tmp_path / "run")
-    assert finished.status == 0, finished.out + finished.err
+    assert finished.status == 0, finished
     assert "lost rank 1, 3 in round" in finished.out
     assert "lost rank 4 in round" in finished.out
     assert load_prompt(tmp_path / "run").vector.tobytes() == load_prompt(undisturbed).vector.tobytes()
@@ -129,7 +129,7 @@ def test_an_exception_is_not_survived(rank: int, before: str, tmp_path: Path) ->
 )
 def test_a_request_to_stop_is_heard(before: str, undisturbed: Path, tmp_path: Path) -> None:
     finished, _ = _run(f"{before}3:train:4:term", tmp_path / "run")
-    assert finished.status == 75, finished.err
+    assert finished.status == 75, finished
     assert "stopped on request after round 3" in finished.out
     run_here(tmp_path / "run", *SMALL, *FLAGS, "--output.resume=true")
     lost = json.loads((tmp_path / "run" / "summary.json").read_text())["lost_ranks"]
@@ -153,7 +153,7 @@ def test_bad_input_is_one_message(tmp_path: Path) -> None:
 def test_the_job_ends_and_says_who_was_where(worker: int, phase: str, tmp_path: Path, table: list[str]) -> None:
     finished, seconds = _run(f"{worker}:{_where(phase, 2)}:kill", tmp_path / "run")
     assert finished.status not in (0, 2, 3, 75)
-    assert finished.err.count("fedprompt_mpi:") == 1, finished.err
+    assert finished.err.count("fedprompt_mpi:") == 1, finished
     line = next(line for line in finished.err.splitlines() if line.startswith("fedprompt_mpi:"))
     assert f"rank {worker} on" in line
     assert f"rank {worker} in {_where(phase, 2).split(':')[0]} of round 2" in line

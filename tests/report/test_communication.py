@@ -53,7 +53,7 @@ def test_unmeasured_waiting_and_transfer_stay_together(tmp_path: Path) -> None:
 def test_the_command(runs: list[Path], tmp_path: Path) -> None:
     out = f"--dir={tmp_path / 'out'}"
     finished = launch(1, "-m", "fedprompt_mpi", "report", *map(str, runs), "--warmup=0", out)
-    assert finished.status == 0, finished.err
+    assert finished.status == 0, finished
     assert "\n2 launches" in finished.out
     wrong = launch(1, "-m", "fedprompt_mpi", "report", str(tmp_path))
     assert wrong.status == 2

@@ -107,7 +107,7 @@ def test_what_latex_would_take_for_its_own() -> None:
 
 def test_the_command(runs: list[Path], tmp_path: Path) -> None:
     finished = launch(1, "-m", "fedprompt_mpi", "report", *map(str, runs), f"--dir={tmp_path / 'out'}")
-    assert finished.status == 0, finished.err
+    assert finished.status == 0, finished
     assert "Table III" in finished.out
     assert (tmp_path / "out" / "report.html").exists()
     assert (tmp_path / "out" / "figures" / "curves-1.svg").exists()

@@ -25,7 +25,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the directory of a run on three ranks, which has drawn its own page."""
     directory = tmp_path_factory.mktemp("page") / "run"
     finished = run_program(3, directory, *FLAGS)
-    assert finished.status == 0, finished.err
+    assert finished.status == 0, finished
     assert f"report in {directory}/report.html" in finished.out
     return directory
 
@@ -165,7 +165,7 @@ def test_a_run_under_way_has_a_page_that_loads_itself_again(run: Path, tmp_path:
 def test_watching_ends_with_the_run(run: Path) -> None:
     page.watch_report(run, lambda file: pytest.fail(f"{file}: the run is at its end"))
     finished = launch(1, "-m", "fedprompt_mpi", "report", "--watch", str(run), deadline_s=60)
-    assert finished.status == 0, finished.err
+    assert finished.status == 0, finished
     assert f"page: {run}/report.html" in finished.out
 
 
