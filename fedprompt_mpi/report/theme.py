@@ -50,14 +50,20 @@ def style() -> Iterator[None]:
 
 
 def save(figure: Any, name: str, folder: Path) -> str:
-    """Write NAME.png and NAME.svg, and return the SVG for a page."""
+    """Write NAME.png and NAME.svg, and return the SVG for a page.
+
+    By the canvases' own methods: `savefig` draws each once more beforehand.
+    """
     import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     drawn, pixels = io.StringIO(), io.BytesIO()
     with mpl.rc_context({"svg.hashsalt": name}):
-        figure.savefig(drawn, format="svg", metadata={"Date": None})
+        FigureCanvasSVG(figure).print_svg(drawn, metadata={"Date": None})
     figure.set_layout_engine("none")  # all has its place now: it takes as long as drawing
-    figure.savefig(pixels, format="png", dpi=150)
+    figure.set_dpi(150)
+    FigureCanvasAgg(figure).print_png(pixels)
     write_text(folder / f"{name}.svg", drawn.getvalue())
     write_bytes(folder / f"{name}.png", pixels.getvalue())
     return for_page(drawn.getvalue(), name)

@@ -4,8 +4,6 @@ import json
 import re
 import resource
 import shutil
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,7 +12,7 @@ import pytest
 from fedprompt_mpi.config import SettingsError
 from fedprompt_mpi.report import page, theme
 from fedprompt_mpi.report.figures import FIGURES
-from tests.jobs import REPOSITORY, launch, run_program
+from tests.jobs import launch, run_program
 
 FLAGS = ("--poison.clients=[2]", "--federation.rounds=3", "--output.report=true")
 VOID = {"meta", "link", "br", "img"}
@@ -119,34 +117,36 @@ def test_colours_are_the_page_s(run: Path) -> None:
 
 
 def test_it_takes_neither_torch_nor_mpi_nor_three_seconds(run: Path) -> None:
-    """Three seconds of a processor: by the clock it is as long as others on the machine let it be."""
-    program = "import sys; from fedprompt_mpi.cli import main\ntry: main(['report', sys.argv[1]])\nfinally: pass"
-    hook = (
-        "import sys, os\nimport fedprompt_mpi.cli as cli\nend = cli.end_process\n"
+    """Three seconds of a processor, since others may be at work: of one that imports matplotlib in 0.8, or in more."""
+    program = (
+        "import sys, fedprompt_mpi.cli as cli\n"
+        "end = cli.end_process\n"
         "def told(status, **named):\n"
         "    print(sorted({'torch', 'mpi4py', 'transformers'} & set(sys.modules)))\n    end(status, **named)\n"
         "cli.end_process = told\n"
+        "cli.main(['report', sys.argv[1]])"
     )
     (run / "report.html").unlink()
-    used = [_used_by_children()]
-    for _ in range(2):
-        done = subprocess.run(
-            [sys.executable, "-c", hook + program, str(run)],
-            capture_output=True,
-            text=True,
-            cwd=REPOSITORY,
-            check=False,
-        )
-        used.append(_used_by_children())
-        assert done.stdout.endswith("[]\n"), done.stdout + done.stderr
-        assert f"page: {run}/report.html" in done.stdout
+    takes, matplotlib_takes = [], []
+    for _ in range(3):  # the machine may be slower for a moment
+        matplotlib_takes.append(_seconds_of("import numpy, matplotlib.figure, matplotlib.backends.backend_agg")[0])
+        seconds, said = _seconds_of(program, str(run))
+        takes.append(seconds)
+        assert said.endswith("[]\n"), said
+        assert f"page: {run}/report.html" in said
         assert (run / "report.html").exists()
-    assert min(used[1] - used[0], used[2] - used[1]) < 3
+        if min(takes) < 3 * max(1, min(matplotlib_takes) / 0.8):
+            return
+    pytest.fail(f"seconds of a report: {takes}; of importing matplotlib: {matplotlib_takes}")
 
 
-def _used_by_children() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+def _seconds_of(program: str, *arguments: str) -> tuple[float, str]:
+    """Run a Python program; returns the processor's seconds and what it said."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    finished = launch(1, "-c", program, *arguments, deadline_s=60)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert finished.status == 0, finished
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, finished.out
 
 
 def test_a_run_under_way_has_a_page_that_loads_itself_again(run: Path, tmp_path: Path) -> None:
