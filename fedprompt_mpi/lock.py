@@ -18,14 +18,12 @@ WAIT_S, LOOK_EVERY_S = 100.0, 2.0
 """For a lock that is held on another host: NFS version 4 has leases of 90 s."""
 
 
-class DirectoryInUseError(CannotWriteError):
-    """Another job is at work in a run directory."""
-
-    remedy = f"Wait for its end, or name another output.dir; if that process is gone, remove {LOCK_FILE} in it."
+class DirectoryInUseError(Exception):
+    """Another job is at work in a run directory; the message says which process of it has the lock."""
 
 
 class DirectoryLock:
-    """The lock on a run directory, of rank 0; it is taken once, however often that is asked for."""
+    """The lock on a run directory, of rank 0."""
 
     def __init__(self) -> None:
         """Hold nothing yet."""
@@ -38,8 +36,6 @@ class DirectoryLock:
             CannotWriteError: if nothing can be written there.
             DirectoryInUseError: if another job has it.
         """
-        if self._handle is not None:
-            return
         file = directory / LOCK_FILE
         try:
             handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
@@ -50,7 +46,7 @@ class DirectoryLock:
             holder = os.pread(handle, 256, 0).decode(errors="replace").strip()
             if holder.endswith(f" on {socket.gethostname()}") or time.monotonic() > until:
                 os.close(handle)
-                raise DirectoryInUseError(f"{str(directory)!r}, in which another job is at work ({holder})")
+                raise DirectoryInUseError(holder)
             time.sleep(LOOK_EVERY_S)
         self._handle = handle
         try:

@@ -23,7 +23,7 @@ from fedprompt_mpi.config import RunConfig, SettingsError
 from fedprompt_mpi.federation.checkpoint import Checkpoint, checkpoints, load_checkpoint
 from fedprompt_mpi.federation.clean_run import read_clean_run
 from fedprompt_mpi.files import CannotWriteError, read_prompt
-from fedprompt_mpi.lock import DirectoryLock, is_empty
+from fedprompt_mpi.lock import LOCK_FILE, DirectoryInUseError, DirectoryLock, is_empty
 from fedprompt_mpi.records import check_directory, check_records
 from fedprompt_mpi.text.corpus import Corpus, build
 from fedprompt_mpi.text.tasks import Task
@@ -159,6 +159,11 @@ def _claim(config: RunConfig, channel: Channel, lock: DirectoryLock, directory: 
         lock.take(directory)
     except OSError as error:
         raise SettingsError(f"{named}, which cannot be made ({error.strerror})") from error
+    except DirectoryInUseError as error:
+        raise SettingsError(
+            f"{named}, in which another job is at work ({error}): wait for its end, or name another; "
+            f"if that process is gone, remove {LOCK_FILE} in it"
+        ) from error
     except CannotWriteError as error:
         raise SettingsError(f"{named}: cannot write {error}. {error.remedy}") from error
     if checkpoints(directory) != there or not (config.output.resume or is_empty(directory)):
