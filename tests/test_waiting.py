@@ -31,7 +31,7 @@ main(["--federation.rounds=2", "--client.steps=40", "--task.max_test=20", "--poi
 
 
 def test_rank_0_uses_under_a_tenth_of_a_core_during_training(tmp_path: Path) -> None:
-    finished = launch(5, "-c", PROGRAM, str(tmp_path / "run"), deadline_s=180)
+    finished = launch(3, "-c", PROGRAM, str(tmp_path / "run"), deadline_s=180)
     assert finished.status == 0, finished
     found = re.search(r"waited ([\d.]+) s, used ([\d.]+) s", finished.out)
     assert found is not None, finished

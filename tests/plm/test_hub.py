@@ -21,10 +21,10 @@ def test_offline(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     _cache(tiny("bert"), tmp_path / "home")
     variables = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
     flags = [*SMALL, f"--output.dir={tmp_path / 'run'}"]
-    found = launch(3, "-m", "fedprompt_mpi", *flags, "--model.name=somebody/tiny", environment=variables)
+    found = launch(2, "-m", "fedprompt_mpi", *flags, "--model.name=somebody/tiny", environment=variables)
     assert found.status == 0, found
     assert (tmp_path / "run" / "summary.json").exists()
     flags[-1] = f"--output.dir={tmp_path / 'other'}"
-    missing = launch(3, "-m", "fedprompt_mpi", *flags, "--model.name=somebody/else", environment=variables)
+    missing = launch(2, "-m", "fedprompt_mpi", *flags, "--model.name=somebody/else", environment=variables)
     assert missing.status == 2
     assert missing.err.count("model.name is 'somebody/else'") == 1
