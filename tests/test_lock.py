@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ FLAGS = [*SMALL, "--task.max_train=40", "--task.max_test=8", "--federation.round
 def test_a_lock_is_taken_once_and_let_go_of(tmp_path: Path) -> None:
     first, second = DirectoryLock(), DirectoryLock()
     first.take(tmp_path)
-    with pytest.raises(DirectoryInUseError, match=f"process {os.getpid()} on "):
+    with pytest.raises(DirectoryInUseError, match=f"^process {os.getpid()} on {socket.gethostname()}$"):
         second.take(tmp_path)
     first.release()
     second.take(tmp_path)
@@ -44,6 +45,7 @@ def test_a_run_that_goes_on_in_another_job_is_let_be(tmp_path: Path) -> None:
         assert refused.status == 2
         assert refused.err.count("fedprompt_mpi: error: ") == 1
         assert f"in which another job is at work (process {other.pid} on " in refused.err
+        assert refused.err.count(str(directory)) == 1
         assert other.poll() is None
         other.send_signal(signal.SIGKILL)  # whatever way it ends, the next one may go on
     finally:

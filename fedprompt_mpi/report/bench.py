@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fedprompt_mpi.console import format_seconds
+from fedprompt_mpi.report.theme import save
 
 
 def format_bench(result: Mapping[str, Any]) -> str:
@@ -44,11 +45,9 @@ def _where(result: Mapping[str, Any]) -> str:
 
 def plot_bench(result: Mapping[str, Any], folder: Path) -> Sequence[Path]:
     """Write bench.png and bench.svg: raw collective, ours and the model over sizes, both axes logarithmic."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(result["fits"]), sharey=True)
     for axis, (name, fit) in zip(axes, result["fits"].items(), strict=True):
         rows = [row for row in result["rows"] if row["collective"] == name]
@@ -68,7 +67,5 @@ def plot_bench(result: Mapping[str, Any], folder: Path) -> Sequence[Path]:
     axes[0].set_ylabel("seconds (median of the slowest rank)")
     axes[0].legend(fontsize=8)
     figure.suptitle(_where(result), fontsize=10)
-    files = [folder / "bench.png", folder / "bench.svg"]
-    for file in files:
-        figure.savefig(file, dpi=150)
-    return files
+    save(figure, "bench", folder)
+    return [folder / "bench.png", folder / "bench.svg"]

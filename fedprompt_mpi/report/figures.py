@@ -30,11 +30,9 @@ MOST_BARS, MOST_BARS_BY_ROUND = 40, 100
 
 def figure(rows: float, columns: int = 1, **options: Any) -> tuple[Any, Any]:
     """Return a figure of a height in inches and its axes, without pyplot, which would keep it."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     made = Figure(figsize=(WIDTH, min(rows, TALLEST)), layout="constrained")
-    FigureCanvasAgg(made)
     return made, made.subplots(1, columns, **options)
 
 

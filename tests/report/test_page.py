@@ -117,7 +117,7 @@ def test_colours_are_the_page_s(run: Path) -> None:
 
 
 def test_it_takes_neither_torch_nor_mpi_nor_three_seconds(run: Path) -> None:
-    """Three seconds of a processor, since others may be at work: of one that imports matplotlib in 0.8, or in more."""
+    """Three seconds of a processor: by the clock it is as long as others on the machine let it be."""
     program = (
         "import sys, fedprompt_mpi.cli as cli\n"
         "end = cli.end_process\n"
@@ -127,26 +127,18 @@ def test_it_takes_neither_torch_nor_mpi_nor_three_seconds(run: Path) -> None:
         "cli.main(['report', sys.argv[1]])"
     )
     (run / "report.html").unlink()
-    takes, matplotlib_takes = [], []
+    takes = []
     for _ in range(3):  # the machine may be slower for a moment
-        matplotlib_takes.append(_seconds_of("import numpy, matplotlib.figure, matplotlib.backends.backend_agg")[0])
-        seconds, said = _seconds_of(program, str(run))
-        takes.append(seconds)
-        assert said.endswith("[]\n"), said
-        assert f"page: {run}/report.html" in said
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        finished = launch(1, "-c", program, str(run), deadline_s=60)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        takes.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        assert finished.out.endswith("[]\n"), finished
+        assert f"page: {run}/report.html" in finished.out
         assert (run / "report.html").exists()
-        if min(takes) < 3 * max(1, min(matplotlib_takes) / 0.8):
+        if takes[-1] < 3:
             return
-    pytest.fail(f"seconds of a report: {takes}; of importing matplotlib: {matplotlib_takes}")
-
-
-def _seconds_of(program: str, *arguments: str) -> tuple[float, str]:
-    """Run a Python program; returns the processor's seconds and what it said."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    finished = launch(1, "-c", program, *arguments, deadline_s=60)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert finished.status == 0, finished
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, finished.out
+    pytest.fail(f"a report takes {takes} s")
 
 
 def test_a_run_under_way_has_a_page_that_loads_itself_again(run: Path, tmp_path: Path) -> None:
