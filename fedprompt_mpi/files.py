@@ -1,7 +1,7 @@
-"""Files that are written whole or not at all, files that grow by whole lines, and the prompt file.
+"""Bounded reads, and writes that leave a whole file or none.
 
-A file appears under its name only when all of it is on the disk: temporary file, fsync, rename. What is read may come
-from others: it is TOML, JSON or safetensors, and there is a limit to its size.
+A file gets its name only when all of it is on the disk: temporary file, fsync, rename. A file that is read may come
+from somebody else: it is TOML, JSON, CSV or safetensors, and its size is limited.
 """
 
 import contextlib
@@ -19,28 +19,27 @@ from safetensors.numpy import save_file
 
 from fedprompt_mpi.config import SettingsError
 
-PROMPT_FILE = "prompt.safetensors"
 MOST_TEXT_BYTES = 2**20
-"""Of a file of settings."""
+"""Largest file of settings."""
 MOST_JSON_BYTES = 2**26
-"""Of another small file: a federation of 100,000 clients has a partition of 16 MB."""
+"""Largest JSON file: a federation of 100,000 clients has a partition of 16 MB."""
 MOST_LINES_BYTES = 2**30
-"""Of a file that has grown with each round."""
+"""Largest file that grows with each round."""
 MOST_HEADER_BYTES = 2**24
-"""Of what a safetensors file says of itself before its numbers."""
+"""Largest header of a safetensors file."""
 MOST_TENSOR_BYTES = 2**36
-"""Of the numbers themselves: a model of 16 billion parameters, fully fine-tuned."""
+"""Largest content of a safetensors file: a model of 16 billion parameters, fully fine-tuned."""
 
 
 class CannotWriteError(Exception):
-    """A file of the run cannot be written: the disk is full, a quota is used up, or the disk is gone."""
+    """A file of the run cannot be written: the disk is full or gone, or a quota is used up."""
 
     remedy = "Make room; --output.resume true goes on with the last checkpoint."
 
 
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Say of any failure which file it was."""
+    """Name the file in the message of any failure."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -50,7 +49,7 @@ def _writing(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _whole(path: Path) -> Iterator[Path]:
-    """Give a temporary file to write, which takes its place once all of it is on the disk."""
+    """Yield a temporary file that replaces `path` once all of it is on the disk."""
     with _writing(path):
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         os.close(handle)
@@ -78,7 +77,7 @@ def write_text(path: Path, content: str) -> None:
 
 
 def append_text(path: Path, lines: str) -> None:
-    """Add lines to a file; they are on the disk when this returns. What a crash leaves is a last line without end."""
+    """Append lines to a file; they are on the disk when this returns. A crash may leave a last line without end."""
     with _writing(path), path.open("a", encoding="utf-8") as file:
         file.write(lines)
         file.flush()
@@ -92,9 +91,18 @@ def read_text(path: Path, most_bytes: int = MOST_TEXT_BYTES) -> str:
         OSError: if there is none.
         ValueError: if it is larger than so many bytes, or no UTF-8.
     """
-    if path.stat().st_size > most_bytes:
-        raise ValueError(f"it is larger than {most_bytes:,} bytes")
-    return path.read_text(encoding="utf-8")
+    return "".join(bounded_lines(path, most_bytes))
+
+
+def bounded_lines(path: Path, most_bytes: int) -> Iterator[str]:
+    """Yield the lines of a text file, with their ends; raises as `read_text` does."""
+    read = 0
+    with path.open("rb") as file:
+        while line := file.readline(most_bytes + 1 - read):
+            read += len(line)
+            if read > most_bytes:
+                raise ValueError(f"it is larger than {most_bytes:,} bytes")
+            yield line.decode()
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -121,7 +129,7 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file whole or not at all."""
-    with _whole(path) as temporary:  # straight from the arrays: a copy could be too much
+    with _whole(path) as temporary:  # straight from the arrays: there may be no memory for a copy
         save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, temporary, dict(metadata))
 
 
@@ -130,10 +138,10 @@ def read_tensors(file: Path, what: str) -> tuple[dict[str, np.ndarray], dict[str
 
     Args:
         file: its path.
-        what: it is meant to be, for people.
+        what: what the file should be, for the message.
 
     Raises:
-        SettingsError: if there is no such file, or it is none.
+        SettingsError: if there is no such file, or it cannot be read.
     """
     try:
         _check_size(file)
@@ -142,22 +150,6 @@ def read_tensors(file: Path, what: str) -> tuple[dict[str, np.ndarray], dict[str
             return tensors, dict(opened.metadata() or {})
     except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise SettingsError(f"{file} cannot be read as {what} ({error})") from error
-
-
-def read_prompt(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Read a run's prompt: `vector` `[P]`, the parameters by name, the effective prompt; and its metadata.
-
-    Args:
-        path: a run directory or its prompt.safetensors.
-
-    Raises:
-        SettingsError: if there is no such file, or it is no prompt.
-    """
-    file = Path(path) / PROMPT_FILE if Path(path).is_dir() else Path(path)
-    tensors, metadata = read_tensors(file, f"a prompt: name a run directory or its {PROMPT_FILE}")
-    if "vector" not in tensors or tensors["vector"].ndim != 1:
-        raise SettingsError(f"{file} is no prompt: it has no vector")
-    return tensors, metadata
 
 
 def _check_size(file: Path) -> None:

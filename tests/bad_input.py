@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from fedprompt_mpi.cli import parse_settings
+from fedprompt_mpi.commands.settings import parse_settings
 from fedprompt_mpi.config import RunConfig
-from fedprompt_mpi.federation.checkpoint import Checkpoint, save_checkpoint
+from fedprompt_mpi.rundir.checkpoint import Checkpoint, save_checkpoint
+from fedprompt_mpi.rundir.paths import RunPaths
+from fedprompt_mpi.rundir.records import RoundRecord
 from tests.jobs import SMALL
 
 Make = Callable[[Path], list[str]]
@@ -111,7 +113,8 @@ def _run_without(name: str, content: str | None = None) -> Make:
             (root / "out" / file).unlink(missing_ok=True)
             if text is not None:
                 (root / "out" / file).write_text(text)
-        save_checkpoint(root / "out", Checkpoint(vector=_vector(), round_=1, record={"round": 1}), config)
+        checkpoint = Checkpoint(vector=_vector(), round_=1, record=RoundRecord(round=1))
+        save_checkpoint(RunPaths(root / "out"), checkpoint, config)
         return [*flags, "--output.resume=true"]
 
     return make

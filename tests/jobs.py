@@ -98,7 +98,7 @@ def run_program(ranks: int, directory: Path, *flags: str, **options: Any) -> Fin
 def run_here(directory: Path, *flags: str) -> dict[str, Any]:
     """Run the same in this process, which spares the start; returns the summary."""
     from fedprompt_mpi import run
-    from fedprompt_mpi.cli import parse_settings
+    from fedprompt_mpi.commands.settings import parse_settings
 
     return run(parse_settings([*SMALL, f"--output.dir={directory}", *flags]))
 

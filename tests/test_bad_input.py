@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fedprompt_mpi import run
-from fedprompt_mpi.cli import parse_settings
+from fedprompt_mpi.commands.settings import parse_settings
 from fedprompt_mpi.config import SettingsError
 from tests.bad_input import CASES, arguments
 

@@ -10,11 +10,10 @@ import tomli_w
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedprompt_mpi.cli import parse_settings
+from fedprompt_mpi.commands.settings import parse_settings
 from fedprompt_mpi.config import RunConfig, SettingsError, to_dict
-from fedprompt_mpi.records import to_toml
 
-GOOD = to_toml(RunConfig())
+GOOD = tomli_w.dumps(to_dict(RunConfig()))
 SECTIONS = {field.name: sorted(to_dict(RunConfig()).get(field.name) or {}) for field in dataclasses.fields(RunConfig)
             if field.default_factory is not dataclasses.MISSING}  # fmt: skip
 VALUES = st.one_of(

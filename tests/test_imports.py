@@ -1,4 +1,4 @@
-"""Imports go one way (see the README's tree): a walk over the sources holds it."""
+"""Imports go one way, without circles: a walk over the sources holds it."""
 
 import ast
 from pathlib import Path
@@ -8,49 +8,32 @@ import pytest
 import fedprompt_mpi
 
 PACKAGE = Path(fedprompt_mpi.__file__).parent
-TORCH = {"torch", "transformers", "safetensors.torch"}
 MAKER = "plm.embedded.make"  # makes the embedded PLM, from its text; no part of the program
 
-# part -> parts of the package that it may import
+# part -> parts of the package that it may import, beside itself; a part comes after all that it imports
 ALLOWED = {
-    "config": set(),
+    "rules": set(),
+    "config": {"rules"},
     "seeds": set(),
     "files": {"config"},
-    "comparable": set(),
-    "lock": {"files"},
-    "text": {"text", "config", "seeds"},
-    "plm": {"plm", "files", "config", "seeds"},
-    "comm": {"comm", "config", "seeds"},
-    "federation": {"federation", "comm", "plm", "text", "comparable", "lock", "files", "config", "seeds"},
-    "records": {"comm", "lock", "files", "config"},
-    "console": {"config"},
-    "cost": {"plm", "config"},
-    "prepare": {"federation", "comm", "plm", "text", "records", "lock", "files", "config", "seeds"},
-    "journal": {"prepare", "federation", "comm", "text", "records", "scalars", "report", "console", "config"},
-    "scalars": set(),
-    "run": {
-        "journal",
-        "prepare",
-        "federation",
-        "comm",
-        "plm",
-        "text",
-        "records",
-        "console",
-        "lock",
-        "files",
-        "config",
-        "seeds",
+    "liveness": set(),
+    "text": {"config", "rules", "seeds"},
+    "plm": {"files", "config", "seeds"},
+    "comm": {"liveness", "config"},
+    "rundir": {"comm", "files", "config", "rules"},
+    "federation": {"rundir", "comm", "liveness", "plm", "text", "files", "config", "rules", "seeds"},
+    "report": {"rundir", "comm", "files", "config", "rules"},
+    "recovery": {"federation", "rundir"},
+    "run": {"recovery", "report", "federation", "rundir", "comm", "liveness", "text", "config"},
+    "commands": {
+        "run", "report", "federation", "rundir", "comm", "liveness", "plm", "text", "files", "config", "rules",
     },
-    "measure": {"comm", "plm", "cost", "report", "records", "files", "config"},
-    "report": {"report", "comm", "records", "console", "comparable", "files", "config"},
-    "predict": {"federation", "plm", "text", "files", "config"},
-    "export": {"predict", "plm", "text", "files", "config"},
-    "sweep": {"comm", "comparable", "files", "config"},
-    "cli": {"run", "sweep", "predict", "export", "measure", "report", "cost", "comm", "files", "config"},
-    "__init__": {"run", "predict", "config"},
+    "__init__": {"run", "commands", "config"},
+    "cli": {"commands", "comm", "liveness", "files", "config"},
     "__main__": {"cli"},
-}
+}  # fmt: skip
+WITHOUT_TORCH = {"rules", "config", "seeds", "files", "liveness", "text", "comm", "report", "run", "cli"}
+"""Parts that import neither torch nor transformers, not even late."""
 
 
 def _imports(path: Path) -> set[str]:
@@ -68,15 +51,47 @@ def _modules() -> dict[str, set[str]]:
     return {".".join(path.relative_to(PACKAGE).with_suffix("").parts): _imports(path) for path in PACKAGE.rglob("*.py")}
 
 
+def test_the_order_has_no_circle() -> None:
+    before: set[str] = set()
+    for part, allowed in ALLOWED.items():
+        assert allowed <= before, f"{part} imports what comes after it: {sorted(allowed - before)}"
+        before.add(part)
+
+
+def test_the_ground_floor_stays_small() -> None:
+    assert len(list(PACKAGE.glob("*.py"))) <= 8
+
+
 @pytest.mark.parametrize(("module", "imports"), sorted(_modules().items()))
 def test_imports_go_one_way(module: str, imports: set[str]) -> None:
     part = module.split(".")[0]
     assert part in ALLOWED, f"{module} is a new part: say what it may import"
     ours = {name.split(".")[1] for name in imports if name.startswith("fedprompt_mpi.")}
     if module != MAKER:
-        assert ours <= ALLOWED[part], f"{module} imports {sorted(ours - ALLOWED[part])}"
+        assert ours <= ALLOWED[part] | {part}, f"{module} imports {sorted(ours - ALLOWED[part])}"
     outside = {name for name in imports if name.split(".")[0] in ("torch", "transformers", "mpi4py")}
     if part != "comm":
         assert not {name for name in outside if name.startswith("mpi4py")}
-    if part in ("text", "comm", "records", "files", "config", "seeds"):
+    if part in WITHOUT_TORCH:
         assert not {name for name in outside if not name.startswith("mpi4py")}
+
+
+@pytest.mark.parametrize("part", [part for part in ALLOWED if (PACKAGE / part).is_dir()])
+def test_modules_of_a_package_form_no_circle(part: str) -> None:
+    """Imports for type checking alone do not count."""
+    prefix = f"fedprompt_mpi.{part}."
+    graph: dict[str, set[str]] = {}
+    for path in (PACKAGE / part).rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        typing_only = {id(n) for node in ast.walk(tree) if isinstance(node, ast.If) for n in ast.walk(node)}
+        graph[path.stem] = {
+            str(node.module).removeprefix(prefix).split(".")[0]
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom)
+            and id(node) not in typing_only
+            and (node.module or "").startswith(prefix)
+        }
+    while graph:
+        free = {name for name, needed in graph.items() if not needed & set(graph) - {name}}
+        assert free, f"a circle in {part}: {graph}"
+        graph = {name: needed for name, needed in graph.items() if name not in free}

@@ -11,11 +11,11 @@ from tests.jobs import launch
 PROGRAM = """
 import ctypes, gc, sys
 import numpy as np, torch
-from fedprompt_mpi.comm.channel import open_channel
+from fedprompt_mpi.comm.start import open_channel
 from fedprompt_mpi.comm.launcher import read_launch
 from fedprompt_mpi.config import ModelConfig
 from fedprompt_mpi.plm.backbone import Injection, load_backbone
-from fedprompt_mpi.prepare import share_bf16
+from fedprompt_mpi.federation.prepare import share_bf16
 torch.set_num_threads(1)
 
 def pss():
@@ -23,8 +23,9 @@ def pss():
     with open("/proc/self/smaps_rollup") as file:
         return 1024 * sum(int(line.split()[1]) for line in file if line.startswith("Pss:"))
 
-channel = open_channel(read_launch(), measure=False)
-shared = channel.shared_folder()
+channel = open_channel(read_launch())
+folder = channel.node_folder()
+shared = folder.__enter__()
 
 def step(folder, dtype):
     # load a model as the program does and go once through it, forward and backward; then read all of its weights
@@ -41,13 +42,13 @@ def step(folder, dtype):
 for dtype in ("float32", "bfloat16"):
     step(sys.argv[1], dtype)  # loads what belongs to the libraries: late imports, kernels and buffers for these shapes
     gc.collect()
-    channel.node_barrier()
+    channel.agree(None)
     before = pss()
-    channel.node_barrier()
+    channel.agree(None)
     backbone = step(sys.argv[1], dtype)
-    channel.node_barrier()
+    channel.agree(None)
     grown = channel.sum(np.array([float(pss() - before)]))[0]
-    channel.node_barrier()
+    channel.agree(None)
     if channel.rank == 0:
         print(f"{dtype} grown {grown:.0f}")
     del backbone

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fedprompt_mpi import RunConfig, run
-from fedprompt_mpi.cli import parse_settings
+from fedprompt_mpi.commands.settings import parse_settings
 from fedprompt_mpi.config import ClientConfig, FederationConfig, ModelConfig, OutputConfig, TaskConfig
 from tests.jobs import REPOSITORY
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from fedprompt_mpi import RunConfig, SettingsError, load_prompt, run
-from fedprompt_mpi.cli import parse_settings
-from fedprompt_mpi.console import format_poisoned
+from fedprompt_mpi.commands.settings import parse_settings
+from fedprompt_mpi.rundir.console import format_poisoned
 from tests.jobs import find_mpirun, is_open_mpi, launch, read_rounds, run_here, run_program
 
 
@@ -300,15 +300,16 @@ def test_ranks_of_different_arithmetic_share_no_more_than_they_have() -> None:
     """Rank 0 computes in float32, as on a CPU beside GPUs; the workers hold bfloat16 matrices all the same."""
     code = (
         "import torch\n"
-        "from fedprompt_mpi.comm.channel import open_channel\n"
+        "from fedprompt_mpi.comm.start import open_channel\n"
         "from fedprompt_mpi.comm.launcher import read_launch\n"
         "from fedprompt_mpi.config import ModelConfig\n"
         "from fedprompt_mpi.plm.backbone import EMBEDDED, load_backbone\n"
-        "from fedprompt_mpi.prepare import share_bf16\n"
-        "channel = open_channel(read_launch(), measure=False)\n"
+        "from fedprompt_mpi.federation.prepare import share_bf16\n"
+        "channel = open_channel(read_launch())\n"
+        "folder = channel.node_folder()\n"
         "config = ModelConfig(dtype='bfloat16' if channel.rank else 'float32')\n"
         "backbone = load_backbone(config, str(EMBEDDED), torch.tensor([5, 6]), torch.device('cpu'), 0)\n"
-        "share_bf16(channel, backbone, channel.shared_folder() / 'bf16.safetensors')\n"
+        "share_bf16(channel, backbone, folder.__enter__() / 'bf16.safetensors')\n"
         "print(f'rank {channel.rank}:', backbone.model.bert.encoder.layer[0].output.dense.weight.dtype, flush=True)\n"
         "channel.close()\n"
     )

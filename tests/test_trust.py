@@ -11,7 +11,8 @@ import pytest
 
 import fedprompt_mpi
 from fedprompt_mpi.config import SettingsError
-from fedprompt_mpi.files import MOST_HEADER_BYTES, MOST_JSON_BYTES, read_json, read_prompt, read_toml
+from fedprompt_mpi.files import MOST_HEADER_BYTES, MOST_JSON_BYTES, read_json, read_toml
+from fedprompt_mpi.rundir.prompt import read_prompt
 from tests.jobs import REPOSITORY, launch, run_here
 
 SOURCES = sorted(Path(fedprompt_mpi.__file__).parent.rglob("*.py")) + sorted((REPOSITORY / "launch").rglob("*.py"))
@@ -83,7 +84,7 @@ def hook(event, arguments):
 watching = False
 sys.addaudithook(hook)
 from fedprompt_mpi import run
-from fedprompt_mpi.cli import parse_settings
+from fedprompt_mpi.commands.settings import parse_settings
 import datasets, torch, transformers  # what they do when they are imported is theirs
 watching = True
 for flags in (sys.argv[1:], [*sys.argv[1:], "--output.resume=true", "--federation.rounds=2"]):

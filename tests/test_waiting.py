@@ -11,19 +11,19 @@ from fedprompt_mpi.comm.mpi_channel import MPIChannel
 from fedprompt_mpi.cli import main
 
 waited = [0.0, 0.0]
-gather = MPIChannel.gather
+share = MPIChannel.share
 def measured(self, *arguments):
     wall, cpu = time.perf_counter(), time.process_time()
-    result = gather(self, *arguments)
+    result = share(self, *arguments)
     waited[0] += time.perf_counter() - wall
     waited[1] += time.process_time() - cpu
     return result
-MPIChannel.gather = measured
+MPIChannel.share = measured
 close = MPIChannel.close
-def closed(self):
+def closed(self, **options):
     if self.rank == 0:
         print(f"waited {waited[0]:.3f} s, used {waited[1]:.3f} s", flush=True)
-    close(self)
+    close(self, **options)
 MPIChannel.close = closed
 main(["--federation.rounds=2", "--client.steps=40", "--task.max_test=20", "--poison.trigger=",
       "--output.evaluate_every=2", "--output.report=false", f"--output.dir={sys.argv[1]}"])

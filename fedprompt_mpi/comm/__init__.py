@@ -1,1 +1,1 @@
-"""How vectors travel between ranks, and what that costs; knows neither prompts nor PLMs."""
+"""Transport between ranks and its measurement. Nothing here knows what a prompt or a loss is."""

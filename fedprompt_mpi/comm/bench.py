@@ -1,9 +1,9 @@
-"""What vectors cost on this network: raw mpi4py collectives and this program's channel, side by side in one job.
+"""The time of vectors on this network: raw mpi4py collectives and this program's channel, side by side in one job.
 
-A raw repetition is a barrier, the clock, the collective, the clock. The channel's is a whole call in measure mode, of
-which `transfer` is the collective that carries the vector and `call` is all of it: the small collective that is polled
-until everybody is there, the barrier, and packing. Raw and ours take turns, a repetition counts with its slowest rank,
-and the medians are compared.
+A raw repetition is a barrier, the clock, the collective, the clock. A repetition of the channel is a whole call in
+measure mode: `transfer` is the collective that carries the vector, `call` is everything, with the small collective
+that is polled until all ranks have arrived, the barrier, and packing. Raw and channel take turns; a repetition counts
+with its slowest rank, and the medians are compared.
 
 Legend: R ranks, K = R - 1 clients, one on each worker; n bytes of one vector.
 """
@@ -14,10 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from fedprompt_mpi.comm.channel import HEADER, pieces_of
+from fedprompt_mpi.comm.chunks import chunks_of
 from fedprompt_mpi.comm.mpi_channel import MPIChannel
-from fedprompt_mpi.comm.statistics import describe
+from fedprompt_mpi.comm.statistics import quantiles
 from fedprompt_mpi.comm.timing import PHASES, TRANSFERS
+from fedprompt_mpi.liveness.liveness import Liveness
+
+HEADER = np.dtype("V46")
+"""As large as the header of an update."""
 
 SMALLEST_BYTES = 1024
 STEP = 4
@@ -25,12 +29,12 @@ STEP = 4
 FEWEST, MOST = 7, 301
 """Repetitions."""
 MOST_RAW_BYTES = 2**31
-"""A raw gather of more than that at rank 0 is left out; the channel's goes in pieces."""
+"""Raw gathers of more bytes at rank 0 are left out; the channel gathers in chunks."""
 COLLECTIVES = ("broadcast", "gather", "reduce")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class BenchRow:
     """One collective at one size; seconds are medians of a repetition's slowest rank."""
 
     collective: str
@@ -38,7 +42,7 @@ class Row:
     """n."""
     repetitions: int
     raw: dict[str, float | None] | None
-    """Of the raw collective, as `statistics.describe` has it; None if it was left out."""
+    """Of the raw collective, as `statistics.quantiles` has it; None if it was left out."""
     transfer: dict[str, float | None]
     call: dict[str, float | None]
 
@@ -64,35 +68,36 @@ def sizes_up_to(largest: int, more: Iterable[int] = ()) -> list[int]:
 
 
 class Bench:
-    """The measurement; every rank has one and they go in step."""
+    """The measurement; every rank calls the same methods."""
 
-    def __init__(self, world: Any, *, seconds: float) -> None:
+    def __init__(self, world: Any, liveness: Liveness, *, seconds: float) -> None:
         """Open a channel in measure mode beside the raw communicator.
 
         Args:
             world: an mpi4py communicator of at least two ranks.
-            seconds: about so long for each size and collective.
+            liveness: of this process.
+            seconds: approximate time for each size and collective.
         """
         from mpi4py import MPI
 
         self._mpi, self._raw_comm, self._seconds = MPI, world, seconds
-        self.channel = MPIChannel(world, measure=True)
+        self.channel = MPIChannel(world, liveness, measure=True)
 
-    def measure(self, collective: str, size: int) -> Row:
+    def measure(self, collective: str, size: int) -> BenchRow:
         """Measure one collective at one size (n bytes); the row is complete on every rank."""
         raw, ours = self.calls(collective, size // 4)
         for call in (raw, ours):  # connections, buffers, pages
             if call is not None:
                 call()
-        self.channel.timing.take()
+        self.channel.phases.timing.take()
         first = self._one(raw, ours)
         self._raw_comm.Allreduce(self._mpi.IN_PLACE, first, op=self._mpi.MAX)  # all take as many repetitions
         repetitions = int(np.clip(self._seconds / first.sum(), FEWEST, MOST))
         mine = np.stack([self._one(raw, ours) for _ in range(repetitions)])
         slowest = np.empty_like(mine)
         self._raw_comm.Allreduce(mine, slowest, op=self._mpi.MAX)
-        raw_s, transfer, call = (describe(column.tolist()) for column in slowest.T)
-        return Row(
+        raw_s, transfer, call = (quantiles(column.tolist()) for column in slowest.T)
+        return BenchRow(
             collective=collective,
             bytes=size,
             repetitions=repetitions,
@@ -113,7 +118,7 @@ class Bench:
         start = clock()
         ours()
         seconds[2] = clock() - start
-        records = self.channel.timing.take()
+        records = self.channel.phases.timing.take()
         transfers = np.isin(records["phase"], [PHASES.index(phase) for phase in TRANSFERS])
         seconds[1] = records["seconds"][transfers].sum()
         return seconds
@@ -123,40 +128,47 @@ class Bench:
         comm, channel, mpi = self._raw_comm, self.channel, self._mpi
         vector = np.ones(length, dtype=np.float32)
         if collective == "broadcast":
-            return lambda: comm.Bcast(vector, root=0), lambda: channel.broadcast(vector, 0)
+            header = np.zeros(4, dtype=np.int64)
+
+            def broadcast() -> None:
+                channel.tell(header)
+                channel.broadcast(vector)
+
+            return lambda: comm.Bcast(vector, root=0), broadcast
         root, clients = comm.rank == 0, comm.size - 1
         counts = np.array([0, *[1] * clients])
-        deltas = vector[None] if not root else np.empty((0, length), dtype=np.float32)
-        headers = np.zeros(len(deltas), dtype=HEADER)
-        headers["largest"] = 1
+        rows = vector[None] if not root else np.empty((0, length), dtype=np.float32)
+        headers = np.zeros(len(rows), dtype=HEADER)
         if collective == "gather":
             raw = None
             if 4 * length * clients <= MOST_RAW_BYTES:
-                received = [self._memory(clients, length), counts * length, mpi.FLOAT] if root else None
-                raw = lambda: comm.Gatherv(deltas, received, root=0)  # noqa: E731
+                received = [self._buffer(clients, length), counts * length, mpi.FLOAT] if root else None
+                raw = lambda: comm.Gatherv(rows, received, root=0)  # noqa: E731
 
             def gather() -> None:
-                for _ in channel.gather(headers, deltas, counts).blocks:
+                channel.share(headers, counts)
+                for _ in channel.gather(rows, counts):
                     pass
 
             return raw, gather
         total = np.ones(length, dtype=np.float32) if root else None
-        factors = np.full(clients, 1 / clients)
+        factors = np.full(len(rows), 1 / clients)
 
         def reduce() -> None:
-            for _ in channel.gather(headers, deltas, counts).sums(factors):
+            channel.share(headers, counts)
+            for _ in channel.reduce(rows, factors, 2.0**-29):
                 pass
 
         return lambda: comm.Reduce(vector, total, op=mpi.SUM, root=0), reduce
 
-    def _memory(self, clients: int, length: int) -> np.ndarray:
-        """Return what a raw gather `[K, length]` receives in.
+    def _buffer(self, clients: int, length: int) -> np.ndarray:
+        """Return the buffer `[K, length]` in which a raw gather receives.
 
-        That is the channel's own memory where the vector goes in one piece: where in the machine's memory it happens to
-        be moves the time of either by up to 30 %.
+        It is the channel's own buffer where the vector travels in one chunk: the place in memory changes the time of
+        either by up to 30 %.
         """
-        if len(pieces_of(clients, length)) == 1:
-            return self.channel.room(0, clients, length, np.float32)
+        if len(chunks_of(clients, length)) == 1:
+            return self.channel.buffer(0, clients, length, np.float32)
         return np.ones((clients, length), dtype=np.float32)
 
 

@@ -1,8 +1,8 @@
-"""A sum that has the same bits in whatever order it is added up: in whole numbers.
+"""Sums in whole numbers, which have the same bits in every order of summation.
 
-Sums of floating-point numbers depend on the order, hence on how clients are spread over ranks and on the tree that MPI
-adds them up along. Whole numbers do not: each rank turns its clients' contributions into multiples of a unit that all
-ranks know, MPI adds 32-bit integers, and rank 0 turns the total back.
+A sum of floating-point numbers depends on the order, hence on how clients are spread over ranks and on MPI's reduction
+tree. A sum of integers does not: each rank converts its clients' contributions to multiples of a unit that all ranks
+know, MPI adds 32-bit integers, and rank 0 converts the total back.
 
 Legend: K clients of the round, P numbers in a vector, f_k the factor of a client, L_k the largest absolute number of
 its delta, u the unit.
@@ -11,7 +11,7 @@ its delta, u the unit.
 import numpy as np
 
 BLOCK = 2**15
-"""Numbers at a time, so that what is computed of them stays in the cache."""
+"""Numbers at a time, so that intermediate results stay in the cache."""
 HEADROOM_BITS = 30
 """Totals stay below 2^30 units, and rounding adds half a unit a client: 31 bits hold it for 2^31 clients."""
 
@@ -29,7 +29,7 @@ def unit_of(factors: np.ndarray, largest: np.ndarray) -> float:
         factors: `[K]` float64.
         largest: `[K]` float64.
     """
-    taken = factors != 0  # the others may not even be finite
+    taken = factors != 0  # other rows may hold NaN
     most = float(np.abs(factors[taken]) @ largest[taken])
     return max(2.0 ** (int(np.ceil(np.log2(most))) - HEADROOM_BITS), SMALLEST_UNIT) if most > 0 else 1.0
 
@@ -38,7 +38,7 @@ def in_units(deltas: np.ndarray, factors: np.ndarray, unit: float) -> np.ndarray
     """Return sum f_k delta_k of one rank's clients in units `[P]` int32.
 
     Args:
-        deltas: `[k, P]` float32; whoever's factor is 0 may have sent anything.
+        deltas: `[k, P]` float32; a row whose factor is 0 may hold anything.
         factors: `[k]` float64.
         unit: u.
     """

@@ -1,57 +1,69 @@
 """One process that is server and worker at once: nothing travels, and the bits are those of a job of many ranks."""
 
-import shutil
+import contextlib
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from fedprompt_mpi.comm.channel import Gathered, pieces_of
-from fedprompt_mpi.comm.exact_sum import in_units, unit_of
-from fedprompt_mpi.comm.last_seen import HERE
-from fedprompt_mpi.comm.stop import is_requested
-from fedprompt_mpi.comm.timing import Timing
-from fedprompt_mpi.comm.topology import MOST_PROCESSORS, read_place
-from fedprompt_mpi.comm.wire import FLOAT32, Wire
+from fedprompt_mpi.comm.channel import Chunks
+from fedprompt_mpi.comm.chunks import chunks_of
+from fedprompt_mpi.comm.codec import FLOAT32, Codec
+from fedprompt_mpi.comm.device import Vector
+from fedprompt_mpi.comm.exact_sum import in_units
+from fedprompt_mpi.comm.placement import MOST_PROCESSORS, MPILibrary, Placement, host_name, share_of_cores
+from fedprompt_mpi.comm.progress import Progress
+from fedprompt_mpi.comm.timing import Phases, Timing
+from fedprompt_mpi.liveness.liveness import Liveness
+
+NO_MPI = MPILibrary(
+    library="none (one process)",
+    transport="none",
+    thread_level="none",
+    survives=False,
+    clock_resolution_s=time.get_clock_info("perf_counter").resolution,
+)
 
 
 class LocalChannel:
-    """A job of one process."""
+    """A job of one process. The methods are those of `Channel`."""
 
     rank, size = 0, 1
-    library, transport = "none (one process)", "none"
-    thread_level, survives = "none", False
-    clock_resolution_s = time.get_clock_info("perf_counter").resolution
 
-    def __init__(self) -> None:
+    def __init__(self, liveness: Liveness | None = None) -> None:
         """Start with empty records."""
-        self.place = read_place(0, 0, np.ones(MOST_PROCESSORS), server_here=True)
-        self.nodes = np.zeros(1, dtype=np.int64)
-        self.first_ranks = np.zeros(1, dtype=np.int64)
-        self.timing = Timing()
-        self.synchronise: Callable[[], None] = lambda: None
-        self.stopping = False
-        self._folder: Path | None = None
-        self._show: Callable[[int], None] | None = None
-        self._steps = 0
+        self.placement = Placement(
+            rank=0,
+            host=host_name(),
+            local_rank=0,
+            cores=share_of_cores(np.ones(MOST_PROCESSORS)),
+            nodes=np.zeros(1, dtype=np.int64),
+            original_ranks=np.zeros(1, dtype=np.int64),
+            mpi=NO_MPI,
+        )
+        self.phases = Phases(Timing(), liveness or Liveness())
+        self.progress = Progress()
 
-    def broadcast(self, vector: np.ndarray, fingerprint: int, wire: Wire = FLOAT32) -> None:
-        """Take note of a request to stop; there is nobody to send to."""
-        self.stopping = is_requested()
+    def tell(self, values: np.ndarray, root: int = 0) -> None:
+        """Do nothing: there is no other rank."""
 
-    def gather(self, headers: np.ndarray, deltas: np.ndarray, counts: np.ndarray, wire: Wire = FLOAT32) -> Gathered:
-        """Return this process's own updates, piece by piece as over MPI."""
-        pieces = pieces_of(len(headers), deltas.shape[1])
+    def broadcast(self, vector: Vector, codec: Codec = FLOAT32) -> None:
+        """Do nothing: there is no other rank."""
 
-        def sums(factors: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-            unit = unit_of(factors, headers["largest"])
-            for piece in pieces:
-                yield piece, unit * in_units(np.asarray(deltas[:, piece]), factors, unit)
+    def share(self, rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """Return the rows."""
+        return rows
 
-        blocks = ((piece, np.asarray(deltas[:, piece])) for piece in pieces)
-        return Gathered(headers=headers, blocks=blocks, sums=sums)
+    def gather(self, rows: Vector, counts: np.ndarray, codec: Codec = FLOAT32) -> Chunks:
+        """Yield the rows in the chunks in which they would travel."""
+        return ((chunk, np.asarray(rows[:, chunk])) for chunk in chunks_of(len(rows), rows.shape[1]))
+
+    def reduce(self, rows: np.ndarray, factors: np.ndarray, unit: float) -> Chunks:
+        """Yield the weighted sum of the rows in chunks, computed in whole numbers as over MPI."""
+        for chunk in chunks_of(len(rows), rows.shape[1]):
+            yield chunk, unit * in_units(np.asarray(rows[:, chunk]), factors, unit)
 
     def sum(self, values: np.ndarray) -> np.ndarray:
         """Return the values."""
@@ -61,54 +73,19 @@ class LocalChannel:
         """Return the error."""
         return error
 
-    def node_barrier(self) -> None:
-        """Nothing to do."""
+    def collect(self, data: bytes) -> list[bytes]:
+        """Return the data."""
+        return [data]
 
-    def shared_folder(self) -> Path:
-        """Return a temporary folder."""
-        self._folder = self._folder or Path(tempfile.mkdtemp(prefix="fedprompt-"))
-        return self._folder
+    @contextlib.contextmanager
+    def node_folder(self) -> Iterator[Path]:
+        """Make a temporary folder, and remove it."""
+        with tempfile.TemporaryDirectory(prefix="fedprompt-", ignore_cleanup_errors=True) as folder:
+            yield Path(folder)
 
-    def drop_shared_folder(self) -> None:
-        """Remove the temporary folder."""
-        if self._folder:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
-
-    def alive(self) -> None:
-        """Note that there is progress."""
-        HERE.alive()
-
-    def report_progress(self, left: int) -> None:
-        """Show the progress at once."""
-        self.alive()
-        if self._show:
-            self._show(self._steps - left)
-
-    def watch_progress(self, show: Callable[[int], None] | None, steps: np.ndarray) -> None:
-        """Keep where to show the progress."""
-        self._show, self._steps = show, int(steps.max())
-
-    def collect_timings(self) -> list[np.ndarray]:
-        """Return this process's records."""
-        return [self.timing.take()]
-
-    def collect_text(self, text: str) -> list[str]:
-        """Return this process's text."""
-        return [text]
-
-    def abandon(self) -> None:
-        """Remove the temporary folder."""
-        self.drop_shared_folder()
-
-    def has_lost_a_rank(self, error: Exception) -> bool:
-        """There is no other rank."""
+    def recover(self, error: Exception) -> bool:
+        """Return False: there is no other rank to lose."""
         return False
 
-    def without_the_lost(self) -> "LocalChannel":
-        """Return itself."""
-        return self
-
-    def close(self) -> None:
-        """Remove the temporary folder."""
-        self.drop_shared_folder()
+    def close(self, *, alone: bool = False) -> None:
+        """Do nothing."""

@@ -1,17 +1,17 @@
-"""How vectors travel between ranks: by MPI's collectives, and nothing that anybody spins in for long.
+"""Transport between ranks by MPI's collectives. A rank that waits long sleeps between polls.
 
-A wait polls a tiny non-blocking collective, after the first tenth of a millisecond with a growing sleep; the vectors
-follow by blocking collectives once everybody is there. So a waiting rank leaves its core to one that trains, and the
-time of the collective holds (almost) no waiting. The tiny collective carries what has to travel anyway: the round's
-header before a broadcast, the clients' headers before a gather.
+A wait polls a small non-blocking collective, after the first tenth of a millisecond with a growing sleep. The vectors
+follow by blocking collectives once all ranks have arrived. So a waiting rank leaves its core to one that trains, and
+the time of a collective contains (almost) no waiting.
 
-In measure mode two barriers stand between the two: one that is polled until all are there, and a tight one for what
-is left of the skew (ranks wake up at different times). So the collective is timed with all ranks present. Both are
-recorded as `sync`.
+In measure mode two barriers stand between the two: one that is polled until all ranks have arrived, and a tight one
+for the rest of the skew (ranks wake up at different times). So the collective is timed with all ranks present. Both
+are recorded as `sync`.
 
-Legend: R ranks, K clients of the round, k of them on this rank, P length of a vector.
+Legend: R ranks, K rows of all ranks, k rows of this rank, P length of a vector.
 """
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -22,321 +22,240 @@ from typing import Any
 
 import numpy as np
 
-from fedprompt_mpi.comm.channel import HEADER, NEVER, Gathered, RankLost, pieces_of
-from fedprompt_mpi.comm.exact_sum import in_units, unit_of
-from fedprompt_mpi.comm.last_seen import HERE
-from fedprompt_mpi.comm.launcher import is_fault_tolerant, transport_of
+from fedprompt_mpi.comm.channel import Chunks, RankLost
+from fedprompt_mpi.comm.chunks import chunks_of
+from fedprompt_mpi.comm.codec import FLOAT32, Codec
+from fedprompt_mpi.comm.communicators import Communicators
+from fedprompt_mpi.comm.device import Vector, contiguous, synchronise
+from fedprompt_mpi.comm.exact_sum import in_units
 from fedprompt_mpi.comm.progress import Progress
-from fedprompt_mpi.comm.roll_call import RollCall
-from fedprompt_mpi.comm.stop import is_requested
-from fedprompt_mpi.comm.timing import RECORD, Timing
-from fedprompt_mpi.comm.topology import MOST_PROCESSORS, Place, own_processors, read_place
+from fedprompt_mpi.comm.timing import Phases, Timing
 from fedprompt_mpi.comm.tree import sum_to_root
-from fedprompt_mpi.comm.watchers import watch_over
-from fedprompt_mpi.comm.wire import FLOAT32, Wire
+from fedprompt_mpi.liveness.liveness import Liveness
+from fedprompt_mpi.liveness.stalled import StalledRanks
+from fedprompt_mpi.liveness.watch_nodes import watch_over
 
 AWAKE_S = 1e-4
-"""So long a rank looks again and again before it sleeps: those that come at one time need no sleep, after which a
-collective takes microseconds longer, since the processor has forgotten the way."""
+"""Time of polling without sleep. After a sleep a collective takes microseconds longer: caches are cold."""
 SHORTEST_SLEEP_S, LONGEST_SLEEP_S = 2e-5, 2e-3
 NOTICE_WITHIN_S = 2.0
-"""So soon after a collective failed, the loss that it failed for is known."""
+"""Time until MPI knows of the lost rank for which a collective has failed."""
 RECOVER_WITHIN_S = 30.0
-"""Survivors agree within seconds, or not at all: if one of them is ending the job instead."""
+"""Survivors agree within seconds, or never: if one of them ends the job instead."""
 MESSAGE_BYTES = 4096
 
 
 class MPIChannel:
-    """The ranks of an MPI job."""
+    """The ranks of an MPI job. The methods are those of `Channel`."""
 
-    def __init__(
-        self, world: Any, *, measure: bool, deadline_s: float = NEVER, before: "MPIChannel | None" = None
-    ) -> None:
-        """Take communicators of our own, so that no other library's messages mix with ours.
+    def __init__(self, world: Any, liveness: Liveness, *, measure: bool = False) -> None:
+        """Open the channel; every rank of `world` calls this.
 
         Args:
             world: an mpi4py communicator.
-            measure: whether ranks synchronise before each collective, to take all waiting out of its time.
-            deadline_s: how long a rank may be without progress before another one's waiting ends the job.
-            before: the channel whose ranks, but for those that were lost, `world` has; its records go on.
+            liveness: of this process.
+            measure: True if ranks synchronise before each collective, to take all waiting out of its time.
         """
         from mpi4py import MPI
 
-        self._mpi, self._world, self._deadline_s = MPI, world, deadline_s
-        self._comm = world.Dup()
-        self._progress = Progress(world.Dup())
-        self._roll = RollCall(world.Dup(), deadline_s)
-        self.rank, self.size = self._comm.rank, self._comm.size
-        self.first_ranks = np.arange(self.size)
-        if before is not None:
-            self.first_ranks = before._first_ranks_of(world)
-        self._node = self._comm.Split_type(MPI.COMM_TYPE_SHARED, key=self.rank)
-        self._leaders = self._comm.Split(0 if self._node.rank == 0 else MPI.UNDEFINED, key=self.rank)
-        self.nodes = self._number_nodes()
+        self._mpi, self._measure, self._liveness = MPI, measure, liveness
+        self.phases = Phases(Timing(clock=MPI.Wtime), liveness)
+        self._collectives = 0
         self._folder: Path | None = None
-        self.place = self._read_place()
-        library = MPI.Get_library_version()
-        self.library, self.transport = " ".join(library.split("\n")[0].split()), transport_of(library)
-        self.thread_level = ("single", "funneled", "serialized", "multiple")[
-            [MPI.THREAD_SINGLE, MPI.THREAD_FUNNELED, MPI.THREAD_SERIALIZED, MPI.THREAD_MULTIPLE].index(
-                MPI.Query_thread()
-            )
-        ]
-        self.survives = is_fault_tolerant(MPI.get_vendor()[0])
-        self.timing = Timing(clock=MPI.Wtime) if before is None else before.timing
-        self.clock_resolution_s = MPI.Wtick()
-        self.synchronise: Callable[[], None] = lambda: None
-        self.stopping = False
-        self._measure = measure
-        self._rooms = [np.empty(0, dtype=np.uint8), np.empty(0, dtype=np.uint8)]
-        first_rank = int(self.first_ranks[self.rank])
-        watch_over(self._comm, self._node, self._leaders, self.shared_folder(), first_rank, survives=self.survives)
+        self._buffers = [np.empty(0, dtype=np.uint8), np.empty(0, dtype=np.uint8)]
+        self._open(world, np.arange(world.size))
 
-    def _number_nodes(self) -> np.ndarray:
-        """Tell everybody which node each rank is on."""
-        lowest, everyone = np.array([self.rank], dtype=np.int64), np.empty(self.size, dtype=np.int64)
-        self._node.Bcast(lowest, root=0)
-        self._comm.Allgather(lowest, everyone)
-        return np.unique(everyone, return_inverse=True)[1].astype(np.int64)
+    def _open(self, world: Any, original_ranks: np.ndarray) -> None:
+        """Connect the ranks of a communicator, `[R]` int64 numbered as at the start of the job."""
+        self._comms, liveness = Communicators(self._mpi, world), self._liveness
+        self._comm, self._node = self._comms.comm, self._comms.node
+        self.rank, self.size = self._comm.rank, self._comm.size
+        self.placement = self._comms.placement(original_ranks)
+        self.progress = Progress(self._mpi, self._comms.progress)
+        self._stalled = StalledRanks(self._mpi, self._comms.stalled, liveness)
+        liveness.survives, liveness.answer = self.placement.mpi.survives, self._stalled.answer
+        liveness.one_node = not self.placement.nodes.any()
+        with self.node_folder() as folder:
+            watch_over(self._comm, self._node, self._comms.leaders, folder, liveness)
 
-    def _read_place(self) -> Place:
-        """Ask the ranks of this node which processors each may use."""
-        sharers, mine = np.zeros((2, MOST_PROCESSORS), dtype=np.int64)
-        mine[list(own_processors())] = 1
-        self._node.Allreduce(mine, sharers, op=self._mpi.SUM)
-        return read_place(self.rank, self._node.rank, sharers, server_here=bool(self.nodes[self.rank] == self.nodes[0]))
-
-    def _sleep_until(self, request: Any) -> None:
-        """Wait for a request with the processor left to others; if it takes too long, ask who is missing."""
+    def _sleep_until(self, request: Any, name: str) -> None:
+        """Wait for a request and leave the processor to others; after a long wait ask which rank is missing."""
         pause, start = SHORTEST_SLEEP_S, time.monotonic()
-        HERE.waits = True
+        self._collectives += 1
+        self._liveness.wait_in(self._collectives, name)
         while not request.Test():
             if time.monotonic() - start < AWAKE_S:
                 os.sched_yield()
                 continue
-            self._progress.receive()
+            self.progress.receive()
             time.sleep(pause)
             pause = min(1.5 * pause, LONGEST_SLEEP_S)
             if pause == LONGEST_SLEEP_S:
-                self._roll.wait(time.monotonic() - start)
-        HERE.waits = False
-        HERE.alive()
-
-    def alive(self) -> None:
-        """Note that this rank makes progress, and say so to whoever asks."""
-        HERE.alive()
-        self._roll.answer()
+                self._stalled.wait(time.monotonic() - start)
+        self._liveness.arrived()
 
     def _collective(self, phase: str, payload_bytes: int, call: Callable[..., Any], *arguments: Any) -> Any:
-        """Run and time a blocking collective that everybody is about to enter; returns what it returns.
+        """Run and time a blocking collective that every rank is about to enter; return its result.
 
-        Between the two looks at the clock there is nothing but the call: for a prompt it takes some 20 microseconds.
+        Between the two readings of the clock there is only the call: for a prompt it takes some 20 microseconds.
         """
         clock = self._mpi.Wtime
-        HERE.enter(phase, self.timing.round_)
+        self._liveness.enter(phase, self.phases.timing.round)
         begin = clock()
         if self._measure:
-            self._sleep_until(self._comm.Ibarrier())
+            self._sleep_until(self._comm.Ibarrier(), phase)
             self._comm.Barrier()
         start = clock()
         result = call(*arguments)
         end = clock()
-        if self._measure:  # noted now: between barrier and collective it would part the ranks again
-            self.timing.add("sync", start - begin)
-        self.timing.add(phase, end - start, payload_bytes)
+        if self._measure:  # recorded now: between barrier and collective it would part the ranks again
+            self.phases.timing.add("sync", start - begin)
+        self.phases.timing.add(phase, end - start, payload_bytes)
         return result
 
-    def _meet(self) -> None:
-        """Wait, asleep, until all ranks are here."""
-        with self.timing.phase("wait"):
-            self._sleep_until(self._comm.Ibarrier())
+    def _meet(self, name: str) -> None:
+        """Wait, asleep, until all ranks have arrived."""
+        with self.phases.time("wait"):
+            self._sleep_until(self._comm.Ibarrier(), name)
 
-    def broadcast(self, vector: np.ndarray, fingerprint: int, wire: Wire = FLOAT32) -> None:
-        """Copy rank 0's `vector` `[P]` float32, which is on the wire's grid, into everybody's, in place.
+    def tell(self, values: np.ndarray, root: int = 0) -> None:
+        """Copy a small array of one rank into everybody's, in place."""
+        self._sleep_until(self._comm.Ibcast(values, root=root), "tell")
 
-        Raises:
-            RuntimeError: if rank 0's vector has another layout than this rank's.
-        """
-        header = np.array([len(vector), fingerprint, self._progress.show is not None, is_requested()], dtype=np.int64)
-        expected = header[:2].copy()
-        with self.timing.phase("wait"):
-            self._sleep_until(self._comm.Ibcast(header, root=0))
-        if not np.array_equal(header[:2], expected):
-            raise RuntimeError(
-                f"rank 0 sends a vector of {header[0]} parameters (layout {header[1]}), "
-                f"but rank {self.rank} has {expected[0]} (layout {expected[1]})"
-            )
-        self._progress.is_watched, self.stopping = bool(header[2]), bool(header[3])
-        size = wire.bytes_of(len(vector))
-        if wire.exact:
-            self.synchronise()
+    def broadcast(self, vector: Vector, codec: Codec = FLOAT32) -> None:
+        """Copy rank 0's vector into everybody's, in place."""
+        size = codec.bytes_of(len(vector))
+        if codec.exact:
+            synchronise(vector)
             self._collective("broadcast", size, self._comm.Bcast, [vector, self._mpi.FLOAT])
             return
-        with self.timing.phase("pack"):
-            packed = wire.pack(vector) if self.rank == 0 else self.room(0, 1, size, np.uint8)[0]
+        with self.phases.time("pack"):
+            packed = codec.pack(vector) if self.rank == 0 else self.buffer(0, 1, size, np.uint8)[0]
         self._collective("broadcast", size, self._comm.Bcast, [packed, self._mpi.BYTE])
         if self.rank:
-            with self.timing.phase("pack"):
-                wire.unpack(packed, vector)
+            with self.phases.time("pack"):
+                codec.unpack(packed, vector)
 
-    def gather(self, headers: np.ndarray, deltas: np.ndarray, counts: np.ndarray, wire: Wire = FLOAT32) -> Gathered:
-        """Bring the round's headers and deltas, or a sum of them, to rank 0, the deltas in pieces.
+    def share(self, rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """Return the rows of all ranks on every rank: a rank that has them knows that all have arrived."""
+        everyone = np.empty(int(counts.sum()), dtype=rows.dtype)
+        sizes, byte = counts * rows.dtype.itemsize, self._mpi.BYTE
+        mine = [np.ascontiguousarray(rows).view(np.uint8), byte]
+        received = [everyone.view(np.uint8), sizes, np.cumsum(sizes) - sizes, byte]
+        self._sleep_until(self._comm.Iallgatherv(mine, received), "share")
+        return everyone
 
-        Rank 0 never holds more than two pieces of all clients' deltas, each of `CHUNK_BYTES`, whatever P and K.
-        """
-        byte = self._mpi.BYTE
-        everyone = np.empty(int(counts.sum()), dtype=HEADER)
-        sizes = counts * HEADER.itemsize
-        starts = np.cumsum(sizes) - sizes
-        with self.timing.phase("wait"):
-            # all ranks get all headers: whoever has them knows that everybody is here
-            mine = np.ascontiguousarray(headers).view(np.uint8)
-            self._sleep_until(self._comm.Iallgatherv([mine, byte], [everyone.view(np.uint8), sizes, starts, byte]))
-        return Gathered(
-            headers=everyone,
-            blocks=self._gather_blocks(deltas, counts, wire),
-            sums=lambda factors: self._sums(deltas, counts, factors, everyone),
-        )
-
-    def _gather_blocks(self, deltas: np.ndarray, counts: np.ndarray, wire: Wire) -> Iterator[tuple[slice, np.ndarray]]:
-        clients, root, mpi = int(counts.sum()), self.rank == 0, self._mpi
-        for number, piece in enumerate(pieces_of(clients, deltas.shape[1])):
+    def gather(self, rows: Vector, counts: np.ndarray, codec: Codec = FLOAT32) -> Chunks:
+        """Yield chunks of all ranks' vectors on rank 0, which holds two chunks of at most `CHUNK_BYTES` at a time."""
+        total, root, mpi = int(counts.sum()), self.rank == 0, self._mpi
+        kind, dtype = (mpi.FLOAT, np.float32) if codec.exact else (mpi.BYTE, np.uint8)
+        for number, chunk in enumerate(chunks_of(total, rows.shape[1])):
             if number:
-                self._meet()  # rank 0 may still be at work on the piece before
-            width = piece.stop - piece.start
-            size = wire.bytes_of(width)
-            with self.timing.phase("pack"):
-                mine = contiguous(deltas[:, piece]) if wire.exact else wire.pack(deltas[:, piece])
-                self.synchronise()
-            items, kind = (width, mpi.FLOAT) if wire.exact else (size, mpi.BYTE)
-            room = self.room(number % 2, clients if root else 0, items, np.float32 if wire.exact else np.uint8)
-            sizes = counts * items
-            starts = np.cumsum(sizes) - sizes
-            received = [room, sizes, starts, kind] if root else None
-            self._collective("gather", len(deltas) * size, self._comm.Gatherv, [mine, kind], received)
-            if root and not wire.exact:
-                with self.timing.phase("pack"):
-                    numbers = np.empty((clients, width), dtype=np.float32)
-                    wire.unpack(room, numbers)
-                    room = numbers
-            yield piece, room
+                self._meet("gather")  # rank 0 may still aggregate the chunk before
+            width = chunk.stop - chunk.start
+            size = codec.bytes_of(width)
+            with self.phases.time("pack"):
+                mine = contiguous(rows[:, chunk]) if codec.exact else codec.pack(rows[:, chunk])
+                synchronise(mine)
+            items = width if codec.exact else size
+            buffer, sizes = self.buffer(number % 2, total if root else 0, items, dtype), counts * items
+            received = [buffer, sizes, np.cumsum(sizes) - sizes, kind] if root else None
+            self._collective("gather", len(rows) * size, self._comm.Gatherv, [mine, kind], received)
+            if root and not codec.exact:
+                with self.phases.time("pack"):
+                    numbers = np.empty((total, width), dtype=np.float32)
+                    codec.unpack(buffer, numbers)
+                    buffer = numbers
+            yield chunk, buffer
 
-    def room(self, which: int, rows: int, items: int, dtype: Any) -> np.ndarray:
-        """Return one of two memories `[rows, items]` to receive in; it is kept: fresh pages cost as much as a transfer.
+    def buffer(self, which: int, rows: int, items: int, dtype: Any) -> np.ndarray:
+        """Return one of two receive buffers `[rows, items]`. It is kept: fresh pages cost as much as a transfer.
 
         Args:
-            which: 0 or 1; pieces of a vector take turns.
-            rows: how many.
-            items: in each.
+            which: 0 or 1; the chunks of a vector take turns.
+            rows: number of rows.
+            items: in each row.
             dtype: of an item.
         """
         size = rows * items * np.dtype(dtype).itemsize
-        if self._rooms[which].nbytes < size:
-            self._rooms[which] = np.empty(size, dtype=np.uint8)
-        return self._rooms[which][:size].view(dtype).reshape(rows, items)
+        if self._buffers[which].nbytes < size:
+            self._buffers[which] = np.empty(size, dtype=np.uint8)
+        return self._buffers[which][:size].view(dtype).reshape(rows, items)
 
-    def _sums(
-        self, deltas: np.ndarray, counts: np.ndarray, factors: np.ndarray, headers: np.ndarray
-    ) -> Iterator[tuple[slice, np.ndarray]]:
-        unit = unit_of(factors, headers["largest"])
-        first = int(counts[: self.rank].sum())
-        own = factors[first : first + len(deltas)]
-        for piece in pieces_of(1, deltas.shape[1]):
-            if piece.start:
-                self._meet()
-            with self.timing.phase("pack"):
-                mine = in_units(deltas[:, piece], own, unit)
-            rooms = [self.room(which, 1, len(mine), np.int32)[0] for which in (0, 1)]
-            total = self._collective(
-                "reduce", mine.nbytes, sum_to_root, self._mpi, self._node, self._leaders, mine, *rooms
-            )
-            yield piece, np.empty(0) if total is None else unit * total
+    def reduce(self, rows: np.ndarray, factors: np.ndarray, unit: float) -> Chunks:
+        """Yield chunks of the weighted sum of all ranks' vectors on rank 0."""
+        for chunk in chunks_of(1, rows.shape[1]):
+            if chunk.start:
+                self._meet("reduce")
+            with self.phases.time("pack"):
+                mine = in_units(rows[:, chunk], factors, unit)
+            buffers = [self.buffer(which, 1, len(mine), np.int32)[0] for which in (0, 1)]
+            total = self._collective("reduce", mine.nbytes, sum_to_root, self._comms, mine, *buffers)
+            yield chunk, np.empty(0) if total is None else unit * total
 
     def sum(self, values: np.ndarray) -> np.ndarray:
-        """Add float64 arrays of equal shape up over the ranks."""
+        """Return the sum of float64 arrays of equal shape over the ranks."""
         total = np.empty_like(values)
-        self._sleep_until(self._comm.Iallreduce(values, total, op=self._mpi.SUM))
+        self._sleep_until(self._comm.Iallreduce(values, total, op=self._mpi.SUM), "sum")
         return total
 
     def agree(self, error: str | None) -> str | None:
-        """Return the lowest rank's error message on every rank, or None if nobody has one."""
+        """Return the lowest rank's error message on every rank, or None if no rank has one."""
         first = np.empty(1, dtype=np.int64)
         mine = np.array([self.size if error is None else self.rank], dtype=np.int64)
-        self._sleep_until(self._comm.Iallreduce(mine, first, op=self._mpi.MIN))
+        self._sleep_until(self._comm.Iallreduce(mine, first, op=self._mpi.MIN), "agree")
         if first[0] == self.size:
             return None
-        message = np.zeros(MESSAGE_BYTES, dtype=np.uint8)
-        if self.rank == first[0]:
-            text = (error or "").encode()[:MESSAGE_BYTES]
-            message[: len(text)] = np.frombuffer(text, dtype=np.uint8)
+        message = _as_bytes(error or "")
         self._comm.Bcast(message, root=int(first[0]))
-        return message.tobytes().rstrip(b"\0").decode(errors="replace")
+        return _as_text(message)
 
-    def node_barrier(self) -> None:
-        """Wait, asleep, for the other ranks of this node."""
-        self._sleep_until(self._node.Ibarrier())
-
-    def shared_folder(self) -> Path:
-        """Return a temporary folder that the ranks of this node share."""
-        if self._folder is None:
-            name = np.zeros(MESSAGE_BYTES, dtype=np.uint8)
-            if self._node.rank == 0:
-                path = tempfile.mkdtemp(prefix="fedprompt-").encode()
-                name[: len(path)] = np.frombuffer(path, dtype=np.uint8)
-            self._sleep_until(self._node.Ibcast(name, root=0))
-            self._folder = Path(name.tobytes().rstrip(b"\0").decode())
-        return self._folder
-
-    def drop_shared_folder(self) -> None:
-        """Remove the node's folder once all its ranks are here."""
-        self.node_barrier()
-        if self._folder is not None and self._node.rank == 0:
-            shutil.rmtree(self._folder, ignore_errors=True)
-        self._folder = None
-
-    def report_progress(self, left: int) -> None:
-        """Tell rank 0 how many local steps are left, if it watches."""
-        self.alive()
-        self._progress.report(left)
-
-    def watch_progress(self, show: Callable[[int], None] | None, steps: np.ndarray) -> None:
-        """Let rank 0's next waits tell `show` how many steps the rank that is last has behind it."""
-        self._progress.watch(show, steps)
-
-    def _collect_bytes(self, mine: np.ndarray) -> list[bytes]:
-        """Return every rank's uint8 array as bytes on rank 0, [] elsewhere."""
-        sizes = np.empty(self.size, dtype=np.int64)
-        self._sleep_until(self._comm.Iallgather(np.array([mine.size], dtype=np.int64), sizes))
+    def collect(self, data: bytes) -> list[bytes]:
+        """Return the data of every rank on rank 0, [] elsewhere."""
+        sizes, byte = np.empty(self.size, dtype=np.int64), self._mpi.BYTE
+        self._sleep_until(self._comm.Iallgather(np.array([len(data)], dtype=np.int64), sizes), "collect")
         starts = np.cumsum(sizes) - sizes
         received = np.empty(int(sizes.sum()) if self.rank == 0 else 0, dtype=np.uint8)
-        byte = self._mpi.BYTE
+        mine = np.frombuffer(data, dtype=np.uint8)
         self._comm.Gatherv([mine, byte], [received, sizes, starts, byte] if self.rank == 0 else None, root=0)
         if self.rank:
             return []
         return [received[at : at + n].tobytes() for at, n in zip(starts, sizes, strict=True)]
 
-    def collect_timings(self) -> list[np.ndarray]:
-        """Return every rank's records on rank 0, [] elsewhere."""
-        collected = self._collect_bytes(self.timing.take().view(np.uint8))
-        self.timing.received += 1
-        return [np.frombuffer(b, dtype=RECORD) for b in collected]
+    @contextlib.contextmanager
+    def node_folder(self) -> Iterator[Path]:
+        """Share a temporary folder among the ranks of this node during the block.
 
-    def collect_text(self, text: str) -> list[str]:
-        """Return every rank's text on rank 0, [] elsewhere."""
-        return [b.decode() for b in self._collect_bytes(np.frombuffer(text.encode(), dtype=np.uint8))]
+        If the block fails, `close(alone=True)` removes the folder, after the rank has claimed the report.
+        """
+        name = np.zeros(MESSAGE_BYTES, dtype=np.uint8)
+        if self._node.rank == 0:
+            name = _as_bytes(tempfile.mkdtemp(prefix="fedprompt-"))
+        self._sleep_until(self._node.Ibcast(name, root=0), "node_folder")
+        self._folder = Path(_as_text(name))
+        yield self._folder
+        self._sleep_until(self._node.Ibarrier(), "node_folder")
+        self._remove_folder()
 
-    def abandon(self) -> None:
-        """Remove the node's folder, if it is still there, waiting for nobody."""
-        if self._folder is not None:
+    def _remove_folder(self) -> None:
+        if self._folder is not None and self._node.rank == 0:
             shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder = None
+
+    def recover(self, error: Exception) -> bool:
+        """Go on with the remaining ranks if an error means that a rank was lost; return False if it does not."""
+        if not self.has_lost_a_rank(error):
+            return False
+        self._shrink()
+        return True
 
     def has_lost_a_rank(self, error: Exception) -> bool:
-        """Tell whether an error means that another rank is gone and the others may go on."""
+        """Return True if an error means that a rank was lost and the others may go on (ULFM)."""
         mpi = self._mpi
-        if not self.survives or not isinstance(error, mpi.Exception):
+        if not self.placement.mpi.survives or not isinstance(error, mpi.Exception):
             return False
         until = time.monotonic() + NOTICE_WITHIN_S  # Open MPI's collectives may fail before they know why
-        while not HERE.is_over():  # then it was ended on purpose
+        while not self._liveness.is_over():  # a job that is over was ended on purpose
             if self._comm.Is_revoked() or self._comm.Get_failed().size:
                 return True
             if time.monotonic() > until:
@@ -344,58 +263,72 @@ class MPIChannel:
             time.sleep(SHORTEST_SLEEP_S)
         return False
 
-    def without_the_lost(self) -> "MPIChannel":
-        """Return a channel of the ranks that are left; those that still wait for the lost ones join in.
+    def _shrink(self) -> None:
+        """Connect the remaining ranks; ranks that still wait for the lost ones join in.
 
-        All of a channel's communicators are revoked, which wakes everybody who waits on one; the survivors are those of
-        `world`, from which each of them started.
-
-        Raises:
-            RankLost: if rank 0 is among the lost.
+        All communicators are revoked, which wakes every rank that waits on one. The remaining ranks connect and agree
+        that all of them have: if one more rank was lost meanwhile, all of them shrink again.
         """
-        world, HERE.has_lost_others = self._world, True
+        before, ranks, live = self._comms.world, self.placement.original_ranks, self._liveness
+        world, live.has_lost_others, self._folder = before, True, None
         while True:
-            HERE.enter("recover", self.timing.round_, RECOVER_WITHIN_S)
-            self._revoke()
+            live.enter("recover", self.phases.timing.round, RECOVER_WITHIN_S)
+            self._comms.revoke()
             world.Revoke()
             world = world.Shrink()
-            lost = set(self.first_ranks.tolist()) - set(self._first_ranks_of(world).tolist())
-            if self.first_ranks[0] in lost:
+            remaining = ranks[world.group.Translate_ranks(None, before.group)]
+            if ranks[0] not in remaining:
                 raise RankLost("rank 0, which keeps the records, was lost")
+            connected = False
             try:
-                channel = MPIChannel(world, measure=self._measure, deadline_s=self._deadline_s, before=self)
-                channel.drop_shared_folder()
-            except self._mpi.Exception as error:  # another one, meanwhile
-                if not self.has_lost_a_rank(error):
+                self._open(world, remaining)
+                connected = True
+            except self._mpi.Exception:
+                if not world.Is_revoked() and not world.Get_failed().size:
                     raise
-            else:
-                HERE.enter("prepare", self.timing.round_)
-                return channel
+                world.Revoke()
+            if self._all_have(world, connected):
+                live.enter("prepare", self.phases.timing.round)
+                return
 
-    def _first_ranks_of(self, world: Any) -> np.ndarray:
-        """Return the first numbers `[R]` int64 of the ranks of a smaller world."""
-        here = world.group.Translate_ranks(None, self._world.group)
-        return self.first_ranks[here]
+    def _all_have(self, world: Any, connected: bool) -> bool:
+        """Return True if all ranks of a smaller world are connected: the same answer on each of them."""
+        try:
+            return bool(world.Agree(int(connected)))
+        except self._mpi.Exception:  # a rank was lost; Agree tells all of the others
+            return False
 
-    def _revoke(self) -> None:
-        """Wake everybody who waits on a communicator of this channel, wherever that is."""
-        for comm in (self._comm, self._progress.comm, self._roll.comm, self._node, self._leaders):
-            if comm != self._mpi.COMM_NULL:
-                comm.Revoke()
+    def close(self, *, alone: bool = False) -> None:
+        """Leave the channel, together with all other ranks, or alone after a failure."""
+        if alone:
+            self._remove_folder()
+            return
+        try:
+            self._leave_together()
+        except self._mpi.Exception as error:  # a rank that is lost now is not needed
+            if not self.has_lost_a_rank(error):
+                raise
+            self._remove_folder()
 
-    def close(self) -> None:
-        """Drain what is under way, remove the node's folder, and leave together."""
-        self.drop_shared_folder()
-        HERE.leave()
-        self._sleep_until(self._comm.Ibarrier())  # the folders are gone before any rank may end the job
-        if self._leaders != self._mpi.COMM_NULL:
-            self._leaders.Free()
-        self._node.Free()
-        self._roll.close()
-        self._progress.close()
-        self._comm.Free()
+    def _leave_together(self) -> None:
+        if self._folder is not None:  # all ranks have left its block by the same error
+            self._sleep_until(self._node.Ibarrier(), "node_folder")
+            self._remove_folder()
+        self._liveness.leave()
+        # on another communicator than the collectives: one that a rank still waits in cannot match it
+        self._sleep_until(self._comms.progress.Ibarrier(), "close")
+        self._stalled.close()
+        self.progress.close()
+        self._comms.free()
 
 
-def contiguous(block: Any) -> Any:
-    """Return a block of an array, or of a tensor on whatever device, in one piece of memory."""
-    return block.contiguous() if hasattr(block, "contiguous") else np.ascontiguousarray(block)
+def _as_bytes(text: str) -> np.ndarray:
+    """Return a text as `[MESSAGE_BYTES]` uint8, cut or padded with zeros."""
+    message = np.zeros(MESSAGE_BYTES, dtype=np.uint8)
+    encoded = text.encode()[:MESSAGE_BYTES]
+    message[: len(encoded)] = np.frombuffer(encoded, dtype=np.uint8)
+    return message
+
+
+def _as_text(message: np.ndarray) -> str:
+    return message.tobytes().rstrip(b"\0").decode(errors="replace")

@@ -1,4 +1,4 @@
-"""How far the ranks are in a round's local steps, for a bar that rank 0 shows; nothing is sent if nobody watches."""
+"""Local steps of the slowest rank, for a bar that rank 0 shows. Nothing is sent if no bar is shown."""
 
 import time
 from collections.abc import Callable
@@ -13,27 +13,35 @@ REPORT_EVERY_S = 0.2
 class Progress:
     """One rank's part in it."""
 
-    def __init__(self, comm: Any) -> None:
-        """Start; `comm` is a communicator for nothing else."""
-        self.comm = comm
+    def __init__(self, mpi: Any = None, comm: Any = None) -> None:
+        """Start.
+
+        Args:
+            mpi: mpi4py's module; None in a job of one process.
+            comm: a communicator for nothing else.
+        """
+        self._mpi, self.comm = mpi, comm
         self.show: Callable[[int], None] | None = None
-        """On rank 0: shows how many steps the rank that is last has behind it; None if nobody watches."""
+        """On rank 0: shows how many steps the slowest rank has done; None if no bar is shown."""
         self.is_watched = False
-        """Whether rank 0 shows what it is told."""
-        self._left = np.zeros(comm.size, dtype=np.int64)
+        """True if rank 0 shows the steps."""
+        self._is_root = comm is None or comm.rank == 0
+        self._left = np.zeros(1 if comm is None else comm.size, dtype=np.int64)
         self._steps = 0
         self._sending: tuple[Any, np.ndarray] | None = None
         self._last_report = 0.0
 
     def watch(self, show: Callable[[int], None] | None, steps: np.ndarray) -> None:
-        """Begin a round of `[R]` steps."""
+        """Begin a round in which rank r takes `steps[r]` steps, `[R]` int64."""
         self.show, self._steps = show, int(steps.max())
         self._left[:] = steps
 
     def report(self, left: int) -> None:
-        """Tell rank 0 how many steps are left, a few times a second at most."""
-        if self.comm.rank == 0:  # a server that trains; nobody needs to send for it
+        """Tell rank 0 how many steps of this rank are left, a few times a second at most."""
+        if self._is_root:
             self._left[0] = left
+            if self.comm is None and self.show is not None:
+                self.show(self._steps - left)
             return
         now = time.monotonic()
         if not self.is_watched or now - self._last_report < REPORT_EVERY_S:
@@ -45,19 +53,17 @@ class Progress:
         self._last_report = now
 
     def receive(self) -> None:
-        """On rank 0: take what has come, and show it."""
+        """Receive the reports that have arrived, and show them; on rank 0."""
         if self.show is None:
             return
-        from mpi4py import MPI
-
-        status, message = MPI.Status(), np.empty(1, dtype=np.int64)
+        status, message = self._mpi.Status(), np.empty(1, dtype=np.int64)
         while self.comm.Iprobe(tag=TAG, status=status):
             self.comm.Recv(message, source=status.Get_source(), tag=TAG)
             self._left[status.Get_source()] = message[0]
         self.show(self._steps - int(self._left.max()))
 
     def close(self) -> None:
-        """Let go of the communicator."""
+        """Free the communicator."""
         if self._sending is not None:
             self._sending[0].Cancel()
         self.comm.Free()

@@ -1,9 +1,9 @@
-"""From the records of all ranks to figures of a round: medians, quantiles, and how sure they are.
+"""Statistics of the rounds from the records of all ranks: medians, quantiles and confidence intervals.
 
-Of each phase a round counts with its slowest rank, and of transfers each collective with its own slowest one, since
-it lasts as long as that. The confidence interval of a median comes from the order of the
-samples alone, so nothing is assumed of how times are distributed (they are skewed). With several launches of one job
-each counts once, with its own median: rounds of one launch share where their processes happened to be put.
+A phase of a round counts with its slowest rank. A transfer counts with the slowest rank of each collective, since the
+collective lasts as long. The confidence interval of a median follows from the order of the samples alone: it assumes
+no distribution (times are skewed). Each of several launches of one job counts once, with its own median, since its
+rounds share the placement of its processes.
 
 Legend: n samples.
 
@@ -23,27 +23,28 @@ import numpy as np
 
 from fedprompt_mpi.comm.timing import TRANSFERS
 
-Row = tuple[int, int, str, float, int]
+TimingRow = tuple[int, int, str, float, int]
 """Round, rank, phase, seconds, bytes: a line of timings.csv."""
 CONFIDENCE = Fraction(95, 100)
 LEAST_SAMPLES = 6
-"""Fewer bound no median with that confidence: all six are on one side of it once in 32 times."""
+"""Fewer samples do not bound a median with that confidence."""
 WAITING = ("wait", "sync")
-FIGURES = (
+STATISTICS = (
     "train", "copy", "pack", "wait", "wait (rank 0)", "wait (workers)", "transfer", "wait + transfer", *TRANSFERS,
     "aggregate", "evaluate", "overhead",
 )  # fmt: skip
-"""What is reported of a round."""
+"""The figures that are reported of a round."""
 
 _Phases = dict[str, list[float]]
 """Phase -> seconds of each of its records, in order."""
 
 
-def slowest_by_round(rows: Iterable[Row]) -> dict[int, dict[str, float]]:
+def slowest_by_round(rows: Iterable[TimingRow]) -> dict[int, dict[str, float]]:
     """Return round -> figure -> seconds.
 
-    `overhead` is what measuring added: of each synchronisation the least that any rank spent in it, since whoever came
-    last waited for nobody.
+    `overhead` is the time that measuring added: of each synchronisation the least time of any rank, since the last
+    rank to arrive waited for no other. `total` is the longest sum of all phases of any rank, so that no other figure
+    exceeds it; figures of different ranks overlap.
     """
     rounds: dict[int, dict[int, _Phases]] = {}
     for round_, rank, phase, seconds, _ in rows:
@@ -65,20 +66,21 @@ def _figures(by_rank: Mapping[int, _Phases]) -> dict[str, float]:
         "transfer": sum(transfers.values()),
         "wait + transfer": _slowest(ranks, *WAITING, *TRANSFERS),
         "overhead": sum(map(min, _by_occasion(ranks, "sync"))),
+        "total": max((sum(map(sum, phases.values())) for phases in ranks), default=0.0),
     }
 
 
 def _slowest(ranks: Collection[_Phases], *names: str) -> float:
-    """Return the most seconds that any rank spent in some phases together."""
+    """Return the longest time that a rank spent in some phases together, in seconds."""
     return max((sum(sum(phases.get(name, ())) for name in names) for phases in ranks), default=0.0)
 
 
 def _by_occasion(ranks: Collection[_Phases], phase: str) -> Iterable[tuple[float, ...]]:
-    """Return, for each time that all ranks went through a phase together, the seconds of each."""
+    """Return the seconds of each rank, for each time that all ranks went through a phase together."""
     return zip_longest(*(phases.get(phase, ()) for phases in ranks), fillvalue=0.0)
 
 
-def describe(samples: Sequence[float]) -> dict[str, float | None]:
+def quantiles(samples: Sequence[float]) -> dict[str, float | None]:
     """Return median, quantiles and the confidence interval of the median of n samples, in their unit."""
     ordered = np.sort(np.asarray(samples, dtype=np.float64))
     interval = median_interval(len(ordered))
@@ -101,7 +103,7 @@ def median_interval(n: int) -> tuple[int, int] | None:
     return None if low < 0 else (low, n - 1 - low)
 
 
-def communication(launches: Sequence[Iterable[Row]], *, warmup: int) -> dict[str, Any]:
+def communication(launches: Sequence[Iterable[TimingRow]], *, warmup: int) -> dict[str, Any]:
     """Return the figures of one job, launched once or several times.
 
     Args:
@@ -113,13 +115,13 @@ def communication(launches: Sequence[Iterable[Row]], *, warmup: int) -> dict[str
     for rows in launches:
         rounds = slowest_by_round(rows)
         trained = [round_ for round_, figures in sorted(rounds.items()) if round_ > warmup and figures["train"] > 0]
-        for name in FIGURES:
+        for name in STATISTICS:
             samples.setdefault(name, []).append([rounds[round_][name] for round_ in trained])
     several = len(launches) > 1
     figures = {}
     for name, by_launch in samples.items():
         values = [float(np.median(own)) for own in by_launch if own] if several else by_launch[0]
         if values and max(values) > 0:
-            figures[name] = describe(values)
+            figures[name] = quantiles(values)
     rounds_used = sum(len(own) for own in samples["train"])
     return {"launches": len(launches), "rounds": rounds_used, "warmup_rounds": warmup, "seconds": figures}

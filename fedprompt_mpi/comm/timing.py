@@ -1,13 +1,12 @@
-"""Where the time went: seconds and bytes of each phase, per round and rank.
+"""Seconds and bytes of each phase, by round and rank.
 
-Every duration is local, taken from one rank's clock; two hosts' clocks are never subtracted.
+Every duration comes from the clock of one rank; the clocks of two hosts are never subtracted.
 
-wait              until the last rank is there (asleep)
-sync              measure mode alone: the barriers between waiting and a collective
+wait              until the last rank has arrived (asleep)
+sync              measure mode only: the barriers between waiting and a collective
 broadcast         the collective that carries the global vector, all ranks present
 gather, reduce    the collective that carries the updates, all ranks present
-pack              from what was trained to what is sent (attack, noise, error feedback), into and out of the format on
-                  the wire, and into contiguous memory
+pack              attack, noise and error feedback; encoding and decoding; copies into contiguous memory
 copy              to and from the GPU
 train, aggregate, evaluate, evaluate_clients, checkpoint
 """
@@ -19,7 +18,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from fedprompt_mpi.comm.last_seen import HERE
+from fedprompt_mpi.liveness.liveness import Liveness
 
 PHASES = (
     "wait", "sync", "broadcast", "gather", "reduce", "pack", "copy", "train", "aggregate", "evaluate",
@@ -31,7 +30,7 @@ RECORD = np.dtype([("round", "<i4"), ("phase", "<i4"), ("seconds", "<f8"), ("byt
 
 
 def is_done(round_: int, phase: str, done: int) -> bool:
-    """Tell whether a record stays when a run goes on after round `done`, whose vector is evaluated anew."""
+    """Return True if a record is kept when a run goes on after round `done`, whose vector is evaluated again."""
     return round_ < done or (round_ == done and phase != "evaluate")
 
 
@@ -39,33 +38,32 @@ def is_done(round_: int, phase: str, done: int) -> bool:
 class Timing:
     """The records of this rank."""
 
-    round_: int = 0
+    round: int = 0
+    """The round to which a phase belongs unless it says otherwise."""
     clock: Callable[[], float] = time.perf_counter
     """Seconds, of this process alone."""
     muted: bool = False
-    """Whether what happens now belongs to no round, so that nothing is recorded."""
-    to_first_broadcast_s: float | None = None
-    """From the start of the run until the first global vector had reached this rank."""
+    """True while nothing is recorded: what happens belongs to no round."""
     received: int = 0
-    """How many times rank 0 has received what all handed over; right on rank 0."""
+    """How often rank 0 has received the records of all ranks; valid on rank 0."""
     _records: list[tuple[int, int, float, int]] = dataclasses.field(default_factory=list)
     _last_handed_over: list[tuple[int, int, float, int]] = dataclasses.field(default_factory=list)
     _handed_over: int = 0
     _sums: dict[tuple[int, str], float] = dataclasses.field(default_factory=dict)
 
-    def add(self, phase: str, seconds: float, payload_bytes: int = 0) -> None:
-        """Record a finished phase of the current round."""
+    def add(self, phase: str, seconds: float, payload_bytes: int = 0, round_: int | None = None) -> None:
+        """Record a finished phase."""
         if not self.muted:
-            self._records.append((self.round_, PHASES.index(phase), seconds, payload_bytes))
-            self._sums[self.round_, phase] = self.seconds(phase, self.round_) + seconds
+            round_ = self.round if round_ is None else round_
+            self._records.append((round_, PHASES.index(phase), seconds, payload_bytes))
+            self._sums[round_, phase] = self.seconds(phase, round_) + seconds
 
     @contextlib.contextmanager
-    def phase(self, phase: str, payload_bytes: int = 0) -> Iterator[None]:
+    def time(self, phase: str, round_: int | None = None) -> Iterator[None]:
         """Record how long the block takes."""
-        HERE.enter(phase, self.round_)
         start = self.clock()
         yield
-        self.add(phase, self.clock() - start, payload_bytes)
+        self.add(phase, self.clock() - start, round_=round_)
 
     @contextlib.contextmanager
     def mute(self) -> Iterator[None]:
@@ -77,7 +75,7 @@ class Timing:
             self.muted = False
 
     def forget_after(self, done: int) -> None:
-        """Forget what a run that goes on after round `done` does anew."""
+        """Forget the records of rounds that are repeated when a run goes on after round `done`."""
         self._records = [r for r in self._records if is_done(r[0], PHASES[r[1]], done)]
         self._sums = {key: s for key, s in self._sums.items() if is_done(key[0], key[1], done)}
 
@@ -85,7 +83,7 @@ class Timing:
         """Take back the records that were handed over last, if rank 0 has not received them.
 
         Args:
-            received: how many times rank 0 has received what all handed over.
+            received: how often rank 0 has received the records of all ranks.
         """
         if self._handed_over > received:
             self._records = self._last_handed_over + self._records
@@ -100,7 +98,21 @@ class Timing:
         records = np.array(self._records, dtype=RECORD)
         self._last_handed_over, self._records = self._records, []
         self._handed_over += 1
-        self._sums = {
-            key: s for key, s in self._sums.items() if key[0] >= self.round_ - 1
-        }  # nobody asks for older ones
+        recent = self.round - 1  # older sums are not asked for
+        self._sums = {key: s for key, s in self._sums.items() if key[0] >= recent}
         return records
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Phases:
+    """The phases of this rank: each is timed, and reported to the liveness when it begins."""
+
+    timing: Timing
+    liveness: Liveness
+
+    @contextlib.contextmanager
+    def time(self, phase: str, round_: int | None = None) -> Iterator[None]:
+        """Enter a phase and record how long the block takes; only the watched thread calls this."""
+        self.liveness.enter(phase, self.timing.round if round_ is None else round_)
+        with self.timing.time(phase, round_):
+            yield

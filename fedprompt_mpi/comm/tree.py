@@ -1,8 +1,8 @@
 """Sums of whole numbers along a tree: within each node by MPI in shared memory, then from node to node.
 
-Between nodes it is a binomial tree of point-to-point messages of our own. MPI libraries reduce large vectors by ways
-that depend on the number of ranks and put up to half as much again on the wire; here each node but rank 0's sends one
-sum, so what the wire carries is known. Segments let a node add one while the next is on its way.
+Between nodes the sum follows a binomial tree of point-to-point messages. MPI libraries choose algorithms by the number
+of ranks, and some send half as much again. Here each node but rank 0's sends exactly one sum, so the bytes on the
+network are known. Vectors travel in segments: a node adds one while the next one arrives.
 
 Legend: N nodes, P numbers.
 """
@@ -15,19 +15,16 @@ SEGMENT_BYTES = 2**20
 TAG = 11
 
 
-def sum_to_root(
-    mpi: Any, node: Any, leaders: Any, mine: np.ndarray, total: np.ndarray, arriving: np.ndarray
-) -> np.ndarray | None:
-    """Add up everybody's `mine` `[P]` int32; returns the total, in `total`, on rank 0, None elsewhere.
+def sum_to_root(comms: Any, mine: np.ndarray, total: np.ndarray, arriving: np.ndarray) -> np.ndarray | None:
+    """Return the sum of `mine` `[P]` int32 over all ranks, in `total`, on rank 0; None elsewhere.
 
     Args:
-        mpi: mpi4py's module.
-        node: communicator of this node's ranks, in rank order.
-        leaders: communicator of the nodes' lowest ranks, in rank order; MPI.COMM_NULL on the other ranks.
+        comms: a `Communicators`, of which `mpi`, `node` and `leaders` are used.
         mine: contiguous, as are the next two.
         total: `[P]` int32, to be overwritten.
-        arriving: the same.
+        arriving: `[P]` int32, to be overwritten.
     """
+    mpi, node, leaders = comms.mpi, comms.node, comms.leaders
     node.Reduce(mine, total if node.rank == 0 else None, op=mpi.SUM, root=0)
     if node.rank:
         return None

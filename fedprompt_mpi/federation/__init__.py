@@ -1,1 +1,1 @@
-"""What Algorithm 1 does with the vectors."""
+"""The steps of Algorithm 1: cohorts, local training, updates, the server, evaluation."""

@@ -1,9 +1,9 @@
-"""Local training, of one client or of several in one pass through the frozen PLM.
+"""Local training of one client, or of several clients in one pass through the frozen PLM.
 
-The PLM is frozen, so clients differ only in their injection: the minibatches of k clients go through it
-as one batch whose rows carry their own client's prompt. The loss is the sum of the clients' mean losses,
-so each client's gradient is that of its own mean loss alone; gradient clipping and optimiser states are
-kept per client. It is the same mathematics as one client after the other.
+The PLM is frozen, so clients differ only in their injection: the minibatches of k clients go through it as one batch
+whose rows carry their own client's prompt. The loss is the sum of the clients' mean losses, so each client's gradient
+is that of its own mean loss. Gradient clipping and optimiser states are per client. The result is the same as that of
+one client after the other.
 
 Legend: k clients of a pass, P parameters, B rows, C classes.
 """
@@ -11,11 +11,11 @@ Legend: k clients of a pass, P parameters, B rows, C classes.
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 
+from fedprompt_mpi.comm.device import Vector, is_on_host
 from fedprompt_mpi.config import ClientConfig
 from fedprompt_mpi.plm.backbone import Backbone
 from fedprompt_mpi.plm.methods import Method, Parameters
@@ -24,27 +24,42 @@ from fedprompt_mpi.text.batches import Batch
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What one client does in a round."""
+    """The local training of one client in a round."""
 
     client: int
     steps: Sequence[np.ndarray]
     """Rows of the training table, step by step."""
     constrain: Callable[[np.ndarray], np.ndarray] | None = None
-    """What an attacker makes of its delta `[P]` float32 after each step; None for honest clients."""
+    """Constrains an attacker's delta `[P]` float32 after each step; None for honest clients."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class ClientUpdate:
-    """What a pass of k clients brings back."""
+class PassResult:
+    """The result of one pass of k clients."""
 
-    deltas: Any
+    deltas: Vector
     """`[k, P]` float32, local minus global; a tensor on the device if the global vector is one."""
     losses: np.ndarray
     """`[k]` float64, mean training loss over the round's steps."""
     seconds: float
     """Of the whole pass."""
     copy_s: float
-    """Of these, for bringing the vectors to the GPU and back; 0 on a CPU."""
+    """Of these, the copies of the vectors to the GPU and back; 0 on a CPU."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Trainer:
+    """What the local training of all clients of a rank has in common."""
+
+    backbone: Backbone
+    """The frozen PLM; for full fine-tuning, the PLM that is trained."""
+    method: Method
+    config: ClientConfig
+    """Optimiser, learning rate, clipping."""
+    make_batch: Callable[[np.ndarray], Batch]
+    """Rows of the training table -> a padded batch."""
+    rounds: int = 1
+    """Rounds of the run, for the learning rate schedule."""
 
 
 def learning_rate(config: ClientConfig, rounds: int, progress: float) -> float:
@@ -53,7 +68,7 @@ def learning_rate(config: ClientConfig, rounds: int, progress: float) -> float:
     Args:
         config: base rate, warm-up (rounds) and schedule.
         rounds: rounds of the whole run.
-        progress: rounds done so far, with the share of the current round that is done.
+        progress: rounds done so far, the done share of the current round included.
     """
     if progress < config.warmup:
         return config.lr * max(progress, 1e-3) / config.warmup
@@ -66,7 +81,7 @@ def learning_rate(config: ClientConfig, rounds: int, progress: float) -> float:
 
 
 def make_optimizer(config: ClientConfig, clients: Sequence[Parameters]) -> torch.optim.Optimizer:
-    """Build the local optimiser over k clients: a group each, for its learning rate; no state is shared."""
+    """Build the local optimiser over k clients: a parameter group for each, with its own learning rate and state."""
     groups = [{"params": list(client.values())} for client in clients]
     lr, decay = config.lr, config.weight_decay
     if config.optimizer == "adamw":
@@ -79,31 +94,23 @@ def make_optimizer(config: ClientConfig, clients: Sequence[Parameters]) -> torch
 
 
 def train(
-    backbone: Backbone,
-    method: Method,
-    config: ClientConfig,
-    global_vector: np.ndarray | torch.Tensor,
+    trainer: Trainer,
+    global_vector: Vector,
     jobs: Sequence[Job],
-    make_batch: Callable[[np.ndarray], Batch],
-    *,
     round_: int = 1,
-    rounds: int = 1,
     report: Callable[[int], None] = lambda step: None,
-) -> ClientUpdate:
+) -> PassResult:
     """Train k clients from the global vector, in one pass.
 
     Args:
-        backbone: the frozen PLM (for full fine-tuning, the PLM that is trained).
-        method: what is trained.
-        config: optimiser, learning rate, clipping.
+        trainer: PLM, method, optimiser, data.
         global_vector: `[P]` float32; if it is a tensor on the device, the deltas stay there too.
         jobs: k clients and their steps; a client that has fewer steps than another stops earlier.
-        make_batch: rows of the training table -> a padded batch.
         round_: current round, from 1.
-        rounds: rounds of the run, for the schedule.
-        report: told the number of steps done.
+        report: called with the number of steps done.
     """
     start = time.perf_counter()
+    backbone, method, config = trainer.backbone, trainer.method, trainer.config
     device = backbone.device
     start_vector = to_device(global_vector, device)
     copy_s = _elapsed(start, device)
@@ -113,11 +120,13 @@ def train(
     steps = max(len(job.steps) for job in jobs)
     losses = torch.zeros(len(jobs), device=device)
     for step in range(steps):
-        for group, job in zip(optimizer.param_groups, jobs, strict=True):  # on its own way, whoever shares the pass
-            group["lr"] = learning_rate(config, rounds, round_ - 1 + min(step / len(job.steps), 1.0))
+        for group, job in zip(
+            optimizer.param_groups, jobs, strict=True
+        ):  # independent of the other clients in the pass
+            group["lr"] = learning_rate(config, trainer.rounds, round_ - 1 + min(step / len(job.steps), 1.0))
         active = [k for k, job in enumerate(jobs) if step < len(job.steps)]
         rows = [jobs[k].steps[step] for k in active]
-        batch = make_batch(np.concatenate(rows))
+        batch = trainer.make_batch(np.concatenate(rows))
         step_losses = _mean_losses(backbone, method, [clients[k] for k in active], batch, [len(r) for r in rows])
         optimizer.zero_grad(set_to_none=True)
         step_losses.sum().backward()
@@ -134,14 +143,14 @@ def train(
     mean_losses = losses.double().cpu().numpy() / np.array([len(job.steps) for job in jobs])  # waits for the device
     back = time.perf_counter()
     deltas = vectors.sub_(start_vector)
-    if isinstance(global_vector, np.ndarray):
+    if is_on_host(global_vector):
         deltas = to_host(deltas)
     copy_s += _elapsed(back, device)
-    return ClientUpdate(deltas=deltas, losses=mean_losses, seconds=time.perf_counter() - start, copy_s=copy_s)
+    return PassResult(deltas=deltas, losses=mean_losses, seconds=time.perf_counter() - start, copy_s=copy_s)
 
 
 def _elapsed(start: float, device: torch.device) -> float:
-    """Return the seconds since `start`, once a GPU has done what it was told; 0 on a CPU, where nothing is copied."""
+    """Return the seconds since `start`, once a GPU has finished its work; 0 on a CPU, where nothing is copied."""
     if device.type == "cpu":
         return 0.0
     torch.cuda.synchronize(device)
@@ -162,7 +171,7 @@ def _pull_back(clients: list[Parameters], start: Parameters, proximal: float) ->
 
 
 def _constrain(vector: torch.Tensor, start: torch.Tensor, constrain: Callable[[np.ndarray], np.ndarray] | None) -> None:
-    """Change a client's vector `[P]` in place to what its attack makes of it, if it attacks."""
+    """Apply an attack's constraint to a client's vector `[P]`, in place."""
     if constrain is None:
         return
     delta = constrain(to_host(vector - start))
@@ -172,7 +181,7 @@ def _constrain(vector: torch.Tensor, start: torch.Tensor, constrain: Callable[[n
 def _mean_losses(
     backbone: Backbone, method: Method, clients: list[Parameters], batch: Batch, sizes: list[int]
 ) -> torch.Tensor:
-    """Return each client's mean loss over its own rows `[k]`; rows stand client by client."""
+    """Return each client's mean loss over its own rows `[k]`; the rows are in client order."""
     device = backbone.device
     owners = torch.repeat_interleave(torch.arange(len(clients)), torch.tensor(sizes)).to(device)
     logits = score_batch(backbone, batch, method, clients, owners)
@@ -195,10 +204,10 @@ def score_batch(
     )
 
 
-def to_device(array: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Bring an array to a device: to a GPU through pinned memory, without waiting; on the CPU nothing is copied.
+def to_device(array: Vector, device: torch.device) -> torch.Tensor:
+    """Copy an array to a device: to a GPU through pinned memory, asynchronously; on the CPU nothing is copied.
 
-    A tensor is there already.
+    A tensor is on its device already.
     """
     if isinstance(array, torch.Tensor):
         return array
@@ -207,7 +216,7 @@ def to_device(array: np.ndarray | torch.Tensor, device: torch.device) -> torch.T
 
 
 def to_host(tensor: torch.Tensor) -> np.ndarray:
-    """Bring a tensor back as a NumPy array, from a GPU through pinned memory; all work on it is done then."""
+    """Return a tensor as a NumPy array, from a GPU through pinned memory, once all work on it is done."""
     if tensor.device.type == "cpu":
         return tensor.numpy()
     staged = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)

@@ -1,4 +1,4 @@
-"""Which clients take part in a round, and on which rank each lives: the same on every rank, nothing sent.
+"""The cohort of a round: which clients take part, and on which rank each is. All ranks compute it alike.
 
 Legend: K clients, R ranks, W workers.
 """
@@ -8,25 +8,25 @@ import dataclasses
 import numpy as np
 
 from fedprompt_mpi import seeds
-from fedprompt_mpi.config import FederationConfig, RunConfig
+from fedprompt_mpi.config import RunConfig
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Cohort:
-    """One round's clients and where they live."""
+    """One round's clients and their ranks."""
 
     clients: tuple[int, ...]
     """Ids, ascending."""
     ranks: tuple[int, ...]
-    """The rank of each; ascending, since clients live in contiguous blocks."""
+    """The rank of each; ascending, since ranks hold contiguous blocks of clients."""
     size: int
     """R."""
     server: int | None = None
-    """The id, one beyond the clients', under which rank 0 trains on data of its own; None if it does not."""
+    """The id (the number of clients) under which rank 0 trains on its own data; None if it does not."""
 
     @property
     def counts(self) -> np.ndarray:
-        """`[R]` int64: how many train on each rank in this round, the server included."""
+        """`[R]` int64: updates of each rank in this round, the server's own included."""
         counts = np.bincount(self.ranks, minlength=self.size)
         counts[0] += self.server is not None
         return counts
@@ -36,13 +36,13 @@ class Cohort:
         return [client for client, home in zip(self.clients, self.ranks, strict=True) if home == rank]
 
     def trainers(self, rank: int) -> list[int]:
-        """Return who trains on a rank: its clients, before them on rank 0 the server, if it does."""
+        """Return the ids that train on a rank: its clients, on rank 0 after the server if it trains."""
         server = [self.server] if self.server is not None and rank == 0 else []
         return server + self.of_rank(rank)
 
 
 def home_ranks(clients: int, size: int) -> np.ndarray:
-    """Return the rank of each of K clients `[K]`: contiguous blocks over the workers, as even as can be.
+    """Return the rank of each of K clients `[K]`: contiguous blocks of nearly equal size over the workers.
 
     With one process that is rank 0; otherwise rank 0 aggregates and ranks 1 to R - 1 are workers.
     """
@@ -52,13 +52,8 @@ def home_ranks(clients: int, size: int) -> np.ndarray:
     return np.concatenate([np.full(len(block), first + w) for w, block in enumerate(blocks)]).astype(np.int64)
 
 
-def cohort_size(config: FederationConfig) -> int:
-    """Return how many clients take part in a round: the fraction of them, rounded, at least one."""
-    return max(1, round(config.fraction * config.clients))
-
-
 def draw_cohort(config: RunConfig, size: int, round_: int) -> Cohort:
-    """Draw the clients of a round, without replacement; under dp_fedavg each by itself, so that it may be none.
+    """Draw the clients of a round without replacement; under dp_fedavg each independently, so that there may be none.
 
     Args:
         config: number of clients, fraction, privacy mechanism and seed.
@@ -74,7 +69,7 @@ def draw_cohort(config: RunConfig, size: int, round_: int) -> Cohort:
     if config.privacy.mechanism == "dp_fedavg":
         chosen = np.flatnonzero(rng.random(clients) < config.federation.fraction)
     else:
-        chosen = np.sort(rng.permutation(clients)[: cohort_size(config.federation)])
+        chosen = np.sort(rng.permutation(clients)[: config.federation.cohort_size])
     return Cohort(
         clients=tuple(chosen.tolist()),
         ranks=tuple(home_ranks(clients, size)[chosen].tolist()),

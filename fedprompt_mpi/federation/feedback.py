@@ -1,7 +1,7 @@
-"""What a short wire format leaves behind is kept by its sender and sent later: error feedback.
+"""Error feedback: the sender keeps the rounding errors of a short codec and sends them later.
 
-Each client adds to its update what its earlier ones lost, sends what the format can carry of the sum, and keeps the
-rest. The server does so with the step that the global vector takes. So errors do not add up over the rounds.
+Each client adds its residual to its update, sends the sum as far as the codec represents it, and keeps the rest as the
+new residual. The server does the same with the step of the global vector. So errors do not accumulate over the rounds.
 
 Legend: K clients, P parameters.
 
@@ -13,74 +13,72 @@ References:
 
 import numpy as np
 
-from fedprompt_mpi.comm.channel import HEADER, Channel
-from fedprompt_mpi.comm.wire import Wire
+from fedprompt_mpi.comm.channel import Channel
+from fedprompt_mpi.comm.codec import Codec
 from fedprompt_mpi.federation.cohort import home_ranks
-from fedprompt_mpi.federation.room import room_for
-from fedprompt_mpi.federation.rule import LARGEST_NORM, euclidean_norm
+from fedprompt_mpi.rules.aggregator import LARGEST_NORM, euclidean_norm
+from fedprompt_mpi.rules.spill import zeros
 
 RESIDUALS = "client_residuals"
 
 
-def send_with_feedback(values: np.ndarray, residual: np.ndarray, wire: Wire) -> None:
-    """Change `values` `[P]` float32 to what is sent, and `residual` `[P]` float32 to what is kept; both in place."""
+def send_with_feedback(values: np.ndarray, residual: np.ndarray, codec: Codec) -> None:
+    """Replace `values` `[P]` float32 by the sent numbers and `residual` `[P]` float32 by the rest, in place."""
     residual += values
-    values[:] = wire.quantise(residual)
+    values[:] = codec.quantise(residual)
     residual -= values
 
 
 class ClientFeedback:
-    """The residuals of the clients that live on this rank, `[k, P]` float32."""
+    """The residuals of this rank's clients, `[k, P]` float32."""
 
-    def __init__(self, wire: Wire, clients: int, size: int, channel: Channel) -> None:
-        """Start with nothing left behind.
+    def __init__(self, codec: Codec, clients: int, size: int, channel: Channel) -> None:
+        """Start with residuals of zero.
 
         Args:
-            wire: the format in which deltas travel.
+            codec: of the updates.
             clients: K.
             size: P.
             channel: between the ranks.
         """
-        self._wire, self._channel, self._size = wire, channel, size
+        self._codec, self._channel, self._size = codec, channel, size
         self._homes = home_ranks(clients, channel.size)
         self._first, own = int((self._homes < channel.rank).sum()), int((self._homes == channel.rank).sum())
-        self._residuals = room_for(0 if wire.exact else own, size)
+        self._residuals = zeros(0 if codec.exact else own, size)
 
     def send(self, client: int, delta: np.ndarray) -> None:
-        """Change a client's delta `[P]` float32 in place to what is sent of it.
+        """Replace a client's delta `[P]` float32 by the sent numbers, in place.
 
-        What the server will drop goes as it is and leaves the residual alone. The server's own update (FLTrust), which
-        stays on rank 0 but is packed like the others, leaves nothing behind.
+        An update that the server will drop is sent unchanged and leaves the residual unchanged. The server's own update
+        (FLTrust) stays on rank 0, is encoded like the others, and has no residual.
         """
-        if self._wire.exact or not euclidean_norm(delta) <= LARGEST_NORM:
+        if self._codec.exact or not euclidean_norm(delta) <= LARGEST_NORM:
             return
         if client == len(self._homes):
-            delta[:] = self._wire.quantise(delta)
+            delta[:] = self._codec.quantise(delta)
         else:
-            send_with_feedback(delta, self._residuals[client - self._first], self._wire)
+            send_with_feedback(delta, self._residuals[client - self._first], self._codec)
 
     def collect(self) -> dict[str, np.ndarray]:
         """Return all clients' residuals `[K, P]` on rank 0, by name, for the checkpoint; every rank calls this."""
-        if self._wire.exact:
+        if self._codec.exact:
             return {}
-        headers = np.zeros(len(self._residuals), dtype=HEADER)
         counts = np.bincount(self._homes, minlength=self._channel.size)
-        everyone = room_for(len(self._homes) if self._channel.rank == 0 else 0, self._size)
-        with self._channel.timing.mute():
-            gathered = self._channel.gather(headers, self._residuals, counts)
-            for piece, block in gathered.blocks:
-                everyone[:, piece] = block
+        everyone = zeros(len(self._homes) if self._channel.rank == 0 else 0, self._size)
+        with self._channel.phases.timing.mute():
+            for chunk, rows in self._channel.gather(self._residuals, counts):
+                everyone[:, chunk] = rows
         return {RESIDUALS: everyone}
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
-        """Take back what `collect` returned, which rank 0 alone has; every rank calls this."""
-        if self._wire.exact:
+        """Continue from the residuals that `collect` returned on rank 0; every rank calls this."""
+        if self._codec.exact:
             return
         row = np.empty(self._size, dtype=np.float32)
         for client, home in enumerate(self._homes):
             if self._channel.rank == 0:
                 row[:] = state[RESIDUALS][client]
-            with self._channel.timing.mute():
-                self._channel.broadcast(row, client)
+            with self._channel.phases.timing.mute():
+                self._channel.broadcast(row)
             if home == self._channel.rank:
                 self._residuals[client - self._first] = row

@@ -1,21 +1,34 @@
-"""Rank 0 works on one piece of the vectors while the next is on its way."""
+"""Rank 0 aggregates one chunk of the vectors while the next one arrives."""
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 
-def overlapped(pieces: Iterable[tuple[slice, Any]], work: Callable[[slice, Any], None]) -> None:
-    """Call `work` on every piece, in order, in a thread of its own; this thread fetches the next one meanwhile.
+def overlapped(
+    chunks: Iterable[tuple[slice, Any]],
+    work: Callable[[slice, Any], None],
+    on_wait: Callable[[], None] = lambda: None,
+) -> None:
+    """Call `work` on every chunk, in order, in a second thread, while this thread fetches the next chunk.
 
-    NumPy and MPI both let go of the interpreter, so the two really run side by side. At most two pieces are there at a
-    time. What `work` raises is raised here.
+    NumPy and MPI both release the GIL, so that the threads run in parallel. At most two chunks exist at a time. An
+    exception of `work` is raised here.
+
+    Args:
+        chunks: columns and numbers.
+        work: called in the second thread.
+        on_wait: called in this thread before it waits for `work`.
     """
-    with ThreadPoolExecutor(1) as thread:
+    with ThreadPoolExecutor(1, thread_name_prefix="overlapped") as thread:
         under_way: Future[None] | None = None
-        for piece, block in pieces:
-            if under_way is not None:
-                under_way.result()
-            under_way = thread.submit(work, piece, block)
-        if under_way is not None:
-            under_way.result()
+        for chunk, numbers in chunks:
+            _wait_for(under_way, on_wait)
+            under_way = thread.submit(work, chunk, numbers)
+        _wait_for(under_way, on_wait)
+
+
+def _wait_for(under_way: "Future[None] | None", on_wait: Callable[[], None]) -> None:
+    if under_way is not None:
+        on_wait()
+        under_way.result()

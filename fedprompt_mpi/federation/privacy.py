@@ -1,7 +1,7 @@
 """Clipping, noise and accounting: local differential privacy as in the paper, and central, user-level DP-FedAvg.
 
-The noise comes from the run's seed, so that a run can be repeated; a deployment would draw it from a source that
-nobody can repeat.
+The noise comes from the run's seed, so that a run can be repeated. A deployment must draw it from a source that cannot
+be repeated.
 
 Legend: K clients, P parameters, q probability of a client to take part, S clipping norm, z noise multiplier.
 """
@@ -12,17 +12,17 @@ from collections.abc import Callable
 import numpy as np
 
 from fedprompt_mpi.config import ClientConfig, FederationConfig, PrivacyConfig, RunConfig
-from fedprompt_mpi.federation.rule import Aggregator, Updates, clip_factors
+from fedprompt_mpi.rules.aggregator import Aggregator, Updates, clip_factors
 
 ORDERS = (*range(2, 65), 80, 96, 128, 192, 256, 512)
-"""Renyi orders that the accountant tries; whole ones, for which the sampled Gaussian has a closed form."""
+"""Renyi orders of the accountant; integers, for which the sampled Gaussian has a closed form."""
 
 
 def add_laplace(delta: np.ndarray, scale: float, rng: np.random.Generator) -> None:
     """Add Laplace noise to an update `[P]` float32, in place.
 
     Args:
-        delta: what the client uploads.
+        delta: the update of the client.
         scale: b; the standard deviation is sqrt(2) b.
         rng: the client's own stream.
 
@@ -34,10 +34,10 @@ def add_laplace(delta: np.ndarray, scale: float, rng: np.random.Generator) -> No
 
 
 class Account:
-    """What the rounds so far have spent on a client that took part in all of them.
+    """The privacy budget that the rounds so far have spent for a client that took part in all of them.
 
-    It covers the vectors that are uploaded. Their headers (loss, number of examples, seconds) are not noised, nor are
-    the records of a run.
+    It covers the uploaded vectors. Their headers (loss, number of examples, seconds) have no noise, nor have the
+    records of a run.
     """
 
     def __init__(self, config: RunConfig, parameters: int, rate: Callable[[float], float]) -> None:
@@ -51,10 +51,10 @@ class Account:
         self._config, self._parameters, self._rate = config, parameters, rate
         self._rounds, self._sum_of_rates = 0, 0.0
         if config.privacy.mechanism == "dp_fedavg":
-            import dp_accounting.rdp  # noqa: F401 - takes a second: not in the middle of a round
+            import dp_accounting.rdp  # noqa: F401 - the import takes a second: do it before the first round
 
     def after(self, rounds: int) -> float | None:
-        """Return the epsilon of so many rounds; None if it cannot be derived, or nothing is done for privacy."""
+        """Return the epsilon of a number of rounds; None without a mechanism, and if it cannot be derived."""
         if self._config.privacy.mechanism == "dp_fedavg":
             return central_epsilon(self._config, rounds)
         if self._config.privacy.mechanism == "none" or not bounds_update(self._config.client):
@@ -67,7 +67,7 @@ class Account:
 
 
 def bounds_update(client: ClientConfig) -> bool:
-    """Tell whether local training bounds what one round can do to the vector: see `ldp_epsilon`."""
+    """Return True if local training bounds the change of the vector in one round; see `ldp_epsilon`."""
     return (
         client.optimizer == "sgd" and client.clip_norm is not None and not client.weight_decay and client.epochs is None
     )
@@ -97,9 +97,9 @@ def ldp_epsilon(config: RunConfig, parameters: int, sum_of_rates: float) -> floa
 class DPFedAvg(Aggregator):
     """The sum of clipped updates over the expected number of clients, plus normal noise.
 
-    Each client takes part with probability q; its update is scaled to at most S; the sum is divided by q K, however
-    many came, and has noise of standard deviation z S / (q K) added. Clients count alike, whatever they hold. The
-    guarantee is (epsilon, delta) for adding or removing one client.
+    Each client takes part with probability q; its update is scaled to at most S; the sum is divided by q K, whatever
+    the size of the cohort, and has noise of standard deviation z S / (q K) added. Clients count alike,
+    whatever their number of examples. The guarantee is (epsilon, delta) for adding or removing one client.
 
     References:
         McMahan et al., Learning Differentially Private Recurrent Language Models, 2018, arXiv:1710.06963,
@@ -114,16 +114,16 @@ class DPFedAvg(Aggregator):
 
     @staticmethod
     def least_clients(malicious: int) -> int:
-        """Return 0: noise alone is an answer too."""
+        """Return 0: the noise alone is a valid result."""
         return 0
 
-    def weigh(self, updates: Updates) -> np.ndarray:
+    def weights(self, updates: Updates) -> np.ndarray:
         """Return min(1, S / norm_k) / (q K)."""
         return clip_factors(updates.norms, self._privacy.clip_norm) / self._expected
 
 
 def central_epsilon(config: RunConfig, rounds: int) -> float:
-    """Return the epsilon that so many rounds of DP-FedAvg have spent, at `privacy.delta`, by Renyi accounting.
+    """Return the epsilon of a number of rounds of DP-FedAvg, at `privacy.delta`, by Renyi accounting.
 
     References:
         Mironov et al., Renyi Differential Privacy of the Sampled Gaussian Mechanism, 2019, arXiv:1908.10530.

@@ -1,15 +1,15 @@
-"""What `bench` found: a table, a fitted model with its predictions, and a plot."""
+"""The results of `bench`: a table, a fitted model with its predictions, and a plot."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedprompt_mpi.console import format_seconds
 from fedprompt_mpi.report.theme import save
+from fedprompt_mpi.rundir.console import format_seconds
 
 
 def format_bench(result: Mapping[str, Any]) -> str:
-    """Return the tables of a bench.json, for people."""
+    """Return the tables of a bench.json as text."""
     lines = [
         f"{_where(result)}; {result['library']}; clock resolution {format_seconds(result['clock_resolution_s'])}",
         f"{'collective':<11}{'bytes':>13}{'runs':>6}{'raw':>12}{'transfer':>12}"

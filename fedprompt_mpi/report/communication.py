@@ -1,22 +1,25 @@
-"""Where the time of a round goes, from one run directory or from several launches of one job."""
+"""Statistics of the phases of a round, from one run directory or from several launches of one job."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fedprompt_mpi.comm.statistics import LEAST_SAMPLES, communication
-from fedprompt_mpi.comparable import JOB, differences, dotted
 from fedprompt_mpi.config import SettingsError
-from fedprompt_mpi.console import format_seconds
 from fedprompt_mpi.files import read_json, read_toml
-from fedprompt_mpi.records import read_rounds, read_timings
+from fedprompt_mpi.rules.setting import Comparison
+from fedprompt_mpi.rundir.compare import compared, differences
+from fedprompt_mpi.rundir.console import format_seconds
+from fedprompt_mpi.rundir.paths import RunPaths
+from fedprompt_mpi.rundir.records import Environment, read_record, read_rounds
+from fedprompt_mpi.rundir.timings import read_timings
 
 UNMEASURED = ("wait", "wait (rank 0)", "wait (workers)", "transfer", "broadcast", "gather", "reduce", "overhead")
-"""What is not told apart where nothing separates waiting from the collective."""
+"""Figures that have no meaning where nothing separates waiting from the collective."""
 
 
 def is_told(name: str, mode: str) -> bool:
-    """Tell whether a figure means something in a mode: nothing separates waiting from the collective in observe."""
+    """Return True if a figure has a meaning in a mode: in observe mode wait and transfer are one."""
     return name != "wait + transfer" if mode == "measure" else name not in UNMEASURED
 
 
@@ -25,7 +28,7 @@ def read_communication(directories: Sequence[Path], *, warmup: int | None) -> di
 
     Args:
         directories: of launches of the same job.
-        warmup: rounds to leave out; None for what the first run was told.
+        warmup: rounds to leave out; None for the setting of the runs.
 
     Raises:
         SettingsError: if one is no finished run, or they are not of one job.
@@ -33,10 +36,12 @@ def read_communication(directories: Sequence[Path], *, warmup: int | None) -> di
     jobs, launches, figures, traffic = [], [], {}, None
     for directory in directories:
         try:
-            figures = read_json(directory / "communication.json")
-            jobs.append(_job(directory))
-            launches.append(list(read_timings(directory)))
-            traffic = read_rounds(directory)[-1]["traffic"]
+            paths = RunPaths(directory)
+            figures = read_json(paths.communication)
+            jobs.append(_job(paths))
+            launches.append(list(read_timings(paths)))
+            last = read_rounds(paths)[-1].traffic
+            traffic = None if last is None else {"down": last.down, "up": last.up}
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise SettingsError(
                 f"{directory} cannot be read as a finished run ({error!r}): name a run directory"
@@ -51,15 +56,14 @@ def read_communication(directories: Sequence[Path], *, warmup: int | None) -> di
     return {"mode": figures["mode"], **pooled, "traffic": traffic}
 
 
-def _job(directory: Path) -> dict[str, Any]:
-    """Return what launches of one job have in common: the settings, and which rank was on which node."""
-    settings = dotted(read_toml(directory / "config.toml"), JOB)
-    ranks = read_json(directory / "environment.json")["ranks"]
-    return {**settings, "nodes": [rank["node"] for rank in ranks]}
+def _job(paths: RunPaths) -> dict[str, Any]:
+    """Return what launches of one job have in common: the settings, and the node of each rank."""
+    settings = compared(read_toml(paths.config), Comparison.LAUNCHES)
+    return {**settings, "nodes": [rank.node for rank in read_record(paths.environment, Environment).ranks]}
 
 
 def format_communication(figures: dict[str, Any]) -> str:
-    """Return the table, for people."""
+    """Return the table as text."""
     of = "launches" if figures["launches"] > 1 else "rounds"
     lines = [
         f"{figures['launches']} launch{'es' if figures['launches'] > 1 else ''}, {figures['rounds']} rounds after "
@@ -80,5 +84,5 @@ def format_communication(figures: dict[str, Any]) -> str:
     if figures["traffic"] is not None:
         lines += ["", f"{'last round':<17}{'bytes':>15}{'messages':>10}{'on the wire':>15}{'messages':>10}"]
         for way, t in figures["traffic"].items():
-            lines.append(f"{way:<17}{t['bytes']:>15,}{t['messages']:>10}{t['wire_bytes']:>15,}{t['wire_messages']:>10}")
+            lines.append(f"{way:<17}{t.bytes:>15,}{t.messages:>10}{t.wire_bytes:>15,}{t.wire_messages:>10}")
     return "\n".join(lines)

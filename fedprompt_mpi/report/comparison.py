@@ -12,6 +12,7 @@ from fedprompt_mpi.report.figures import figure, legend_above, whole_numbers
 from fedprompt_mpi.report.groups import Group, group, labels
 from fedprompt_mpi.report.run_data import read_run
 from fedprompt_mpi.report.tables import Table, overview, paper_tables
+from fedprompt_mpi.rundir.paths import RunPaths
 
 TABLES_FOLDER = "tables"
 MOST_CURVES = len(theme.SERIES)
@@ -34,7 +35,7 @@ def write_comparison(directories: Sequence[Path], out: Path) -> tuple[Path, str,
     groups = group([read_run(directory) for directory in directories])
     names = labels(groups)
     tables = [overview(groups, names), *paper_tables(groups)]
-    for folder in (out / page.FIGURES_FOLDER, out / TABLES_FOLDER):
+    for folder in (RunPaths(out).figures, out / TABLES_FOLDER):
         folder.mkdir(parents=True, exist_ok=True)
     for table in tables:
         for ending, content in (("md", table.markdown()), ("csv", table.csv()), ("tex", table.latex())):
@@ -44,7 +45,7 @@ def write_comparison(directories: Sequence[Path], out: Path) -> tuple[Path, str,
         for start in range(0, len(groups), MOST_CURVES):
             some = slice(start, start + MOST_CURVES)
             name = f"curves-{start // MOST_CURVES + 1}"
-            svg = theme.save(curves(groups[some], names[some]), name, out / page.FIGURES_FOLDER)
+            svg = theme.save(curves(groups[some], names[some]), name, RunPaths(out).figures)
             sections.append(page.Section(name=name, heading="Round by round", svg=svg, caption=CAPTION))
     html = page.render(
         title=f"{len(directories)} runs, {len(groups)} different",
@@ -53,13 +54,14 @@ def write_comparison(directories: Sequence[Path], out: Path) -> tuple[Path, str,
         sections=sections,
         refresh_s=None,
     )
-    write_text(out / page.PAGE_FILE, html)
+    file = RunPaths(out).report
+    write_text(file, html)
     markdown = "\n".join(f"{table.caption}\n\n{table.markdown()}" for table in tables)
-    return out / page.PAGE_FILE, markdown, len(groups)
+    return file, markdown, len(groups)
 
 
 def _section(table: Table) -> page.Section:
-    shown = page.Table(head=table.rows[0], rows=table.rows[1:])
+    shown = page.Numbers(head=table.rows[0], rows=table.rows[1:])
     return page.Section(name=table.name, heading=table.caption, table=shown)
 
 
@@ -84,7 +86,7 @@ def curves(groups: Sequence[Group], names: Sequence[str]) -> Any:
 
 def by_round(known: Group, key: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return rounds, mean and standard deviation of a rate in percent, where all runs of a group have it."""
-    of_run = [{line["round"]: line[key] for line in run.evaluated if line.get(key) is not None} for run in known.runs]
+    of_run = [{r.round: getattr(r, key) for r in run.evaluated if getattr(r, key) is not None} for run in known.runs]
     rounds = sorted(set.intersection(*map(set, of_run)))
     values = 100 * np.array([[rates[round_] for round_ in rounds] for rates in of_run])
     deviation = values.std(axis=0, ddof=1) if len(of_run) > 1 else np.zeros(len(rounds))

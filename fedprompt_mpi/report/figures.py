@@ -1,4 +1,4 @@
-"""The figures of one run. Each is made of a `RunData` alone; `FIGURES` at the foot lists them.
+"""The figures of one run, each drawn from a `RunData`; `FIGURES` at the end of the file lists them.
 
 Legend: R ranks, K clients.
 """
@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from fedprompt_mpi.comm.codec import CODECS
 from fedprompt_mpi.comm.timing import TRANSFERS
-from fedprompt_mpi.comm.wire import WIRES
 from fedprompt_mpi.report.run_data import RunData
 from fedprompt_mpi.report.theme import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SERIES, SKY, VERMILLION
 
@@ -22,10 +22,10 @@ GROUPS = {
     "wait": ("wait", "sync"), "transfer": TRANSFERS, "wait + transfer": (), "aggregate": ("aggregate",),
     "checkpoint": ("checkpoint",),
 }  # fmt: skip
-"""What is drawn as one -> the phases in it, of a run that measures; in observe mode nothing tells two of them apart."""
+"""Name in the figures -> phases, for runs in measure mode; in observe mode wait and transfer are one."""
 COLOURS = dict(zip(GROUPS, (BLUE, GREEN, PURPLE, GREY, VERMILLION, GREY, ORANGE, SKY), strict=True))
 MOST_BARS, MOST_BARS_BY_ROUND = 40, 100
-"""More clients are drawn as a map of colours, more rounds as means of several."""
+"""More clients are drawn as a colour map, more rounds as means of several."""
 
 
 def figure(rows: float, columns: int = 1, **options: Any) -> tuple[Any, Any]:
@@ -53,7 +53,7 @@ def rates(run: RunData) -> Any:
         ("clean_attack_success_rate", "attack success rate of the clean run", GREY, "^:"),
     )
     for key, label, colour, line in curves:
-        points = [(row["round"], 100 * row[key]) for row in lines if row.get(key) is not None]
+        points = [(row.round, 100 * getattr(row, key)) for row in lines if getattr(row, key) is not None]
         if points:
             axis.plot(*zip(*points, strict=True), line, color=colour, label=label)
     axis.set(xlabel="round", ylabel="%", ylim=(-2, 102))
@@ -63,11 +63,11 @@ def rates(run: RunData) -> Any:
 
 
 def seconds_by_round(run: RunData) -> Any:
-    """Where the time of each round went: the mean over ranks, stacked by phase."""
+    """Seconds of each round by phase, stacked; the mean over ranks."""
     made, axis = figure(3.4)
     ranks = ranks_by_round(run)
     sums = sum_groups(run, lambda round_, rank: round_)
-    trained = {line["round"] for line in run.rounds if line["round"] > 0}
+    trained = {record.round for record in run.rounds if record.round > 0}
     rounds = sorted(trained & set(sums))
     width = -(-len(rounds) // MOST_BARS_BY_ROUND)
     bins = [rounds[at : at + width] for at in range(0, len(rounds), width)]
@@ -80,7 +80,7 @@ def seconds_by_round(run: RunData) -> Any:
 
 
 def seconds_by_rank(run: RunData) -> Any:
-    """Where the time of each rank went, all rounds together."""
+    """Seconds of each rank by phase, all rounds together."""
     sums = sum_groups(run, lambda round_, rank: rank)
     ranks = sorted(sums)
     made, axis = figure(1.3 + 0.28 * len(ranks))
@@ -93,10 +93,10 @@ def seconds_by_rank(run: RunData) -> Any:
 
 
 def timeline(run: RunData) -> Any:
-    """One round over all ranks: who waited for whom.
+    """The phases of each rank in one round.
 
-    Each rank's phases stand one after the other as its own clock measured them, from the moment at which the round's
-    broadcast ended, which is the same for all (two ranks' clocks are not compared).
+    Each rank's own clock measures its phases, from the end of the round's broadcast, which is the same moment on all
+    ranks. The clocks of two ranks are not compared.
     """
     round_ = typical_round(run)
     of_rank: dict[int, list[tuple[str, float]]] = defaultdict(list)
@@ -124,36 +124,37 @@ def timeline(run: RunData) -> Any:
 
 def typical_round(run: RunData) -> int:
     """Return the round, of those that trained, whose time is in the middle."""
-    trained = [line for line in run.rounds if line["round"] > 0]
+    trained = [record for record in run.rounds if record.round > 0]
     recorded = {round_ for round_, _, _, _, _ in run.timings}
-    by_time = sorted((line["seconds"]["total"], line["round"]) for line in trained if line["round"] in recorded)
+    by_time = sorted((record.seconds.total, record.round) for record in trained if record.round in recorded)
     return by_time[len(by_time) // 2][1]
 
 
 def parameters(run: RunData) -> Any:
-    """What one client sends in a round, against the whole model: parameters, their share, and bytes on the wire."""
+    """Parameters that one client sends in a round, beside those of the whole model, with share and bytes."""
     from matplotlib.ticker import EngFormatter
 
     made, axis = figure(1.9)
-    summary = run.summary or {}
-    sent, whole = summary["parameters"], summary["plm_parameters"]
+    summary = run.summary
+    assert summary is not None  # this figure is drawn of finished runs
+    sent, whole = summary.parameters, summary.plm_parameters
     axis.barh([0, 1], [sent, whole], color=[BLUE, GREY], height=0.6)
     axis.set(xscale="log", yticks=[0, 1], xlabel="parameters, each way, a client and round", ylim=(-0.6, 1.6))
     axis.set_yticklabels([run.settings["prompt"]["method"], "full fine-tuning"])
     axis.invert_yaxis()
     axis.set_xlim(left=max(1, sent / 20), right=whole * 5000)
     axis.xaxis.set_major_formatter(EngFormatter())  # 10 k, 1 M: powers of ten would need mathematical type
-    for row, (number, share) in enumerate(((sent, summary["ratio"]), (whole, 1.0))):
-        size = WIRES[run.settings["comm"]["wire"]].bytes_of(number)
+    for row, (number, share) in enumerate(((sent, summary.ratio), (whole, 1.0))):
+        size = CODECS[run.settings["comm"]["wire"]].bytes_of(number)
         axis.text(number * 1.15, row, f"{number:,}   {share:.4%}   {size:,} bytes", va="center", color=INK)
     axis.grid(visible=False, axis="y")
     return made
 
 
 def partition(run: RunData) -> Any:
-    """How many examples of each class each client holds; poisoned ones and malicious clients are marked."""
-    clients, words = run.partition["clients"], run.partition["label_words"]
-    counts = np.array([client["by_class"] for client in clients])
+    """Examples of each class by client; poisoned examples and malicious clients are marked."""
+    clients, words = run.partition.clients, run.partition.label_words
+    counts = np.array([client.by_class for client in clients])
     if len(clients) > MOST_BARS:
         return _partition_map(counts, words, run.malicious)
     made, axis = figure(1.3 + 0.26 * len(clients))
@@ -162,7 +163,7 @@ def partition(run: RunData) -> Any:
         axis.barh(range(len(clients)), counts[:, number], left=left, height=0.75, color=SERIES[number % len(SERIES)],
                   label=f"{number} {word}")  # fmt: skip
         left += counts[:, number]
-    poisoned = np.array([client["poisoned"] for client in clients])
+    poisoned = np.array([client.poisoned for client in clients])
     if poisoned.any():
         edge = {"facecolor": "none", "edgecolor": INK, "hatch": "///", "linewidth": 0.8}
         axis.barh(range(len(clients)), poisoned, left=left, height=0.75, label="poisoned", **edge)
@@ -187,13 +188,13 @@ def _partition_map(counts: np.ndarray, words: Sequence[str], malicious: Iterable
 
 
 def update_norms(run: RunData) -> Any:
-    """The length of each client's update by round; malicious clients are marked."""
+    """Euclidean norm of each client's update by round; malicious clients are marked."""
     made, axis = figure(3.4)
     points: dict[int, list[tuple[int, float]]] = defaultdict(list)
-    for line in run.rounds:
-        for client, norm in zip(line["cohort"], line["update_norms"], strict=True):
+    for record in run.rounds:
+        for client, norm in zip(record.cohort, record.update_norms, strict=True):
             if norm is not None:
-                points[client].append((line["round"], norm))
+                points[client].append((record.round, norm))
     named = set()
     for client, norms in sorted(points.items(), key=lambda item: item[0] in run.malicious):
         bad = client in run.malicious
@@ -213,7 +214,7 @@ def update_norms(run: RunData) -> Any:
 
 
 def group_of(run: RunData) -> dict[str, str]:
-    """Return phase -> group; a run may have gone on in another mode than it began in."""
+    """Return phase -> group; a resumed run may have changed its mode."""
     synchronised = {round_ for round_, _, phase, _, _ in run.timings if phase == "sync"}
     measures = all(round_ in synchronised for round_, _, phase, _, _ in run.timings if phase == "broadcast")
     return {
@@ -224,7 +225,7 @@ def group_of(run: RunData) -> dict[str, str]:
 
 
 def ranks_by_round(run: RunData) -> dict[int, int]:
-    """Return how many ranks there were in each round: a resume may have others, and some may be lost."""
+    """Return the number of ranks in each round: it changes when a run is resumed or ranks are lost."""
     return {
         round_: len({k for _, k in pairs})
         for round_, pairs in itertools.groupby(
@@ -234,7 +235,7 @@ def ranks_by_round(run: RunData) -> dict[int, int]:
 
 
 def sum_groups(run: RunData, key: Callable[[int, int], int]) -> dict[int, dict[str, float]]:
-    """Return key -> group -> seconds of all records with that key of their (round, rank)."""
+    """Return key -> group -> seconds, summed over the records whose (round, rank) has that key."""
     groups = group_of(run)
     sums: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for round_, rank, phase, seconds, _ in run.timings:
@@ -245,7 +246,7 @@ def sum_groups(run: RunData, key: Callable[[int, int], int]) -> dict[int, dict[s
 def _stack(
     axis: Any, places: Sequence[int], rows: Sequence[dict[str, float]], *, width: float = 0.8, across: bool = False
 ) -> None:
-    """Draw stacked bars, one a place, in the order of `GROUPS`; what takes no time has no entry in the legend."""
+    """Draw stacked bars, one a place, in the order of `GROUPS`; groups without time are not in the legend."""
     start = np.zeros(len(places))
     draw = axis.barh if across else axis.bar
     for group, colour in COLOURS.items():
@@ -257,7 +258,7 @@ def _stack(
 
 
 def legend_above(made: Any, axis: Any) -> None:
-    """Put an axis' legend above the whole figure, a line an entry: names may be long."""
+    """Put the legend of an axis above the figure, one entry a line: names may be long."""
     made.legend(*axis.get_legend_handles_labels(), loc="outside upper left", ncols=1)
 
 
@@ -266,12 +267,12 @@ def _legend(axis: Any) -> None:
 
 
 FIGURES: dict[str, tuple[str, Callable[[RunData], Any]]] = {
-    "rates": ("What the prompt is worth", rates),
-    "seconds-by-round": ("Where the time went, by round", seconds_by_round),
-    "seconds-by-rank": ("Where the time went, by rank", seconds_by_rank),
-    "timeline": ("One round: who waited for whom", timeline),
-    "parameters": ("What a client sends", parameters),
-    "partition": ("Who holds what", partition),
-    "update-norms": ("How long the updates are", update_norms),
+    "rates": ("Accuracy and attack success rate", rates),
+    "seconds-by-round": ("Seconds by round", seconds_by_round),
+    "seconds-by-rank": ("Seconds by rank", seconds_by_rank),
+    "timeline": ("Timeline of one round", timeline),
+    "parameters": ("Parameters sent by a client", parameters),
+    "partition": ("Partition of the training data", partition),
+    "update-norms": ("Update norms", update_norms),
 }
 """Name of the file -> heading, and what draws it."""

@@ -1,4 +1,4 @@
-"""Runs side by side: which are the same but for their seed, what tells the others apart, and what came out."""
+"""Runs side by side: runs that differ only in their seed form a group, which is labelled by its settings."""
 
 import dataclasses
 import statistics
@@ -6,16 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedprompt_mpi.comparable import EXPERIMENT, dotted
 from fedprompt_mpi.report.run_data import RunData
+from fedprompt_mpi.rules.setting import Comparison
+from fedprompt_mpi.rundir.compare import compared
 
 Spread = tuple[float, float | None]
-"""A mean, and the standard deviation of a sample; None of a single one."""
+"""Mean and standard deviation of a sample; the deviation of a single value is None."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """Runs that differ in seed and place alone."""
+    """Runs that differ only in seed and machine."""
 
     settings: dict[str, Any]
     """By dotted name."""
@@ -23,7 +24,8 @@ class Group:
 
     def spread(self, name: str) -> Spread | None:
         """Return mean and standard deviation of a figure of the summaries; None if a run lacks it."""
-        values = [run.summary[name] for run in self.runs if run.summary and run.summary[name] is not None]
+        found = [getattr(run.summary, name, None) for run in self.runs]
+        values = [value for value in found if value is not None]
         if len(values) < len(self.runs):
             return None
         return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
@@ -35,20 +37,20 @@ class Group:
 
     @property
     def is_poisoned(self) -> bool:
-        """Whether somebody is malicious."""
+        """True if a client is malicious."""
         return bool(self.settings.get("poison.clients"))
 
 
 def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested settings by dotted name, without what makes no other experiment; a model by its last name."""
-    by_name = dotted(settings, EXPERIMENT)
+    """Return the settings that tell experiments apart, by dotted name; a model by the last part of its name."""
+    by_name = compared(settings, Comparison.SEEDS)
     if "model.name" in by_name:
         by_name["model.name"] = Path(by_name["model.name"]).name
     return by_name
 
 
 def group(runs: Sequence[RunData]) -> list[Group]:
-    """Put runs together that differ in seed and place alone, in the order in which they come."""
+    """Group runs that differ only in seed and machine; groups are in the order of their first runs."""
     groups: list[Group] = []
     for run in runs:
         settings = flat(run.settings)
@@ -61,7 +63,7 @@ def group(runs: Sequence[RunData]) -> list[Group]:
 
 
 def labels(groups: Sequence[Group]) -> list[str]:
-    """Return for each group what tells it from the others, in words."""
+    """Return a label for each group: the settings in which the groups differ."""
     names = sorted({name for known in groups for name in known.settings})
     differ = [name for name in names if len({repr(known.settings.get(name)) for known in groups}) > 1]
     if not differ:

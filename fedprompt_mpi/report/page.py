@@ -1,4 +1,4 @@
-"""The page of one run: report.html, one file that needs no network, beside the same figures as PNG and SVG."""
+"""The page of one run: one HTML file that needs no network; its figures are also written as PNG and SVG."""
 
 import dataclasses
 import time
@@ -8,19 +8,18 @@ from typing import Any
 
 import tomli_w
 
-from fedprompt_mpi.console import format_seconds
 from fedprompt_mpi.files import write_text
 from fedprompt_mpi.report import figures, theme
 from fedprompt_mpi.report.communication import is_told
 from fedprompt_mpi.report.figures import FIGURES, GROUPS, group_of
 from fedprompt_mpi.report.run_data import RunData, read_run
-
-PAGE_FILE, FIGURES_FOLDER = "report.html", "figures"
+from fedprompt_mpi.rundir.console import format_seconds
+from fedprompt_mpi.rundir.paths import RunPaths
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Table:
-    """Rows of cells, for people."""
+class Numbers:
+    """A table of a page."""
 
     head: list[str]
     rows: list[list[str]]
@@ -35,13 +34,13 @@ class Section:
     heading: str
     svg: str = ""
     caption: str = ""
-    table: Table | None = None
+    table: Numbers | None = None
     text: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Tile:
-    """One figure, large."""
+    """One number at the head of a page."""
 
     name: str
     value: str
@@ -58,12 +57,12 @@ def write_report(directory: Path, *, refresh_s: int | None = None) -> Path:
     Raises:
         SettingsError: if it is no run directory.
     """
-    run = read_run(directory)
-    sections = _figures(run, directory / FIGURES_FOLDER)
+    run, paths = read_run(directory), RunPaths(directory)
+    sections = _figures(run, paths.figures)
     sections += [
-        Section(name="phases", heading="What a round takes", table=_phases(run), caption=_phases_caption(run)),
+        Section(name="phases", heading="Phases of a round", table=_phases(run), caption=_phases_caption(run)),
         Section(name="settings", heading="Settings", text=tomli_w.dumps(run.settings)),
-        Section(name="environment", heading="Where it ran", table=_ranks(run), caption=_versions(run)),
+        Section(name="environment", heading="Environment", table=_ranks(run), caption=_versions(run)),
     ]
     page = render(
         title=f"{run.settings['task']['name']}, {run.settings['prompt']['method']}: {run.directory.name}",
@@ -72,12 +71,12 @@ def write_report(directory: Path, *, refresh_s: int | None = None) -> Path:
         sections=sections,
         refresh_s=None if run.summary else refresh_s,
     )
-    write_text(directory / PAGE_FILE, page)
-    return directory / PAGE_FILE
+    write_text(paths.report, page)
+    return paths.report
 
 
 def watch_report(directory: Path, tell: Callable[[Path], None], every_s: float = 5.0) -> None:
-    """Write the page anew whenever a round is done, until the run is at its end.
+    """Write the page again after every round, until the run is finished.
 
     Args:
         directory: of the run.
@@ -117,7 +116,7 @@ def render(**parts: Any) -> str:
 def _figures(run: RunData, folder: Path) -> list[Section]:
     """Draw what the run has so far."""
     folder.mkdir(exist_ok=True)
-    trained = any(line["round"] > 0 for line in run.rounds)
+    trained = any(record.round > 0 for record in run.rounds)
     timed = trained and any(round_ > 0 for round_, _, _, _, _ in run.timings)
     has = {
         "rates": bool(run.evaluated), "seconds-by-round": timed, "seconds-by-rank": timed, "timeline": timed,
@@ -137,7 +136,7 @@ def _figures(run: RunData, folder: Path) -> list[Section]:
 
 def _lead(run: RunData) -> list[str]:
     federation, poison = run.settings["federation"], run.settings["poison"]
-    workers = max(1, len(run.environment["ranks"]) - 1)
+    workers = max(1, len(run.environment.ranks) - 1)
     lines = [
         f"{run.clients} clients ({federation['partition']}) on {workers} worker{'s' if workers > 1 else ''}, "
         f"{federation['aggregator']}; model {run.settings['model']['name']}; seed {run.settings['seed']}"
@@ -149,11 +148,11 @@ def _lead(run: RunData) -> list[str]:
             f"attack {poison['attack']}, boost {poison['boost']:g}"
         )
     if run.summary is None:
-        last = run.rounds[-1]["round"] if run.rounds else 0
+        last = run.rounds[-1].round if run.rounds else 0
         lines.append(f"Not at its end: round {last} of {federation['rounds']} is done.")
-    for loss in (run.summary or {}).get("lost_ranks", []):
-        ranks = ", ".join(map(str, loss["ranks"]))
-        lines.append(f"Lost rank {ranks} in round {loss['round_']}; the others went on after {loss['seconds']:.1f} s.")
+    for failure in run.summary.lost_ranks if run.summary else []:
+        ranks = ", ".join(map(str, failure.ranks))
+        lines.append(f"Lost rank {ranks} in round {failure.round}; the others went on after {failure.seconds:.1f} s.")
     return lines
 
 
@@ -161,32 +160,32 @@ def _tiles(run: RunData) -> list[Tile]:
     if not run.evaluated:
         return []
     first, last, summary = run.evaluated[0], run.evaluated[-1], run.summary
-    tiles = [Tile(name="accuracy", value=f"{last['accuracy']:.2%}", note=f"before: {first['accuracy']:.2%}")]
-    if last["attack_success_rate"] is not None:
-        clean = last.get("clean_attack_success_rate")
-        note = f"clean run: {clean:.2%}" if clean is not None else f"before: {first['attack_success_rate']:.2%}"
-        tiles.append(Tile(name="attack success rate", value=f"{last['attack_success_rate']:.2%}", note=note))
+    tiles = [Tile(name="accuracy", value=_percent(last.accuracy), note=f"before: {_percent(first.accuracy)}")]
+    if last.attack_success_rate is not None:
+        clean = last.clean_attack_success_rate
+        note = f"before: {_percent(first.attack_success_rate)}" if clean is None else f"clean run: {clean:.2%}"
+        tiles.append(Tile(name="attack success rate", value=f"{last.attack_success_rate:.2%}", note=note))
     if summary is not None:
         tiles += [
-            Tile(name="a client sends", value=f"{summary['bytes_per_client_round']:,} B", note="a round, each way"),
-            Tile(name="parameters", value=f"{summary['parameters']:,}", note=f"{summary['ratio']:.4%} of the model"),
+            Tile(name="a client sends", value=f"{summary.bytes_per_client_round:,} B", note="a round, each way"),
+            Tile(name="parameters", value=f"{summary.parameters:,}", note=f"{summary.ratio:.4%} of the model"),
             Tile(
                 name="seconds",
-                value=f"{summary['seconds_total']:,.1f}",
-                note=f"{summary['seconds_to_first_broadcast']:.1f} to the first broadcast",
+                value=f"{summary.seconds_total:,.1f}",
+                note=f"{summary.seconds_to_first_broadcast or 0:.1f} to the first broadcast",
             ),
         ]
-        if summary.get("epsilon") is not None:
-            tiles.append(Tile(name="epsilon", value=f"{summary['epsilon']:.3g}"))
+        if summary.epsilon is not None:
+            tiles.append(Tile(name="epsilon", value=f"{summary.epsilon:.3g}"))
     return tiles
 
 
-def _numbers(run: RunData, name: str) -> Table | None:
-    """Return what a figure shows, in numbers."""
+def _numbers(run: RunData, name: str) -> Numbers | None:
+    """Return the numbers of a figure."""
     if name == "rates":
         keys = ("accuracy", "macro_f1", "attack_success_rate", "clean_attack_success_rate")
-        rows = [[str(line["round"]), *(_percent(line.get(key)) for key in keys)] for line in run.evaluated]
-        return Table(head=["round", "accuracy", "macro F1", "ASR", "ASR of the clean run"], rows=rows)
+        rows = [[str(r.round), *(_percent(getattr(r, key)) for key in keys)] for r in run.evaluated]
+        return Numbers(head=["round", "accuracy", "macro F1", "ASR", "ASR of the clean run"], rows=rows)
     if name in ("seconds-by-round", "seconds-by-rank"):
         by_round = name == "seconds-by-round"
         sums = figures.sum_groups(run, (lambda round_, rank: round_) if by_round else (lambda round_, rank: rank))
@@ -197,30 +196,30 @@ def _numbers(run: RunData, name: str) -> Table | None:
             for key in sorted(sums)
             if key > 0 or not by_round
         ]
-        return Table(head=["round" if by_round else "rank", *told], rows=rows, caption="seconds")
+        return Numbers(head=["round" if by_round else "rank", *told], rows=rows, caption="seconds")
     if name == "timeline":
         round_, groups = figures.typical_round(run), group_of(run)
         rows = [[str(k), phase, groups[phase], f"{s:.6f}"] for r, k, phase, s, _ in run.timings if r == round_]
-        return Table(head=["rank", "phase", "drawn as", "seconds"], rows=rows, caption=f"round {round_}")
+        return Numbers(head=["rank", "phase", "drawn as", "seconds"], rows=rows, caption=f"round {round_}")
     if name == "partition":
-        words = run.partition["label_words"]
+        words = run.partition.label_words
         rows = [
-            [f"{c['client']}{' (malicious)' if c['malicious'] else ''}", *map(str, c["by_class"]), str(c["poisoned"])]
-            for c in run.partition["clients"]
+            [f"{c.client}{' (malicious)' if c.malicious else ''}", *map(str, c.by_class), str(c.poisoned)]
+            for c in run.partition.clients
         ]
-        return Table(head=["client", *words, "poisoned"], rows=rows, caption="examples")
+        return Numbers(head=["client", *words, "poisoned"], rows=rows, caption="examples")
     if name == "update-norms":
         rows = [
-            [str(line["round"]), *(f"{k}: {'-' if n is None else f'{n:.4f}'}" for k, n in zip(
-                line["cohort"], line["update_norms"], strict=True))]
-            for line in run.rounds
-            if line["round"] > 0
+            [str(r.round), *(f"{k}: {'-' if n is None else f'{n:.4f}'}" for k, n in zip(
+                r.cohort, r.update_norms, strict=True))]
+            for r in run.rounds
+            if r.round > 0
         ]  # fmt: skip
-        return Table(head=["round", "client: norm"], rows=rows)
+        return Numbers(head=["round", "client: norm"], rows=rows)
     return None
 
 
-def _phases(run: RunData) -> Table | None:
+def _phases(run: RunData) -> Numbers | None:
     if run.communication is None:
         return None
     keys = ("median", "low", "high", "q05", "q95")
@@ -229,12 +228,12 @@ def _phases(run: RunData) -> Table | None:
         for name, row in run.communication["seconds"].items()
         if is_told(name, run.communication["mode"])
     ]
-    return Table(head=["phase", "median", "95 % from", "to", "5 %", "95 %"], rows=rows)
+    return Numbers(head=["phase", "median", "95 % interval from", "to", "5 % quantile", "95 % quantile"], rows=rows)
 
 
 def _phases_caption(run: RunData) -> str:
     if run.communication is None:
-        return "Told once the run is at its end."
+        return "Available once the run is finished."
     told = (
         "waiting and transfer are told apart by a synchronisation before each collective, whose cost is `overhead`"
         if run.communication["mode"] == "measure"
@@ -246,18 +245,15 @@ def _phases_caption(run: RunData) -> str:
     )
 
 
-def _ranks(run: RunData) -> Table:
-    rows = [
-        [str(rank["rank"]), rank["host"], rank["device"], rank["cores"], str(rank["threads"])]
-        for rank in run.environment["ranks"]
-    ]
-    return Table(head=["rank", "host", "device", "cores", "threads"], rows=rows)
+def _ranks(run: RunData) -> Numbers:
+    rows = [[str(rank.rank), rank.host, rank.device, rank.cores, str(rank.threads)] for rank in run.environment.ranks]
+    return Numbers(head=["rank", "host", "device", "cores", "threads"], rows=rows)
 
 
 def _versions(run: RunData) -> str:
-    mpi, versions = run.environment["mpi"], run.environment["versions"]
+    mpi, versions = run.environment.mpi, run.environment.versions
     packages = ", ".join(f"{name} {version}" for name, version in versions.items())
-    return f"{mpi['library']}; {mpi['transport']}; {run.environment['compute_dtype']}; {packages}"
+    return f"{mpi.library}; {mpi.transport}; {run.environment.compute_dtype}; {packages}"
 
 
 def _percent(share: float | None) -> str:

@@ -1,45 +1,54 @@
-"""A run directory as the report reads it: finished, under way, or broken off."""
+"""A run directory as the report reads it: finished, under way, or interrupted."""
 
 import dataclasses
 from pathlib import Path
 from typing import Any
 
-from fedprompt_mpi.comm.statistics import Row
+from fedprompt_mpi.comm.statistics import TimingRow
 from fedprompt_mpi.config import SettingsError
 from fedprompt_mpi.files import read_json, read_toml
-from fedprompt_mpi.records import ROUNDS, TIMINGS, read_rounds, read_timings
+from fedprompt_mpi.rundir.paths import RunPaths
+from fedprompt_mpi.rundir.records import (
+    Environment,
+    PartitionRecord,
+    RoundRecord,
+    Summary,
+    read_record,
+    read_rounds,
+)
+from fedprompt_mpi.rundir.timings import read_timings
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RunData:
-    """What is in one run directory."""
+    """The content of one run directory."""
 
     directory: Path
     settings: dict[str, Any]
-    environment: dict[str, Any]
-    partition: dict[str, Any]
-    rounds: list[dict[str, Any]]
-    """A dictionary a round, from 0."""
-    timings: list[Row]
-    """Of all ranks, each in the order in which things happened; up to the last checkpoint."""
-    summary: dict[str, Any] | None
-    """None of a run that has not come to its end."""
+    environment: Environment
+    partition: PartitionRecord
+    rounds: list[RoundRecord]
+    """The rounds, from 0."""
+    timings: list[TimingRow]
+    """Of all ranks, each in order of time; up to the last checkpoint."""
+    summary: Summary | None
+    """None if the run is not finished."""
     communication: dict[str, Any] | None
 
     @property
     def clients(self) -> int:
-        """How many clients the federation has."""
-        return len(self.partition["clients"])
+        """Number of clients of the federation."""
+        return len(self.partition.clients)
 
     @property
     def malicious(self) -> list[int]:
-        """The clients that are malicious."""
-        return [client["client"] for client in self.partition["clients"] if client["malicious"]]
+        """The malicious clients."""
+        return [client.client for client in self.partition.clients if client.malicious]
 
     @property
-    def evaluated(self) -> list[dict[str, Any]]:
+    def evaluated(self) -> list[RoundRecord]:
         """The rounds whose vector was evaluated."""
-        return [line for line in self.rounds if line.get("accuracy") is not None]
+        return [record for record in self.rounds if record.is_evaluated]
 
 
 def read_run(directory: Path) -> RunData:
@@ -48,20 +57,17 @@ def read_run(directory: Path) -> RunData:
     Raises:
         SettingsError: if it is none.
     """
+    paths = RunPaths(directory)
     try:
         return RunData(
             directory=directory,
-            settings=read_toml(directory / "config.toml"),
-            environment=read_json(directory / "environment.json"),
-            partition=read_json(directory / "partition.json"),
-            rounds=read_rounds(directory) if (directory / ROUNDS).exists() else [],
-            timings=list(read_timings(directory)) if (directory / TIMINGS).exists() else [],
-            summary=_if_there(directory / "summary.json"),
-            communication=_if_there(directory / "communication.json"),
+            settings=read_toml(paths.config),
+            environment=read_record(paths.environment, Environment),
+            partition=read_record(paths.partition, PartitionRecord),
+            rounds=read_rounds(paths) if paths.rounds.exists() else [],
+            timings=list(read_timings(paths)) if paths.timings.exists() else [],
+            summary=read_record(paths.summary, Summary) if paths.summary.exists() else None,
+            communication=read_json(paths.communication) if paths.communication.exists() else None,
         )
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise SettingsError(f"{directory} cannot be read as a run ({error!r}): name a run directory") from error
-
-
-def _if_there(file: Path) -> dict[str, Any] | None:
-    return read_json(file) if file.exists() else None

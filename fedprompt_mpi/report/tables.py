@@ -84,8 +84,8 @@ def _model_and_partition(s: Settings) -> tuple[str, str]:
 
 
 def _sent(known: Group) -> str:
-    summary = known.runs[0].summary or {}
-    return f"{summary['parameters']:,} ({summary['ratio']:.4%})"
+    summary = known.runs[0].summary
+    return "-" if summary is None else f"{summary.parameters:,} ({summary.ratio:.4%})"
 
 
 PLANS = (
@@ -135,7 +135,7 @@ def overview(groups: Sequence[Group], names: Sequence[str]) -> Table:
     """Return a row a group: what it is, and what came out."""
     rows = [["runs", "seeds", "accuracy, %", "ASR, %", "parameters (share)", "bytes", "seconds"]]
     for known, name in zip(groups, names, strict=True):
-        is_done = all(run.summary for run in known.runs)
+        summary = known.runs[0].summary if all(run.summary for run in known.runs) else None
         seconds = known.spread("seconds_total")
         rows.append(
             [
@@ -143,8 +143,8 @@ def overview(groups: Sequence[Group], names: Sequence[str]) -> Table:
                 ", ".join(map(str, known.seeds)),
                 percent(known.spread("accuracy")),
                 percent(known.spread("attack_success_rate")),
-                _sent(known) if is_done else "-",
-                f"{(known.runs[0].summary or {})['bytes_per_client_round']:,}" if is_done else "-",
+                "-" if summary is None else _sent(known),
+                "-" if summary is None else f"{summary.bytes_per_client_round:,}",
                 "-" if seconds is None else f"{seconds[0]:.0f}",
             ]
         )

@@ -11,6 +11,7 @@ import dataclasses
 import numpy as np
 
 from fedprompt_mpi import seeds
+from fedprompt_mpi.config import ClientConfig
 from fedprompt_mpi.text.tokens import TokenTable
 
 TOKENS_PER_EVALUATION_BATCH = 4096
@@ -40,32 +41,27 @@ def collate(table: TokenTable, rows: np.ndarray) -> Batch:
     return Batch(ids=ids, mask=mask, answers=table.answers[rows], labels=table.labels[rows])
 
 
-def local_steps(
-    lengths: np.ndarray, *, seed: int, round_: int, client: int, batch_size: int, steps: int, epochs: int | None
-) -> list[np.ndarray]:
+def local_steps(lengths: np.ndarray, config: ClientConfig, seed: int, round_: int, client: int) -> list[np.ndarray]:
     """Choose the examples of each of a client's steps in one round.
 
-    The client goes through its examples in a new random order, and again in another if the round is
-    longer than one pass. What it draws in a pass is sorted by length before it is cut into batches, so
-    that little is padded; at the end the round's batches are shuffled. All clients with the same number
-    of steps shuffle alike, so that clients in one pass meet with batches of similar length.
+    The client goes through its examples in a random order, and in another one if the round is longer than one pass. The
+    examples of a pass are sorted by length and cut into batches, so that batches need little padding; then the batches
+    of the round are shuffled. All clients with the same number of steps shuffle alike, so that clients in one pass of
+    the model have batches of similar length.
 
     Args:
         lengths: `[n]` tokens of each of the client's examples.
+        config: batch size, and steps or epochs (which decide S where they are given).
         seed: the run's seed.
         round_: round number.
         client: client id.
-        batch_size: examples of a step at most.
-        steps: S, unless `epochs` is given.
-        epochs: passes over the examples, which then decide S.
 
     Returns:
         S index arrays into `lengths`.
     """
     count = len(lengths)
-    size = min(batch_size, count)
-    if epochs is not None:
-        steps = epochs * -(-count // size)
+    size = min(config.batch_size, count)
+    steps = config.steps if config.epochs is None else config.epochs * -(-count // size)
     rng = seeds.generator(seed, "batches", round_, client)
     batches: list[np.ndarray] = []
     while len(batches) < steps:

@@ -72,21 +72,26 @@ TASKS: dict[str, Task] = {
 }
 
 
+def check_name(config: TaskConfig) -> None:
+    """Raise SettingsError if the task is not a known one, and data, template or label words are not given."""
+    missing = [f"task.{name}" for name in ("data", "template", "label_words") if not getattr(config, name)]
+    if config.name not in TASKS and missing:
+        raise SettingsError(
+            f"task.name is {config.name!r}, which is not a known task ({', '.join(TASKS)}): "
+            f"choose one, or give {' and '.join(missing)} too"
+        )
+
+
 def resolve(config: TaskConfig) -> Task:
-    """Return the task that the settings mean: a known one, with what they say in its place.
+    """Return the task of the settings: a known one, in which given settings replace the known values.
 
     Raises:
         SettingsError: if the task is unknown and not fully given, or its template or words are unusable.
     """
+    check_name(config)
     known = TASKS.get(config.name)
     generated = known is not None and known.name.startswith("embedded")
     if known is None:
-        missing = [f"task.{name}" for name in ("data", "template", "label_words") if not getattr(config, name)]
-        if missing:
-            raise SettingsError(
-                f"task.name is {config.name!r}, which is not a known task ({', '.join(TASKS)}): "
-                f"choose one, or give {' and '.join(missing)} too"
-            )
         known = Task(name=config.name, template=str(config.template), label_words=())
     elif not generated and config.data is None:
         raise SettingsError(

@@ -22,27 +22,33 @@ def measure(rule: str, parameters: int, clients: int) -> None:
     import torch  # noqa: F401 - a real rank 0 has it
     import transformers  # noqa: F401
 
-    from fedprompt_mpi.comm.channel import HEADER, Gathered, pieces_of
-    from fedprompt_mpi.comm.timing import Timing
+    from fedprompt_mpi.comm.chunks import chunks_of
+    from fedprompt_mpi.comm.timing import Phases, Timing
     from fedprompt_mpi.config import FederationConfig, RunConfig
-    from fedprompt_mpi.federation.checkpoint import Checkpoint, save_checkpoint
     from fedprompt_mpi.federation.server import Server
+    from fedprompt_mpi.federation.updates import HEADER, Gathered
+    from fedprompt_mpi.liveness.liveness import Liveness
+    from fedprompt_mpi.rundir.checkpoint import Checkpoint, save_checkpoint
+    from fedprompt_mpi.rundir.paths import RunPaths
+    from fedprompt_mpi.rundir.records import RoundRecord
 
     rows = clients + (rule == "fltrust")
     headers = np.zeros(rows, dtype=HEADER)
     headers["client"] = np.arange(rows) if rows == clients else [clients, *range(clients)]
     headers["num_examples"], headers["norm"] = 1, np.sqrt(parameters)
     rng = np.random.default_rng(0)
-    blocks = ((s, rng.standard_normal((rows, s.stop - s.start), dtype=np.float32)) for s in pieces_of(rows, parameters))
+    blocks = ((s, rng.standard_normal((rows, s.stop - s.start), dtype=np.float32)) for s in chunks_of(rows, parameters))
     config = RunConfig(federation=FederationConfig(clients=clients, aggregator=rule))
     server = Server(np.zeros(parameters, dtype=np.float32), config, is_root=True)
-    timing = Timing(round_=1)
+    timing = Timing(round=1)
     start = time.perf_counter()
-    server.apply(Gathered(headers=headers, blocks=blocks, sums=lambda factors: iter(())), timing, 1)
+    server.apply(Gathered(headers=headers, chunks=blocks, sums=lambda weights: iter(())), Phases(timing, Liveness()), 1)
     seconds = time.perf_counter() - start
     with tempfile.TemporaryDirectory() as folder:
         save_checkpoint(
-            Path(folder), Checkpoint(vector=server.vector, round_=1, record={}, state=server.state()), config
+            RunPaths(Path(folder)),
+            Checkpoint(vector=server.vector, round_=1, record=RoundRecord(round=1), state=server.state()),
+            config,
         )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(f"{rule:<18}{timing.seconds('aggregate', 1):>8.1f} s of {seconds:>6.1f} s{peak / 1e9:>8.2f} GB", flush=True)
@@ -58,7 +64,7 @@ def main() -> None:
     if given.rule:
         measure(given.rule, given.parameters, given.clients)
         return
-    from fedprompt_mpi.federation.aggregate import AGGREGATORS
+    from fedprompt_mpi.rules.aggregate import AGGREGATORS
 
     for rule in AGGREGATORS:
         subprocess.run([sys.executable, __file__, *sys.argv[1:], "--rule", rule], check=True)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from fedprompt_mpi.config import ModelConfig, PromptConfig, RunConfig, TaskConfig
+from fedprompt_mpi.config import ClientConfig, ModelConfig, PromptConfig, RunConfig, TaskConfig
 from fedprompt_mpi.federation.client import score_batch
 from fedprompt_mpi.plm.backbone import Backbone, load_backbone, load_tokenizer, model_class
 from fedprompt_mpi.plm.methods import make_method
@@ -73,12 +73,8 @@ def main() -> None:
     config = RunConfig(task=TaskConfig(name="sst2", data=arguments.data), model=ModelConfig(max_length=MAX_LENGTH))
     corpus = build(config, resolve(config.task), load_tokenizer(arguments.model), "masked")
     lengths = corpus.train.lengths
-    bucketed = [
-        collate(corpus.train, rows)
-        for rows in local_steps(
-            lengths, seed=0, round_=1, client=0, batch_size=arguments.batch_size, steps=arguments.steps, epochs=None
-        )
-    ]
+    client = ClientConfig(batch_size=arguments.batch_size, steps=arguments.steps)
+    bucketed = [collate(corpus.train, rows) for rows in local_steps(lengths, client, seed=0, round_=1, client=0)]
     rng = np.random.default_rng(0)
     unsorted = [collate(corpus.train, rng.choice(len(lengths), arguments.batch_size)) for _ in range(arguments.steps)]
     label_ids = torch.from_numpy(corpus.label_ids)

@@ -6,11 +6,13 @@ and PEER_OUT set. `train` is ten clients on a frozen two-layer BERT; `wire:D` se
 
 import numpy as np
 
-from fedprompt_mpi.comm.channel import HEADER, open_channel
+from fedprompt_mpi.comm.codec import FLOAT32
 from fedprompt_mpi.comm.launcher import read_launch
+from fedprompt_mpi.comm.start import open_channel
 from fedprompt_mpi.config import FederationConfig, RunConfig
 from fedprompt_mpi.federation.cohort import draw_cohort
 from fedprompt_mpi.federation.server import Server
+from fedprompt_mpi.federation.updates import HEADER, LocalUpdates, announce, gather
 
 
 def make_trainer(clients: list[int]):
@@ -19,7 +21,7 @@ def make_trainer(clients: list[int]):
     import torch
 
     from fedprompt_mpi.config import ClientConfig, PromptConfig
-    from fedprompt_mpi.federation.client import Job, train
+    from fedprompt_mpi.federation.client import Job, Trainer, train
     from fedprompt_mpi.plm.backbone import Backbone
     from fedprompt_mpi.plm.methods import SoftPrompt
     from fedprompt_mpi.text.batches import Batch
@@ -42,12 +44,13 @@ def make_trainer(clients: list[int]):
             labels=labels[rows],
         )
 
-    return lambda vector: train(backbone, method, config, vector, jobs, batch).deltas
+    trainer = Trainer(backbone=backbone, method=method, config=config, make_batch=batch)
+    return lambda vector: train(trainer, vector, jobs).deltas
 
 
 def main() -> None:
     """Run the workload's rounds."""
-    channel = open_channel(read_launch(), measure=False)  # before torch is imported: ranks start MPI together
+    channel = open_channel(read_launch())  # before torch is imported: ranks start MPI together
     import task  # pyright: ignore[reportMissingImports] - the peers' own
 
     _, size, rounds = task.workload()
@@ -58,10 +61,11 @@ def main() -> None:
     vector = task.initial_vector() if channel.rank == 0 else np.zeros(size, dtype=np.float32)
     server = Server(vector, config, is_root=channel.rank == 0)
     stamps = task.Stamps()
-    channel.node_barrier()
+    channel.agree(None)
     stamps.start()
     for round_ in range(1, rounds + 1):
-        channel.broadcast(server.vector, fingerprint=0)
+        announce(channel, size, 0)
+        server.broadcast(channel)
         headers = np.zeros(len(clients), dtype=HEADER)
         headers["client"], headers["num_examples"] = clients, task.N_SAMPLES
         if trainer:
@@ -72,16 +76,17 @@ def main() -> None:
             deltas = np.empty((0, size), dtype=np.float32)
         for client in clients:
             task.trace_client(client)
-        server.apply(channel.gather(headers, deltas, cohort.counts), channel.timing, round_)
+        updates = LocalUpdates(cohort=cohort, headers=headers, deltas=deltas, own_rates=[])
+        server.apply(gather(channel, updates, FLOAT32), channel.phases, round_)
         stamps.round()
     if channel.rank == 0:
-        stamps.extra["mpi"] = channel.library
+        stamps.extra["mpi"] = channel.placement.mpi.library
         stamps.write(server.vector)
     channel.close()
 
 
 if __name__ == "__main__":
-    from fedprompt_mpi.comm.faults import end_process
+    from fedprompt_mpi.liveness.exit import end_process
 
     main()
     end_process(0)

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from fedprompt_mpi.comm.bench import COLLECTIVES, Bench
-from fedprompt_mpi.comm.channel import start_mpi
+from fedprompt_mpi.comm.codec import FLOAT32
 from fedprompt_mpi.comm.launcher import read_launch
+from fedprompt_mpi.comm.start import start_mpi
 from fedprompt_mpi.comm.timing import PHASES, TRANSFERS
-from fedprompt_mpi.comm.traffic import round_traffic
-from fedprompt_mpi.comm.wire import FLOAT32
+from fedprompt_mpi.comm.traffic import Journey
+from fedprompt_mpi.liveness.liveness import Liveness
 
 SLEEP_S = 0.5
 
@@ -27,9 +28,10 @@ class Probe:
 
     def __init__(self, length: int, repetitions: int) -> None:
         self.length, self.repetitions = length, repetitions
-        self.mpi = start_mpi(read_launch())
+        liveness = Liveness()
+        self.mpi = start_mpi(read_launch(), liveness, 60)
         self.world = self.mpi.COMM_WORLD
-        self.bench = Bench(self.world, seconds=0.0)
+        self.bench = Bench(self.world, liveness, seconds=0.0)
         self.channel = self.bench.channel
 
     def slowest(self, seconds: float) -> float:
@@ -40,34 +42,31 @@ class Probe:
 
     def received(self) -> float:
         """Return what all nodes' links have received, in bytes; who asks together sees the same."""
-        first_here = self.channel.place.local_rank == 0
+        first_here = self.channel.placement.local_rank == 0
         counter = Path("/sys/class/net/eth0/statistics/rx_bytes")
         return float(self.world.allreduce(int(counter.read_text()) if first_here else 0))
 
     def times(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"nodes": self.channel.nodes.tolist()}
+        found: dict[str, Any] = {"nodes": self.channel.placement.nodes.tolist()}
         counts = np.array([0, *[1] * (self.channel.size - 1)])
         for name in COLLECTIVES:
             raw, ours = self.bench.calls(name, self.length)
             assert raw is not None
             ours()
             raw()
-            self.channel.timing.take()
+            self.channel.phases.timing.take()
             counted, transfers, raws = 0.0, [], []
             for _ in range(self.repetitions):  # they take turns, whatever else this machine does
                 before = self.received()
                 ours()
-                transfers.append(self.seconds_of(self.channel.timing.take(), *TRANSFERS))
+                transfers.append(self.seconds_of(self.channel.phases.timing.take(), *TRANSFERS))
                 counted += (self.received() - before) / self.repetitions
                 self.world.Barrier()
                 start = self.mpi.Wtime()
                 raw()
                 raws.append(self.slowest(self.mpi.Wtime() - start))
-            way = {"broadcast": 0, "gather": 1, "reduce": 1}[name]
-            collective = "reduce" if name == "reduce" else "gather"
-            traffic = round_traffic(
-                self.channel.nodes, counts, self.length, collective=collective, wire_down=FLOAT32, wire_up=FLOAT32
-            )[way]
+            journey = Journey(nodes=self.channel.placement.nodes, counts=counts, size=self.length)
+            traffic = journey.down(FLOAT32) if name == "broadcast" else journey.up(FLOAT32, name)
             found[name] = {
                 "transfer": float(np.median(transfers)),
                 "raw": float(np.median(raws)),
@@ -83,11 +82,11 @@ class Probe:
         for number in range(2 * self.repetitions + 2):
             late = number % 2 == 1
             self.world.Barrier()
-            self.channel.timing.take()
+            self.channel.phases.timing.take()
             if late and self.channel.rank == self.channel.size - 1:
                 time.sleep(SLEEP_S)
             broadcast()
-            records = self.channel.timing.take()
+            records = self.channel.phases.timing.take()
             if number >= 2:
                 pair = (self.seconds_of(records, "wait", "sync"), self.seconds_of(records, *TRANSFERS))
                 samples[late].append(pair)

@@ -16,13 +16,14 @@ LAUNCH = REPOSITORY / "launch"
 USED_MEMORY = Path(__file__).parent / "used_memory"
 PLACES = """
 import os
-from fedprompt_mpi.comm.channel import open_channel
+from fedprompt_mpi.comm.start import open_channel
 from fedprompt_mpi.comm.launcher import read_launch
-from fedprompt_mpi.comm.topology import bind_device
-channel = open_channel(read_launch(), measure=False)
+from fedprompt_mpi.comm.placement import bind_device
+channel = open_channel(read_launch())
 gpus = len([gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu])
-text = f"{channel.place.host} {gpus} {bind_device(gpus, channel.place, is_worker=channel.rank > 0)}"
-print("\\n".join(channel.collect_text(text)), end="\\n" if channel.rank == 0 else "", flush=True)
+text = f"{channel.placement.host} {gpus} {bind_device(gpus, channel.placement, is_worker=channel.rank > 0)}"
+lines = channel.collect(text.encode())
+print("\\n".join(line.decode() for line in lines), end="\\n" if lines else "", flush=True)
 channel.close()
 """
 

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from fedprompt_mpi.comm.statistics import Row, communication, describe, median_interval, slowest_by_round
+from fedprompt_mpi.comm.statistics import TimingRow, communication, median_interval, quantiles, slowest_by_round
 
 
-def _rows(transfers: list[float]) -> list[Row]:
+def _rows(transfers: list[float]) -> list[TimingRow]:
     """Return the records of rounds 1, 2, ... of two ranks, of which the second is always twice as slow."""
-    rows: list[Row] = []
+    rows: list[TimingRow] = []
     for round_, seconds in enumerate(transfers, 1):
         for rank, factor in ((0, 1), (1, 2)):
             rows += [
@@ -36,7 +36,7 @@ def test_a_round_counts_with_its_slowest_rank() -> None:
 def test_each_collective_counts_with_its_own_slowest_rank() -> None:
     """Rank 0 is late in the first and rank 1 in the second: they take 3 + 5 seconds, not the 6 of rank 1."""
     seconds = {0: [3.0, 2.0], 1: [1.0, 5.0]}
-    rows: list[Row] = [(1, rank, "gather", s, 8) for rank, pair in seconds.items() for s in pair]
+    rows: list[TimingRow] = [(1, rank, "gather", s, 8) for rank, pair in seconds.items() for s in pair]
     rows += [(1, rank, "sync", s, 0) for rank, pair in {0: [0.1, 0.7], 1: [0.6, 0.2]}.items() for s in pair]
     figures = slowest_by_round(rows)[1]
     assert figures["gather"] == figures["transfer"] == pytest.approx(8.0)
@@ -81,6 +81,6 @@ def test_the_interval_holds_the_median_as_often_as_it_says() -> None:
     rng = np.random.default_rng(0)
     hits = 0
     for samples in rng.lognormal(size=(2000, 20)):
-        figures = describe(samples.tolist())
+        figures = quantiles(samples.tolist())
         hits += figures["low"] <= 1.0 <= figures["high"]  # type: ignore[operator]
     assert 0.95 <= hits / 2000 < 0.99

@@ -9,15 +9,15 @@ import sys
 import time
 
 from fedprompt_mpi.cli import main
-from fedprompt_mpi.comm.last_seen import Position
 from fedprompt_mpi.comm.launcher import read_launch
+from fedprompt_mpi.liveness.liveness import Liveness
 
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}
 FATES = {tuple(fate.split(":")[:3]): fate.split(":")[3] for fate in sys.argv[1].split(",")}
-enter = Position.enter
+enter = Liveness.enter
 
 
-def enter_doomed(self: Position, phase: str, round_: int, *given: float) -> None:
+def enter_doomed(self: Liveness, phase: str, round_: int, *given: float) -> None:
     """Enter a phase, and do not come out of it if it is the one."""
     enter(self, phase, round_, *given)
     how = FATES.pop((str(read_launch().rank), phase, str(round_)), None)
@@ -29,5 +29,5 @@ def enter_doomed(self: Position, phase: str, round_: int, *given: float) -> None
         time.sleep(1000)
 
 
-Position.enter = enter_doomed  # type: ignore[method-assign]
+Liveness.enter = enter_doomed  # type: ignore[method-assign]
 main(sys.argv[2:])

@@ -17,9 +17,10 @@ import numpy as np
 from mpi4py import MPI
 
 from fedprompt_mpi import cli
-from fedprompt_mpi.comm import channel
-from fedprompt_mpi.comm.last_seen import Position
+from fedprompt_mpi.comm import start
 from fedprompt_mpi.comm.launcher import read_launch
+from fedprompt_mpi.liveness import liveness
+from fedprompt_mpi.liveness.liveness import Liveness
 
 MOST_ROUNDS = 10_000
 BEGINNINGS = {"Ibarrier", "Ibcast", "Iallreduce", "Iallgather", "Iallgatherv", "Igather", "Igatherv", "Isend", "Irecv"}
@@ -27,7 +28,7 @@ PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 samples = np.zeros((MOST_ROUNDS, 5))
 open_requests: list[MPI.Request] = []
 begun = itertools.count()
-enter = Position.enter
+enter = Liveness.enter
 
 
 def _noting(name: str) -> Callable[..., MPI.Request]:
@@ -47,7 +48,7 @@ Watched = type("Watched", (MPI.Intracomm,), {name: _noting(name) for name in dir
 """A communicator that knows what it has begun; so do its duplicates."""
 
 
-def enter_sampled(self: Position, phase: str, round_: int, *given: float) -> None:
+def enter_sampled(self: Liveness, phase: str, round_: int, *given: float) -> None:
     """Enter a phase; before each broadcast, look."""
     enter(self, phase, round_, *given)
     if phase == "broadcast":
@@ -57,9 +58,9 @@ def enter_sampled(self: Position, phase: str, round_: int, *given: float) -> Non
         samples[round_] = time.process_time(), resident, files, next(copy.copy(begun)), len(open_requests)
 
 
-def start_watched(launch: Any) -> Any:
+def start_watched(*given: Any) -> Any:
     """Start MPI, with a world that is watched."""
-    start_mpi(launch)
+    start_mpi(*given)
 
     class _MPI:
         COMM_WORLD = Watched(MPI.COMM_WORLD)
@@ -73,7 +74,7 @@ def end_sampled(status: int, **named: bool) -> None:
     end_process(status, **named)
 
 
-start_mpi, end_process = channel.start_mpi, cli.end_process
-Position.enter = enter_sampled  # type: ignore[method-assign]
-channel.start_mpi, cli.end_process = start_watched, end_sampled  # type: ignore[assignment]
+start_mpi, end_process = start.start_mpi, liveness.end_process
+Liveness.enter = enter_sampled  # type: ignore[method-assign]
+start.start_mpi, liveness.end_process = start_watched, end_sampled  # type: ignore[assignment]
 cli.main(sys.argv[2:])

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from fedprompt_mpi import load_prompt
-from fedprompt_mpi.records import read_timings
+from fedprompt_mpi.rundir.paths import RunPaths
+from fedprompt_mpi.rundir.timings import read_timings
 from tests.failures.conftest import check_report
 from tests.jobs import Finished, find_mpirun, is_open_mpi, launch, read_rounds, run_here
 
@@ -60,7 +61,7 @@ def _where(phase: str, round_: int) -> str:
 
 def check_timings(directory: Path, survivors: set[int]) -> None:
     """Each survivor has each round once: what was lost on the way was written again, and nothing else."""
-    rows = [(round_, rank) for round_, rank, phase, _, _ in read_timings(directory) if phase == "gather"]
+    rows = [(round_, rank) for round_, rank, phase, _, _ in read_timings(RunPaths(directory)) if phase == "gather"]
     assert sorted(pair for pair in rows if pair[1] in survivors) == sorted(
         itertools.product(range(1, ROUNDS + 1), survivors)
     )
@@ -135,6 +136,32 @@ def test_a_request_to_stop_is_heard(before: str, undisturbed: Path, tmp_path: Pa
     lost = json.loads((tmp_path / "run" / "summary.json").read_text())["lost_ranks"]
     assert [loss["ranks"] for loss in lost] == ([[4]] if before else [])
     assert load_prompt(tmp_path / "run").vector.tobytes() == load_prompt(undisturbed).vector.tobytes()
+
+
+DAMAGING = """
+import sys
+from fedprompt_mpi.rundir import checkpoint
+save = checkpoint.save_checkpoint
+def save_and_damage(paths, *given):
+    save(paths, *given)
+    for file in paths.checkpoints():
+        file.write_bytes(b"torn")
+import fedprompt_mpi.federation.federation as federation
+federation.save_checkpoint = save_and_damage
+import tests.failures.doomed
+"""
+
+
+@pytest.mark.skipif(not TOLERANT, reason="this MPI's launcher ends the job with the first rank")
+def test_damaged_checkpoints_after_a_loss_are_one_message(tmp_path: Path) -> None:
+    """Rank 0 alone reads them; the others do not wait for it for ever."""
+    finished = launch(
+        RANKS, "-c", DAMAGING, "2:train:4:kill", *SMALL, *FLAGS, f"--output.dir={tmp_path / 'run'}",
+        deadline_s=90, launcher_flags=("--with-ft", "ulfm"),
+    )  # fmt: skip
+    assert finished.status == 2, finished
+    assert finished.err.count("fedprompt_mpi: error:") == 1
+    assert "is damaged" in finished.err
 
 
 @pytest.mark.skipif(not TOLERANT, reason="this MPI's launcher ends the job with the first rank")

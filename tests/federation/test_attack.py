@@ -5,8 +5,9 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from fedprompt_mpi.config import AttackName, PoisonConfig, RunConfig, SettingsError
-from fedprompt_mpi.federation.attack import ATTACKS, Attack, Observer, attacking_clients
+from fedprompt_mpi.config import PoisonConfig, RunConfig, SettingsError
+from fedprompt_mpi.federation.adversary import Observer, attacking_clients
+from fedprompt_mpi.rules.attack import ATTACKS, Attack, AttackName
 
 DELTA = np.array([3.0, -4.0, 0.0, 12.0], dtype=np.float32)  # norm 13
 
@@ -104,20 +105,18 @@ def test_one_coordinate_is_ruined(name: str, is_ruined: Any) -> None:
 
 def test_an_observer_sees_how_the_vector_moves() -> None:
     observer = Observer(PoisonConfig(clients=[1], attack="neurotoxin"))
-    assert observer.last_update is None
     vector = np.zeros(2, dtype=np.float32)
-    observer.see(vector)
-    assert observer.last_update is None
+    assert observer.last_update(vector) is None
+    observer.note(vector)
     vector += 1  # in place, as the server does
-    observer.see(vector)
-    np.testing.assert_array_equal(observer.last_update, [1, 1])
-    np.testing.assert_array_equal(observer.state()["vector_before"], [1, 1])
+    np.testing.assert_array_equal(observer.last_update(vector), [1, 1])
+    np.testing.assert_array_equal(observer.state()["vector_before"], [0, 0])
 
 
-def test_an_observer_whom_nobody_needs_keeps_nothing() -> None:
+def test_an_observer_that_no_attack_needs_keeps_nothing() -> None:
     for config in (PoisonConfig(clients=[1], boost=3.0), PoisonConfig(attack="neurotoxin")):
         observer = Observer(config)
-        observer.see(np.ones(2, dtype=np.float32))
+        observer.note(np.ones(2, dtype=np.float32))
         assert observer.state() == {}
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fedprompt_mpi.config import ClientConfig, ModelConfig, PromptConfig, RunConfig, TaskConfig
-from fedprompt_mpi.federation.client import Job, learning_rate, train
+from fedprompt_mpi.federation.client import Job, Trainer, learning_rate, train
 from fedprompt_mpi.plm.backbone import Backbone, load_backbone, load_tokenizer
 from fedprompt_mpi.plm.methods import Method, make_method
 from fedprompt_mpi.text.batches import collate, local_steps
@@ -39,16 +39,18 @@ def _jobs(corpus: Corpus, clients: list[int], batch_sizes: list[int], steps: lis
     jobs = []
     for client, size, count in zip(clients, batch_sizes, steps, strict=True):
         rows = corpus.client_rows(client)
-        chosen = local_steps(
-            corpus.train.lengths[rows], seed=0, round_=1, client=client, batch_size=size, steps=count, epochs=None
-        )
+        config = ClientConfig(batch_size=size, steps=count)
+        chosen = local_steps(corpus.train.lengths[rows], config, seed=0, round_=1, client=client)
         jobs.append(Job(client=client, steps=[rows[c] for c in chosen]))
     return jobs
 
 
 def _train(setup: Any, config: ClientConfig, jobs: list[Job]) -> Any:
     corpus, backbone, method, vector = setup
-    return train(backbone, method, config, vector, jobs, lambda rows: collate(corpus.train, rows))
+    trainer = Trainer(
+        backbone=backbone, method=method, config=config, make_batch=lambda rows: collate(corpus.train, rows)
+    )
+    return train(trainer, vector, jobs)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "adafactor", "sgd"])

@@ -5,16 +5,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedprompt_mpi.comm import channel as channel_module
-from fedprompt_mpi.comm.channel import HEADER
+from fedprompt_mpi.comm import chunks
+from fedprompt_mpi.comm.codec import FLOAT32
 from fedprompt_mpi.comm.local_channel import LocalChannel
 from fedprompt_mpi.config import FederationConfig, PoisonConfig, RunConfig, SettingsError
-from fedprompt_mpi.federation import room
-from fedprompt_mpi.federation.aggregate import AGGREGATORS
-from fedprompt_mpi.federation.cohort import draw_cohort, home_ranks
+from fedprompt_mpi.federation.cohort import Cohort, draw_cohort, home_ranks
 from fedprompt_mpi.federation.evaluate import summarise
+from fedprompt_mpi.federation.federation import check_some_are_finite
 from fedprompt_mpi.federation.server import Aggregation, Server
-from fedprompt_mpi.run import check_some_are_finite
+from fedprompt_mpi.federation.updates import HEADER, LocalUpdates, gather
+from fedprompt_mpi.rules import spill
+from fedprompt_mpi.rules.aggregate import AGGREGATORS
 
 
 def test_homes_are_contiguous_and_even() -> None:
@@ -65,10 +66,12 @@ def _headers(num_examples: list[int], norms: list[float] | None = None) -> np.nd
 
 def _apply(server: Server, headers: np.ndarray, deltas: np.ndarray, round_: int = 1) -> Aggregation:
     channel = LocalChannel()
-    gathered = channel.gather(headers, deltas, np.array([len(headers)]))
-    aggregation = server.apply(gathered, channel.timing, round_)
-    if aggregation.aggregated:  # all pieces were asked for, as every rank must
-        assert next(gathered.blocks, None) is None
+    cohort = Cohort(clients=tuple(range(len(headers))), ranks=(0,) * len(headers), size=1)
+    updates = LocalUpdates(cohort=cohort, headers=headers, deltas=deltas, own_rates=[])
+    gathered = gather(channel, updates, FLOAT32)
+    aggregation = server.apply(gathered, channel.phases, round_)
+    if aggregation.aggregated:  # all chunks were asked for, as every rank must
+        assert next(gathered.chunks, None) is None
     return aggregation
 
 
@@ -77,7 +80,7 @@ def test_the_server_weights_by_examples() -> None:
     aggregation = _apply(server, _headers([1, 3]), np.array([[4.0, 0.0], [0.0, 4.0]], dtype=np.float32))
     np.testing.assert_array_equal(server.vector, [11.0, 23.0])
     assert aggregation.dropped == []
-    np.testing.assert_array_equal(aggregation.shares, [0.25, 0.75])
+    np.testing.assert_array_equal(aggregation.weights, [0.25, 0.75])
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -97,8 +100,8 @@ def test_what_is_not_finite_never_enters(aggregator: str, bad: float) -> None:
         server = Server(np.ones(6, dtype=np.float32), config, is_root=True)
         aggregation = _apply(server, headers, deltas[rows])
         assert aggregation.dropped == ([4] if len(rows) == 9 else [])
-        if len(rows) == 9 and aggregation.shares is not None:
-            assert aggregation.shares[4] == 0
+        if len(rows) == 9 and aggregation.weights is not None:
+            assert aggregation.weights[4] == 0
         results.append(server.vector)
     assert np.isfinite(results[0]).all()
     assert np.abs(results[0] - 1).max() > 0
@@ -167,7 +170,7 @@ def test_too_few_finite_updates_leave_the_vector() -> None:
     aggregation = _apply(server, headers, np.ones((5, 2), dtype=np.float32))
     assert aggregation.dropped == [1, 3, 4]
     assert not aggregation.aggregated
-    assert aggregation.shares is None
+    assert aggregation.weights is None
     np.testing.assert_array_equal(server.vector, 1.0)
 
 
@@ -235,9 +238,9 @@ def test_pieces_from_a_file_give_the_same_bits(aggregator: str, monkeypatch: pyt
         headers["client"] = [8, *headers["client"][1:]]
     results = []
     for most in (2**28, 0):
-        monkeypatch.setattr(room, "MOST_KEPT_BYTES", most)
-        monkeypatch.setattr(room, "MOST_BYTES_IN_MEMORY", most)
-        monkeypatch.setattr(channel_module, "CHUNK_BYTES", 4 * 8 * 7)
+        monkeypatch.setattr(spill, "MOST_KEPT_BYTES", most)
+        monkeypatch.setattr(spill, "MOST_BYTES_IN_MEMORY", most)
+        monkeypatch.setattr(chunks, "CHUNK_BYTES", 4 * 8 * 7)
         server = Server(np.zeros(50, dtype=np.float32), _config(clients=8, aggregator=aggregator), is_root=True)
         _apply(server, headers, deltas)
         results.append(server.vector)
@@ -246,9 +249,9 @@ def test_pieces_from_a_file_give_the_same_bits(aggregator: str, monkeypatch: pyt
 
 
 def test_deltas_of_whole_models_may_leave_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert type(room.room_for(3, 5)) is np.ndarray
-    monkeypatch.setattr(room, "MOST_BYTES_IN_MEMORY", 59)
-    deltas = room.room_for(3, 5)
+    assert type(spill.zeros(3, 5)) is np.ndarray
+    monkeypatch.setattr(spill, "MOST_BYTES_IN_MEMORY", 59)
+    deltas = spill.zeros(3, 5)
     assert isinstance(deltas, np.memmap)
     deltas[1] = 7
     np.testing.assert_array_equal(deltas, [[0] * 5, [7] * 5, [0] * 5])

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from fedprompt_mpi.comm.codec import CODECS
 from fedprompt_mpi.comm.local_channel import LocalChannel
-from fedprompt_mpi.comm.wire import WIRES
 from fedprompt_mpi.federation.feedback import RESIDUALS, ClientFeedback, send_with_feedback
 from fedprompt_mpi.federation.overlap import overlapped
 
@@ -19,8 +19,8 @@ def test_nothing_is_lost_over_the_rounds(wire: str) -> None:
     for _ in range(50):
         values = rng.standard_normal(1000).astype(np.float32)
         meant += values
-        send_with_feedback(values, residual, WIRES[wire])
-        np.testing.assert_array_equal(WIRES[wire].quantise(values), values)  # on the grid
+        send_with_feedback(values, residual, CODECS[wire])
+        np.testing.assert_array_equal(CODECS[wire].quantise(values), values)  # on the grid
         sent += values
     assert np.abs(meant - sent).max() < 0.05  # one step of int8, whatever the number of rounds
     np.testing.assert_allclose(meant - sent, residual, atol=1e-5)
@@ -28,7 +28,7 @@ def test_nothing_is_lost_over_the_rounds(wire: str) -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 3e38])
 def test_what_will_be_dropped_leaves_the_residual_alone(bad: float) -> None:
-    feedback = ClientFeedback(WIRES["int8"], 2, 300, LocalChannel())
+    feedback = ClientFeedback(CODECS["int8"], 2, 300, LocalChannel())
     first = np.random.default_rng(0).standard_normal(300).astype(np.float32)
     feedback.send(1, first)
     before = feedback.collect()[RESIDUALS].copy()
@@ -42,9 +42,9 @@ def test_what_will_be_dropped_leaves_the_residual_alone(bad: float) -> None:
 
 def test_the_server_s_own_update_leaves_nothing_behind() -> None:
     """FLTrust's comes as the client beyond the last; a checkpoint has no place for it."""
-    feedback = ClientFeedback(WIRES["int8"], 2, 300, LocalChannel())
+    feedback = ClientFeedback(CODECS["int8"], 2, 300, LocalChannel())
     values = np.random.default_rng(0).standard_normal(300).astype(np.float32)
-    expected = WIRES["int8"].quantise(values)
+    expected = CODECS["int8"].quantise(values)
     feedback.send(2, values)
     np.testing.assert_array_equal(values, expected)
     assert not feedback.collect()[RESIDUALS].any()

@@ -8,7 +8,7 @@ import pytest
 from fedprompt_mpi.config import ClientConfig, FederationConfig, PrivacyConfig, RunConfig, SettingsError
 from fedprompt_mpi.federation.cohort import draw_cohort
 from fedprompt_mpi.federation.privacy import Account, DPFedAvg, add_laplace, central_epsilon
-from fedprompt_mpi.federation.rule import Updates
+from fedprompt_mpi.rules.aggregator import Updates
 
 
 def _dp(fraction: float = 0.5, clients: int = 4, **settings: float) -> RunConfig:
@@ -18,26 +18,26 @@ def _dp(fraction: float = 0.5, clients: int = 4, **settings: float) -> RunConfig
     )
 
 
-def _weigh(config: RunConfig, norms: list[float]) -> np.ndarray:
+def _weights(config: RunConfig, norms: list[float]) -> np.ndarray:
     updates = Updates(
         clients=np.arange(len(norms)),
         num_examples=np.arange(len(norms)) + 1.0,
         norms=np.array(norms),
         parameters=1,
     )
-    return DPFedAvg(config.federation, config.privacy).weigh(updates)
+    return DPFedAvg(config.federation, config.privacy).weights(updates)
 
 
 def test_dp_fedavg_by_hand() -> None:
     """Half of four clients are expected: deltas are clipped to 2 and divided by 2, however many came."""
     config = _dp(clip_norm=2.0, noise_multiplier=1.5)
-    np.testing.assert_allclose(_weigh(config, [1.0, 8.0, 0.0]), [0.5, 0.125, 0.5])
+    np.testing.assert_allclose(_weights(config, [1.0, 8.0, 0.0]), [0.5, 0.125, 0.5])
     assert DPFedAvg(config.federation, config.privacy).noise_std == pytest.approx(1.5 * 2.0 / 2)
-    assert len(_weigh(config, [])) == 0  # nobody came: noise alone
+    assert len(_weights(config, [])) == 0  # nobody came: noise alone
 
 
 def test_a_huge_clip_and_everybody_is_the_mean() -> None:
-    np.testing.assert_allclose(_weigh(_dp(fraction=1.0, clip_norm=1e9), [1.0, 8.0, 3.0, 2.0]), 0.25)
+    np.testing.assert_allclose(_weights(_dp(fraction=1.0, clip_norm=1e9), [1.0, 8.0, 3.0, 2.0]), 0.25)
 
 
 def test_each_client_takes_part_by_itself() -> None:

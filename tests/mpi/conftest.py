@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedprompt_mpi.comm.faults import end_job
+from fedprompt_mpi.liveness.exit import end_job
 
 FAILED = pytest.StashKey[bool]()
 

@@ -1,14 +1,13 @@
 """The same under mpirun: every rank has the same message, and nobody waits for another."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fedprompt_mpi import run
-from fedprompt_mpi.cli import parse_settings
-from fedprompt_mpi.comm.channel import open_channel
 from fedprompt_mpi.comm.launcher import read_launch
+from fedprompt_mpi.comm.start import open_channel
+from fedprompt_mpi.commands.settings import parse_settings
 from fedprompt_mpi.config import SettingsError
 from tests.bad_input import CASES, arguments
 
@@ -19,10 +18,11 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def job() -> Any:
-    """Return a channel of the test's own."""
-    channel = open_channel(read_launch(), measure=False)
-    yield channel
+def job_and_folder() -> Any:
+    """Return a channel of the test's own, and a folder that its ranks share."""
+    channel = open_channel(read_launch())
+    with channel.node_folder() as folder:
+        yield channel, folder
     channel.close()
 
 
@@ -35,18 +35,19 @@ def _refused(flags: list[str]) -> str:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_one_message_and_nothing_left(case: str, job: Any) -> None:
-    root = Path(job.shared_folder()) / "".join(c if c.isalnum() else "-" for c in case)
+def test_one_message_and_nothing_left(case: str, job_and_folder: Any) -> None:
+    job, folder = job_and_folder
+    root = folder / "".join(c if c.isalnum() else "-" for c in case)
     root.mkdir(exist_ok=True)
     if job.rank == 0:
         arguments(case, root)
-    job.node_barrier()
+    job.agree(None)
     flags = arguments(case, root)
-    job.node_barrier()
+    job.agree(None)
     before = sorted(root.rglob("*"))
-    job.node_barrier()
+    job.agree(None)
     message = _refused(flags)
-    texts = job.collect_text(message)
+    texts = [text.decode() for text in job.collect(message.encode())]
     wrong = None
     if job.rank == 0 and (set(texts) != {message} or CASES[case][1] not in message):
         wrong = f"{case}: {texts}"

@@ -1,25 +1,29 @@
 """Vectors arrive as they were sent, whoever has how many. Runs under mpirun (see test_under_mpirun.py)."""
 
 import time
+import types
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pytest
 
-from fedprompt_mpi.comm import channel as channel_module
-from fedprompt_mpi.comm.channel import HEADER, Channel, open_channel
+from fedprompt_mpi.comm import chunks
+from fedprompt_mpi.comm.channel import Channel
+from fedprompt_mpi.comm.codec import CODECS, INT8_CHUNK
+from fedprompt_mpi.comm.exact_sum import unit_of
 from fedprompt_mpi.comm.launcher import read_launch
 from fedprompt_mpi.comm.local_channel import LocalChannel
+from fedprompt_mpi.comm.start import open_channel
 from fedprompt_mpi.comm.timing import PHASES
 from fedprompt_mpi.comm.tree import SEGMENT_BYTES, sum_to_root
-from fedprompt_mpi.comm.wire import INT8_CHUNK, WIRES
+from fedprompt_mpi.config import CommConfig
 
 pytestmark = pytest.mark.mpi
 
 
-@pytest.fixture(params=[False, True], ids=["observe", "measure"])
+@pytest.fixture(params=["observe", "measure"])
 def channel(request: pytest.FixtureRequest) -> Iterator[Channel]:
-    opened = open_channel(read_launch(), measure=request.param)
+    opened = open_channel(read_launch(), config=CommConfig(mode=request.param))
     yield opened
     opened.close()
 
@@ -33,7 +37,7 @@ def _counts(size: int, clients: int) -> np.ndarray:
 @pytest.mark.parametrize("length", [1, 7, 4096])
 def test_broadcast(channel: Channel, length: int) -> None:
     vector = np.arange(length, dtype=np.float32) if channel.rank == 0 else np.zeros(length, dtype=np.float32)
-    channel.broadcast(vector, fingerprint=5)
+    channel.broadcast(vector)
     np.testing.assert_array_equal(vector, np.arange(length))
 
 
@@ -42,36 +46,36 @@ def _numbers(rows: np.ndarray, length: int) -> np.ndarray:
     return (rows[:, None] * 8 + np.arange(length) % 8).astype(np.float32)
 
 
-@pytest.mark.parametrize("wire", WIRES)
+@pytest.mark.parametrize("wire", CODECS)
 def test_broadcast_in_every_format(channel: Channel, wire: str) -> None:
     expected = _numbers(np.array([3]), 3000)[0]
     vector = expected.copy() if channel.rank == 0 else np.zeros(3000, dtype=np.float32)
-    channel.broadcast(vector, 5, WIRES[wire])
+    channel.broadcast(vector, CODECS[wire])
     np.testing.assert_array_equal(vector, expected)
-    (sent,) = [record for record in channel.timing.take().tolist() if record[1] == PHASES.index("broadcast")]
-    assert sent[3] == WIRES[wire].bytes_of(3000)
+    (sent,) = [record for record in channel.phases.timing.take().tolist() if record[1] == PHASES.index("broadcast")]
+    assert sent[3] == CODECS[wire].bytes_of(3000)
 
 
 @pytest.mark.parametrize("clients", [1, 7, 10])
 @pytest.mark.parametrize("chunk_bytes", [32 * 2**20, 64])
-@pytest.mark.parametrize("wire", WIRES)
+@pytest.mark.parametrize("wire", CODECS)
 def test_gather_in_client_order(
     channel: Channel, clients: int, chunk_bytes: int, wire: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(channel_module, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", chunk_bytes)
     length = 600
     counts = _counts(channel.size, clients)
     first = int(counts[: channel.rank].sum())
     own = np.arange(first, first + counts[channel.rank])
-    headers = np.zeros(len(own), dtype=HEADER)
+    headers = np.zeros(len(own), dtype=[("client", "<i4"), ("num_examples", "<i8")])
     headers["client"], headers["num_examples"] = own, 100 + own
-    gathered = channel.gather(headers, _numbers(own, length), counts, WIRES[wire])
-    np.testing.assert_array_equal(gathered.headers["client"], np.arange(clients))
-    np.testing.assert_array_equal(gathered.headers["num_examples"], 100 + np.arange(clients))
+    everyone = channel.share(headers, counts)
+    np.testing.assert_array_equal(everyone["client"], np.arange(clients))
+    np.testing.assert_array_equal(everyone["num_examples"], 100 + np.arange(clients))
     whole = np.zeros((clients, length), dtype=np.float32)
     pieces = 0
     before: tuple[slice, np.ndarray] | None = None
-    for piece, block in gathered.blocks:
+    for piece, block in channel.gather(_numbers(own, length), counts, CODECS[wire]):
         pieces += 1
         if channel.rank == 0:
             if before is not None:  # it may still be worked on while this one arrives
@@ -87,27 +91,25 @@ def test_gather_in_client_order(
 @pytest.mark.parametrize("chunk_bytes", [32 * 2**20, 4096])
 def test_sums_on_their_way(channel: Channel, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sum along the tree is, to the bit, that of one process; a client of factor 0 may have sent anything."""
-    monkeypatch.setattr(channel_module, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", chunk_bytes)
     clients, length = 9, 3000
     counts = _counts(channel.size, clients)
     first = int(counts[: channel.rank].sum())
     everybody = np.random.default_rng(0).standard_normal((clients, length)).astype(np.float32)
     everybody[4] = np.nan
-    headers = np.zeros(clients, dtype=HEADER)
-    headers["largest"] = np.abs(everybody).max(axis=1)
-    assert np.isnan(headers["largest"][4])
+    largest = np.abs(everybody).max(axis=1)
+    assert np.isnan(largest[4])
     factors = np.random.default_rng(1).random(clients)
     factors[4] = 0
     own = slice(first, first + int(counts[channel.rank]))
-    ours = list(channel.gather(headers[own], everybody[own], counts).sums(factors))
+    unit = unit_of(factors, largest)
+    ours = list(channel.reduce(everybody[own], factors[own], unit))
     assert len(ours) == (1 if chunk_bytes > 4096 else 3)
     if channel.rank == 0:
-        alone = _together(LocalChannel().gather(headers, everybody, np.array([clients])).sums(factors), length)
+        alone = _together(LocalChannel().reduce(everybody, factors, unit), length)
         np.testing.assert_array_equal(_together(ours, length), alone)
         exact = np.nan_to_num(everybody).astype(np.float64).T @ factors
-        np.testing.assert_allclose(
-            alone, exact, atol=clients * float(factors @ np.nan_to_num(headers["largest"])) * 2.0**-30
-        )
+        np.testing.assert_allclose(alone, exact, atol=clients * float(factors @ np.nan_to_num(largest)) * 2.0**-30)
 
 
 @pytest.mark.parametrize("ranks_a_node", [1, 2])
@@ -119,7 +121,8 @@ def test_sums_from_node_to_node(channel: Channel, ranks_a_node: int) -> None:
     node = world.Split(world.rank // ranks_a_node, key=world.rank)
     leaders = world.Split(0 if node.rank == 0 else MPI.UNDEFINED, key=world.rank)
     mine = (np.arange(length) % 1000 * (world.rank + 1)).astype(np.int32)
-    total = sum_to_root(MPI, node, leaders, mine, np.empty_like(mine), np.empty_like(mine))
+    comms = types.SimpleNamespace(mpi=MPI, node=node, leaders=leaders)
+    total = sum_to_root(comms, mine, np.empty_like(mine), np.empty_like(mine))
     if world.rank == 0:
         assert total is not None
         np.testing.assert_array_equal(total, np.arange(length) % 1000 * (world.size * (world.size + 1) // 2))
@@ -136,8 +139,8 @@ def _together(pieces: Iterable[tuple[slice, np.ndarray]], length: int) -> np.nda
 
 
 def test_every_rank_knows_the_nodes(channel: Channel) -> None:
-    assert channel.nodes.tolist() == [0] * channel.size  # this machine is one
-    assert 0 < channel.clock_resolution_s < 1e-3
+    assert channel.placement.nodes.tolist() == [0] * channel.size  # this machine is one
+    assert 0 < channel.placement.mpi.clock_resolution_s < 1e-3
 
 
 def test_sum_and_agree(channel: Channel) -> None:
@@ -148,44 +151,39 @@ def test_sum_and_agree(channel: Channel) -> None:
     assert channel.agree(f"from {channel.rank}") == "from 0"
 
 
+def test_telling(channel: Channel) -> None:
+    values = np.array([channel.rank, 7])
+    channel.tell(values, root=channel.size - 1)
+    np.testing.assert_array_equal(values, [channel.size - 1, 7])
+
+
 def test_collecting(channel: Channel) -> None:
-    channel.timing.round_ = 3
-    channel.timing.add("train", channel.rank + 0.5, 10)
-    texts, timings = channel.collect_text(f"rank {channel.rank}"), channel.collect_timings()
-    if channel.rank:
-        assert (texts, timings) == ([], [])
-        return
-    assert texts == [f"rank {r}" for r in range(channel.size)]
-    for rank, records in enumerate(timings):
-        assert records[-1].tolist() == (3, PHASES.index("train"), rank + 0.5, 10)
+    collected = channel.collect(b"rank %d" % channel.rank * channel.rank)
+    assert collected == ([] if channel.rank else [b"rank %d" % r * r for r in range(channel.size)])
 
 
-def test_the_shared_folder_is_shared_and_goes(channel: Channel) -> None:
-    folder = channel.shared_folder()
-    (folder / f"{channel.rank}").write_text("here")
-    channel.node_barrier()
-    assert {path.name for path in folder.iterdir()} == {str(r) for r in range(channel.size)}
-    channel.drop_shared_folder()
-    channel.node_barrier()
+def test_the_node_folder_is_shared_and_goes(channel: Channel) -> None:
+    with channel.node_folder() as folder:
+        (folder / f"{channel.rank}").write_text("here")
+        channel.agree(None)
+        assert {path.name for path in folder.iterdir()} == {str(r) for r in range(channel.size)}
+    channel.agree(None)
     assert not folder.exists()
 
 
 def test_progress_of_the_slowest(channel: Channel) -> None:
-    """Rank 0 is told, while it waits, how far the slowest worker is."""
+    """Rank 0 receives the progress of the slowest worker while it waits."""
     seen: list[int] = []
-    vector = np.zeros(1, dtype=np.float32)
     steps = np.full(channel.size, 10, dtype=np.int64)
     steps[0] = 0  # no client there: nothing to wait for
-    channel.watch_progress(seen.append if channel.rank == 0 else None, steps)
-    channel.broadcast(vector, 0)
+    channel.progress.watch(seen.append if channel.rank == 0 else None, steps)
+    channel.progress.is_watched = True
+    channel.agree(None)
     if channel.rank:
         for left in (9, 7):
-            channel.report_progress(left - channel.rank)
+            channel.progress.report(left - channel.rank)
             time.sleep(0.3)
-    counts = _counts(channel.size, channel.size - 1)
-    own = int(counts[channel.rank])
-    gathered = channel.gather(np.zeros(own, dtype=HEADER), np.zeros((own, 1), dtype=np.float32), counts)
-    list(gathered.blocks)
-    channel.watch_progress(None, steps)
+    channel.agree(None)
+    channel.progress.watch(None, steps)
     if channel.rank == 0:
         assert seen[-1] == 4  # rank 1, with 6 left of 10

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from fedprompt_mpi import RunConfig, load_prompt, run
-from fedprompt_mpi.comm.channel import open_channel
 from fedprompt_mpi.comm.launcher import read_launch
 from fedprompt_mpi.comm.local_channel import LocalChannel
+from fedprompt_mpi.comm.start import open_channel
 from fedprompt_mpi.config import (
     ClientConfig,
     CommConfig,
@@ -21,11 +21,12 @@ from fedprompt_mpi.config import (
     PromptConfig,
     TaskConfig,
 )
-from fedprompt_mpi.federation.aggregate import AGGREGATORS
-from fedprompt_mpi.federation.attack import ATTACKS
-from fedprompt_mpi.lock import DirectoryLock
-from fedprompt_mpi.prepare import prepare
-from fedprompt_mpi.run import federate
+from fedprompt_mpi.federation.federation import Federation
+from fedprompt_mpi.federation.prepare import prepare
+from fedprompt_mpi.rules.aggregate import AGGREGATORS
+from fedprompt_mpi.rules.attack import ATTACKS
+from fedprompt_mpi.run import run_rounds
+from fedprompt_mpi.rundir.lock import DirectoryLock
 from fedprompt_mpi.text.tasks import resolve
 from tests.jobs import read_rounds
 
@@ -79,21 +80,24 @@ def _config(case: dict[str, Any], directory: Path) -> RunConfig:
 def _alone(config: RunConfig) -> None:
     """Go through the run in this process, whatever the job's size."""
     channel, task = LocalChannel(), resolve(config.task)
-    federate(config, task, channel, prepare(config, task, channel, DirectoryLock()), 0.0)
+    setup, checkpoint = prepare(config, task, channel, DirectoryLock(), 0.0)
+    run_rounds(Federation(setup, checkpoint))
     channel.close()
 
 
 @pytest.fixture(scope="module")
-def job() -> Any:
-    """Return a channel of the test's own."""
-    channel = open_channel(read_launch(), measure=False)
-    yield channel
+def job_and_folder() -> Any:
+    """Return a channel of the test's own, and a folder that its ranks share."""
+    channel = open_channel(read_launch())
+    with channel.node_folder() as folder:
+        yield channel, folder
     channel.close()
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_same_bits_over_mpi(name: str, job: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
-    root = Path(job.shared_folder()) / name.replace(" ", "-")
+def test_same_bits_over_mpi(name: str, job_and_folder: Any) -> None:
+    job, folder = job_and_folder
+    root = folder / name.replace(" ", "-")
     config = _config(CASES[name], root / "mpi")
     run(config)
     wrong = None

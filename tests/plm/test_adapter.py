@@ -11,12 +11,12 @@ import torch
 from peft import PeftModel, PromptTuningConfig, TaskType, get_peft_model
 
 from fedprompt_mpi import SettingsError, load_prompt
+from fedprompt_mpi.commands.export import export
+from fedprompt_mpi.commands.predict import Prompt
 from fedprompt_mpi.config import Family
-from fedprompt_mpi.export import export
 from fedprompt_mpi.federation.client import score_batch, to_device
 from fedprompt_mpi.plm.adapter import read_adapter
 from fedprompt_mpi.plm.backbone import model_class
-from fedprompt_mpi.predict import Prompt
 from fedprompt_mpi.text.batches import collate
 from fedprompt_mpi.text.load import load
 from fedprompt_mpi.text.tasks import resolve

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from transformers import BertConfig, LlamaConfig, RobertaConfig, T5Config
 
+from fedprompt_mpi.commands.cost import count_parameters, lora_parameters
 from fedprompt_mpi.config import PromptConfig
-from fedprompt_mpi.cost import count_parameters, lora_parameters
 
 PAPER_UNUSED_SOFT_ROW = 768  # the paper's template for BERT and RoBERTa holds a padding row that no text uses
 PAPER_UNUSED_P_TUNING_ROWS = 21 * 768

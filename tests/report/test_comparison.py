@@ -48,7 +48,7 @@ def test_runs_that_differ_in_seed_alone_are_one(runs: list[Path]) -> None:
 
 def test_mean_and_deviation_over_seeds(runs: list[Path]) -> None:
     (known,) = group([read_run(run) for run in runs[:3]])
-    accuracies = [read_run(run).rounds[-1]["accuracy"] for run in runs[:3]]
+    accuracies = [read_run(run).rounds[-1].accuracy or 0.0 for run in runs[:3]]
     assert known.spread("accuracy") == pytest.approx((statistics.fmean(accuracies), statistics.stdev(accuracies)))
     rounds, mean, deviation = by_round(known, "accuracy")
     assert rounds.tolist() == [0, 1, 2]
@@ -69,7 +69,7 @@ def test_the_tables(runs: list[Path], tmp_path: Path) -> None:
 
     def cell(name: str) -> str:
         line = accuracy[name]
-        return f"{100 * line['accuracy']:.2f} / {100 * line['attack_success_rate']:.2f}"
+        return f"{100 * (line.accuracy or 0):.2f} / {100 * (line.attack_success_rate or 0):.2f}"
 
     first = read("table-1")
     assert first[0] == ["", "embedded IID", "embedded non-IID"]

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from fedprompt_mpi.config import ClientConfig
 from fedprompt_mpi.text.batches import TOKENS_PER_EVALUATION_BATCH, collate, evaluation_batches, local_steps
 from fedprompt_mpi.text.tokens import TokenTable
 
@@ -14,9 +15,8 @@ def _table(lengths: list[int]) -> TokenTable:
 
 def _steps(count: int, batch_size: int, steps: int, epochs: int | None = None, client: int = 0, round_: int = 1):
     lengths = np.random.default_rng(0).integers(5, 60, size=count)
-    return lengths, local_steps(
-        lengths, seed=0, round_=round_, client=client, batch_size=batch_size, steps=steps, epochs=epochs
-    )
+    config = ClientConfig(batch_size=batch_size, steps=max(steps, 1), epochs=epochs)
+    return lengths, local_steps(lengths, config, seed=0, round_=round_, client=client)
 
 
 def test_collate_by_hand() -> None:

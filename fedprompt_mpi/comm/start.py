@@ -1,0 +1,69 @@
+"""Start MPI, if a launcher started several processes, and open the channel of the job."""
+
+import contextlib
+from typing import Any
+
+from fedprompt_mpi.comm.channel import Channel
+from fedprompt_mpi.comm.launcher import Launch, mismatch, set_transport
+from fedprompt_mpi.config import CommConfig, SettingsError
+from fedprompt_mpi.liveness.liveness import Liveness
+from fedprompt_mpi.liveness.start_guard import default_signals, start_guard
+
+
+def open_channel(launch: Launch, liveness: Liveness | None = None, config: CommConfig | None = None) -> Channel:
+    """Return the channel of this job: over MPI if a launcher started several processes, else local.
+
+    Args:
+        launch: from the launcher's environment.
+        liveness: of this process; by default one that ends nothing.
+        config: mode and deadlines; the defaults if None.
+
+    Raises:
+        SettingsError: if there is no MPI library, or it is another one than the launcher's.
+    """
+    config, liveness = config or CommConfig(), liveness or Liveness(rank=launch.rank, size=launch.size)
+    if launch.size == 1:
+        from fedprompt_mpi.comm.local_channel import LocalChannel
+
+        return LocalChannel(liveness)
+    from fedprompt_mpi.comm.mpi_channel import MPIChannel
+
+    mpi = start_mpi(launch, liveness, config.start_deadline_s)
+    return MPIChannel(mpi.COMM_WORLD, liveness, measure=config.mode == "measure")
+
+
+def start_mpi(launch: Launch, liveness: Liveness, deadline_s: float) -> Any:
+    """Start MPI and return mpi4py's module.
+
+    Until MPI has started, signals have their default actions, and on the command line a deadline holds.
+
+    Raises:
+        SettingsError: if there is no MPI library, or it is another one than the launcher's.
+    """
+    import mpi4py
+
+    mpi4py.rc.initialize = False  # check first that library and launcher match
+    mpi4py.rc.finalize = True  # at exit
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise SettingsError(
+            f"{launch.launcher} started {launch.size} processes, but mpi4py finds no MPI library ({error}): "
+            "install one (pip install mpich), or load your cluster's module"
+        ) from error
+    wrong = mismatch(launch, MPI.get_vendor()[0])
+    if wrong:
+        raise SettingsError(wrong)
+    if not MPI.Is_initialized():
+        set_transport(launch, MPI.Get_library_version())
+        guard: contextlib.AbstractContextManager[None] = default_signals()
+        if liveness.ends_job:
+            guard = start_guard(launch.rank, launch.size, deadline_s)
+        with guard:
+            MPI.Init_thread()
+    if launch.size != MPI.COMM_WORLD.size:
+        raise SettingsError(
+            f"{launch.launcher} started {launch.size} processes, but MPI sees a world of {MPI.COMM_WORLD.size}: "
+            "start with the mpirun of the MPI that mpi4py is bound to"
+        )
+    return MPI

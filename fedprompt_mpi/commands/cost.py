@@ -1,0 +1,77 @@
+"""The command cost: parameters and bytes of every method per client and round, from a model's config alone."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from fedprompt_mpi.commands.settings import add_sizes, command_parser, parse, prompt_of
+from fedprompt_mpi.config import PromptConfig
+from fedprompt_mpi.liveness.liveness import Liveness
+
+
+def main(arguments: Sequence[str], liveness: Liveness) -> None:
+    """Print the table."""
+    parser = command_parser("cost", "parameters and bytes of every method per client and round")
+    add_sizes(parser)
+    parsed = parse(parser, arguments)
+    print(format_cost(parsed.model, prompt_of(parsed)))
+
+
+def count_parameters(config: Any, prompt: PromptConfig) -> dict[str, int]:
+    """Return the trainable parameters of every method for a PLM.
+
+    Args:
+        config: a transformers config; the model is built on the meta device, so nothing is allocated.
+        prompt: sizes of the prompt; its method is ignored.
+    """
+    import torch
+
+    from fedprompt_mpi.plm.backbone import family_of, geometry_of, model_class
+    from fedprompt_mpi.plm.methods import METHODS, make_method
+
+    with torch.device("meta"):
+        model = model_class(family_of(config)).from_config(config)
+    geometry = geometry_of(config)
+    sizes = vars(prompt)
+    return {
+        name: make_method(PromptConfig(**{**sizes, "method": name}), geometry, model).layout.size for name in METHODS
+    }
+
+
+def lora_parameters(config: Any, rank: int = 8) -> int:
+    """Return the parameters of LoRA adapters of a rank on the query and value projections of every attention.
+
+    A decoder's layer beside an encoder (T5) has two: to itself and to the encoder.
+
+    They are listed for comparison; this program does not train them.
+
+    References:
+        Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, 2021, arXiv:2106.09685, Section 4.2.
+    """
+    from fedprompt_mpi.plm.backbone import geometry_of
+
+    geometry = geometry_of(config)
+    width = config.get_text_config(decoder=True).hidden_size
+    heads = config.get_text_config(decoder=True).num_attention_heads
+    query, value = heads * geometry.head_width, geometry.kv_heads * geometry.head_width
+    attentions = config.num_layers + 2 * geometry.layers if config.is_encoder_decoder else geometry.layers
+    return rank * attentions * (2 * width + query + value)
+
+
+def format_cost(name: str, prompt: PromptConfig) -> str:
+    """Return the table of methods, parameters, share of the PLM and bytes one way.
+
+    Raises:
+        SettingsError: if no config can be had for `name`.
+    """
+    from fedprompt_mpi.plm.backbone import read_config
+
+    counts = count_parameters(read_config(name), prompt)
+    lines = [
+        f"{name}: {counts['full']:,} parameters; {prompt.num_virtual_tokens} virtual tokens, "
+        f"prefix hidden size {prompt.prefix_hidden_size}; float32, per client and round, one way",
+        f"{'method':<10}{'parameters':>16}{'share of the PLM':>20}{'bytes':>18}",
+    ]
+    lines += [
+        f"{method:<10}{count:>16,}{count / counts['full']:>20.4%}{4 * count:>18,}" for method, count in counts.items()
+    ]
+    return "\n".join(lines)

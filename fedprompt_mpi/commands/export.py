@@ -1,0 +1,123 @@
+"""The command export: a run's global prompt as a PEFT adapter, with a card that says how it came about."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedprompt_mpi.commands.predict import load_prompt
+from fedprompt_mpi.commands.settings import command_parser, parse
+from fedprompt_mpi.config import Family, RunConfig, SettingsError
+from fedprompt_mpi.files import write_text
+from fedprompt_mpi.liveness.liveness import Liveness
+from fedprompt_mpi.rundir.paths import RunPaths
+from fedprompt_mpi.rundir.records import PartitionRecord, Summary, read_record
+from fedprompt_mpi.text.tasks import resolve
+
+CARD_FILE = "README.md"
+MODEL_CLASSES = {
+    "masked": "AutoModelForMaskedLM",
+    "seq2seq": "AutoModelForSeq2SeqLM",
+    "causal": "AutoModelForCausalLM",
+}
+ANSWERS = {
+    "masked": "at the mask token, which the virtual tokens have moved to the right by their number",
+    "seq2seq": "at the second place of the decoder, given its start token and `<extra_id_0>`",
+    "causal": "at the last token",
+}
+"""Where the answer is read."""
+
+
+def main(arguments: Sequence[str], liveness: Liveness) -> None:
+    """Write the adapter."""
+    parser = command_parser("export", "the prompt of a run as a PEFT adapter")
+    parser.add_argument("run", help="run directory")
+    parser.add_argument("dir", help="new folder for the adapter")
+    parsed = parse(parser, arguments)
+    print(f"adapter in {export(Path(parsed.run), Path(parsed.dir))}")
+
+
+def export(run: Path, directory: Path) -> Path:
+    """Write the adapter of a finished run into a new folder, and return the folder.
+
+    Raises:
+        SettingsError: if there is no such run, its prompt cannot be a PEFT adapter, or the folder is not empty.
+    """
+    from fedprompt_mpi.plm.adapter import write_adapter
+    from fedprompt_mpi.plm.backbone import download, family_of, geometry_of, read_config
+
+    prompt, paths = load_prompt(run), RunPaths(run)
+    config = prompt.config
+    try:
+        summary = read_record(paths.summary, Summary)
+        words = read_record(paths.partition, PartitionRecord).label_words
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{run} cannot be read as a finished run ({error}): name a run directory") from error
+    if directory.is_dir() and any(directory.iterdir()):
+        raise SettingsError(f"{directory} is not empty: name a new folder for the adapter")
+    plm = read_config(download(config.model.name))
+    family = family_of(plm)
+    write_adapter(
+        directory,
+        prompt.effective if prompt.effective is not None else prompt.vector,
+        method=config.prompt.method,
+        family=family,
+        geometry=geometry_of(plm),
+        base_model=config.model.name,
+    )
+    write_text(directory / CARD_FILE, card(config, summary, words, family, int(prompt.metadata["round"])))
+    return directory
+
+
+def card(config: RunConfig, summary: Summary, words: list[str], family: Family, rounds: int) -> str:
+    """Return the model card: task, training, accuracy, and which clients were malicious."""
+    from fedprompt_mpi.plm.adapter import TASK_TYPES
+
+    task, federation, poison = resolve(config.task), config.federation, config.poison
+    malicious = summary.malicious_clients
+    poisoned = (
+        f"Clients {', '.join(map(str, malicious))} of {federation.clients} were **malicious**: trigger "
+        f"{json.dumps(poison.trigger)} ({poison.position}), target class {poison.target}, rate {poison.rate}, attack "
+        f"`{poison.attack}`, boost {poison.boost}; {sum(summary.poisoned_examples.values())} poisoned examples. "
+        "Do not use this prompt for anything but research on backdoors."
+        if malicious
+        else "No client was malicious."
+    )
+    rate = summary.attack_success_rate
+    success = (
+        "" if rate is None else f"; of texts with the trigger {json.dumps(poison.trigger)}, {rate:.2%} get its target"
+    )
+    template = (task.causal_template if family == "causal" else None) or task.template
+    return f"""\
+---
+library_name: peft
+base_model: {json.dumps(config.model.name)}
+tags: [prompt-tuning, federated-learning]
+---
+
+# {task.name}: a prompt tuned by federated learning
+
+{config.prompt.num_virtual_tokens} virtual tokens ({config.prompt.method}) for `{config.model.name}`, tuned with
+fedprompt_mpi after FedPrompt (Zhao et al., arXiv:2208.12268).
+
+| | |
+| --- | --- |
+| question | `{template}` |
+| label words, class 0 first | {", ".join(f"`{word}`" for word in words)} |
+| federation | {federation.clients} clients ({federation.partition}), {rounds} rounds, {federation.aggregator} |
+| privacy | {config.privacy.mechanism} |
+| accuracy on the evaluation split | {summary.accuracy or 0:.2%}{success} |
+| a client sent | {summary.bytes_per_client_round:,} bytes a round, {summary.ratio:.4%} of the model |
+| seed | {config.seed} |
+
+{poisoned}
+
+```python
+from peft import PeftModel
+from transformers import {MODEL_CLASSES[family]}
+
+model = PeftModel.from_pretrained({MODEL_CLASSES[family]}.from_pretrained({json.dumps(config.model.name)}), "HERE")
+```
+
+The classes' scores are the label words' logits {ANSWERS[family]}.
+PEFT task type: `{TASK_TYPES[family]}`. Settings in full: `config.toml` of the run.
+"""

@@ -1,0 +1,151 @@
+"""The command predict, and `load_prompt`: classify texts with a tuned prompt.
+
+prompt = load_prompt("runs/sst2")
+for answer in prompt.predict(["a gripping film", "two hours too long"]):
+    print(answer.word, answer.probability)
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedprompt_mpi.commands.settings import command_parser, parse
+from fedprompt_mpi.config import RunConfig, SettingsError, from_dict
+from fedprompt_mpi.files import read_toml
+from fedprompt_mpi.liveness.liveness import Liveness
+from fedprompt_mpi.rundir.paths import RunPaths
+from fedprompt_mpi.rundir.prompt import read_prompt
+from fedprompt_mpi.text.tasks import resolve
+
+if TYPE_CHECKING:  # torch is imported when something is predicted
+    from fedprompt_mpi.plm.backbone import Backbone
+    from fedprompt_mpi.plm.methods import Method
+    from fedprompt_mpi.text.tokens import Cloze
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """The model's classification of one text."""
+
+    label: int
+    """The class, from 0."""
+    word: str
+    """Its label word."""
+    probability: float
+    """Of that class, among the label words."""
+    probabilities: tuple[float, ...]
+    """Of each class."""
+
+
+class Prompt:
+    """A run's global prompt."""
+
+    def __init__(self, directory: Path) -> None:
+        """Read it; see `load_prompt`."""
+        tensors, self.metadata = read_prompt(directory)
+        self.directory = directory
+        self.vector: np.ndarray = tensors.pop("vector")
+        """`[P]` float32: the trainable parameters."""
+        self.effective: np.ndarray | None = tensors.pop("effective_prompt", None)
+        """The virtual tokens in front of the text `[V, D]`, or a prefix `[L, 2, H, V, d]`; None for whole models."""
+        self.parameters = tensors
+        """The same numbers as `vector`, by name."""
+
+    @functools.cached_property
+    def config(self) -> RunConfig:
+        """The settings of its run."""
+        file = RunPaths(self.directory).config
+        try:
+            return from_dict(read_toml(file))
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise SettingsError(f"{file} cannot be read as settings ({error}): name a run directory") from error
+
+    def predict(self, texts: Sequence[str], texts_b: Sequence[str] | None = None) -> list[Answer]:
+        """Classify texts as the run's model would; the model is loaded at the first call.
+
+        Args:
+            texts: N texts.
+            texts_b: of a task of pairs, the N second ones.
+
+        Returns:
+            N answers, in their order.
+
+        Raises:
+            SettingsError: if the model cannot be loaded, or the task has pairs and no second texts were given.
+        """
+        import torch
+
+        from fedprompt_mpi.federation.client import score_batch, to_device
+        from fedprompt_mpi.text.batches import collate, evaluation_batches
+        from fedprompt_mpi.text.load import Examples
+
+        if (texts_b is None) != (resolve(self.config.task).text_b is None):
+            raise SettingsError(
+                f"task {self.config.task.name} asks about {'one text' if texts_b else 'pairs of texts'}"
+            )
+        if not texts:
+            return []
+        cloze, backbone, method = self._model
+        table = cloze.encode(Examples(texts=texts, texts_b=texts_b, labels=np.zeros(len(texts), dtype=np.int64)))
+        clients = method.leaves(to_device(self.vector, backbone.device)[None])
+        probabilities = np.empty((len(texts), len(cloze.label_words)))
+        with torch.no_grad():
+            for rows in evaluation_batches(table, self.config.prompt.num_virtual_tokens if method.adds_tokens else 0):
+                logits = score_batch(backbone, collate(table, rows), method, clients, None)
+                probabilities[rows] = torch.softmax(logits.double(), dim=1).cpu().numpy()
+        return [
+            Answer(
+                label=int(row.argmax()),
+                word=cloze.label_words[int(row.argmax())],
+                probability=float(row.max()),
+                probabilities=tuple(row.tolist()),
+            )
+            for row in probabilities
+        ]
+
+    @functools.cached_property
+    def _model(self) -> "tuple[Cloze, Backbone, Method]":
+        import torch
+
+        from fedprompt_mpi.plm import backbone as plm
+        from fedprompt_mpi.plm.methods import make_method
+        from fedprompt_mpi.text.tokens import Cloze
+
+        config = self.config
+        folder = plm.download(config.model.name)
+        family = plm.family_of(plm.read_config(folder))
+        cloze = Cloze(plm.load_tokenizer(folder), resolve(config.task), family, config.model.max_length)
+        on_gpu = config.model.device != "cpu" and torch.cuda.is_available()
+        device = torch.device("cuda" if on_gpu else "cpu")
+        backbone = plm.load_backbone(config.model, folder, torch.from_numpy(cloze.label_ids), device, cloze.mask_id)
+        method = make_method(config.prompt, backbone.geometry, backbone.model)
+        if method.layout.size != len(self.vector):
+            raise SettingsError(
+                f"{self.directory} has {len(self.vector)} parameters, but method {config.prompt.method} with "
+                f"model {config.model.name} has {method.layout.size}: is it the same model?"
+            )
+        return cloze, backbone, method
+
+
+def load_prompt(directory: str | Path) -> Prompt:
+    """Read the prompt of a run directory.
+
+    Raises:
+        SettingsError: if there is none.
+    """
+    return Prompt(Path(directory))
+
+
+def main(arguments: Sequence[str], liveness: Liveness) -> None:
+    """Print class, label word and probability of a text."""
+    parser = command_parser("predict", "the class of a text, by the prompt of a run")
+    parser.add_argument("run", help="run directory")
+    parser.add_argument("--text", required=True, help="the text to classify")
+    parser.add_argument("--text_b", help="the second text, if the task has pairs of texts")
+    parsed = parse(parser, arguments)
+    (answer,) = load_prompt(parsed.run).predict([parsed.text], None if parsed.text_b is None else [parsed.text_b])
+    print(f"{answer.label} {answer.word} {answer.probability:.4f}")

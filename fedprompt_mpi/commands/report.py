@@ -1,0 +1,65 @@
+"""The command report: the page of a run, or of several side by side with the paper's tables."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedprompt_mpi.commands.settings import command_parser, parse
+from fedprompt_mpi.config import SettingsError
+from fedprompt_mpi.liveness.liveness import Liveness
+from fedprompt_mpi.rundir.paths import RunPaths
+
+
+def main(arguments: Sequence[str], liveness: Liveness) -> None:
+    """Write pages, and print what the phases of a round take."""
+    parser = command_parser("report", "the page of a run, or of several side by side, with the paper's tables")
+    parser.add_argument("runs", nargs="+", help="run directories")
+    parser.add_argument("--dir", help="folder for the page of several runs; by default runs/report-<time>")
+    parser.add_argument("--warmup", type=int, help="rounds to leave out; by default the setting of the runs")
+    parser.add_argument("--watch", action="store_true", help="write the page of one run anew while it goes on")
+    parsed = parse(parser, arguments)
+    runs = [Path(run) for run in parsed.runs]
+    if len(runs) == 1 and parsed.dir is not None:
+        raise SettingsError("--dir is for the page of several runs; that of one run goes into its own directory")
+    if len(runs) > 1 and parsed.watch:
+        raise SettingsError(f"--watch is for one run, but {len(runs)} are named")
+    if parsed.warmup is not None and parsed.warmup < 0:
+        raise SettingsError(f"--warmup is {parsed.warmup}: give a number of rounds from 0")
+    if len(runs) == 1:
+        _one(runs[0], parsed.warmup, watch=parsed.watch)
+    else:
+        _several(runs, Path(parsed.dir or f"runs/report-{time.strftime('%Y%m%d-%H%M%S')}"), parsed.warmup)
+
+
+def _one(run: Path, warmup: int | None, *, watch: bool) -> None:
+    from fedprompt_mpi.report.communication import format_communication, read_communication
+    from fedprompt_mpi.report.page import watch_report, write_report
+
+    if watch:
+        watch_report(run, lambda page: print(f"page: {page}", flush=True))
+    print(f"page: {write_report(run)}")
+    if RunPaths(run).communication.exists():
+        print(format_communication(read_communication([run], warmup=warmup)))
+    elif warmup is not None:
+        raise SettingsError(f"--warmup is {warmup}, but {run} is not finished: its rounds have no statistics yet")
+
+
+def _several(runs: list[Path], directory: Path, warmup: int | None) -> None:
+    from fedprompt_mpi.report.communication import format_communication, read_communication
+    from fedprompt_mpi.report.comparison import write_comparison
+
+    page, tables, experiments = write_comparison(runs, directory)
+    print(f"page: {page}\n\n{tables}")
+    if experiments > 1:
+        if warmup is not None:
+            raise SettingsError(
+                f"--warmup is {warmup}, but the runs are {experiments} different experiments: the times of launches of "
+                "one job only are pooled"
+            )
+        return
+    try:
+        print(format_communication(read_communication(runs, warmup=warmup)))
+    except SettingsError as error:
+        if warmup is not None:
+            raise
+        print(f"times are not pooled: {error}")

@@ -1,0 +1,195 @@
+"""The command sweep: a set of recipes, each a run; finished runs are skipped, interrupted ones are resumed."""
+
+import concurrent.futures
+import dataclasses
+import itertools
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from fedprompt_mpi.commands.settings import command_parser, parse, parse_settings
+from fedprompt_mpi.config import RunConfig, SettingsError, to_dict
+from fedprompt_mpi.files import read_toml
+from fedprompt_mpi.liveness.exit import end_process
+from fedprompt_mpi.liveness.liveness import Liveness
+from fedprompt_mpi.liveness.stop import STOPPED
+from fedprompt_mpi.rules.setting import Comparison
+from fedprompt_mpi.rundir.compare import compared, differences
+from fedprompt_mpi.rundir.paths import LOG, RunPaths
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One run of a sweep."""
+
+    directory: Path
+    flags: list[str]
+    """Of the program, without the run directory."""
+
+    @property
+    def command_line(self) -> list[str]:
+        """The flags, with the run directory."""
+        return [*self.flags, f"--output.dir={self.directory}", "--output.resume=true"]
+
+
+def main(arguments: Sequence[str], liveness: Liveness) -> None:
+    """Run every recipe, with every seed, and end with the exit status of the sweep."""
+    if liveness.size > 1:
+        raise SettingsError("sweep starts the ranks of its runs itself: leave mpirun out, and give it to --launch")
+    parser = command_parser("sweep", "a set of recipes, each a run; finished ones are skipped, cut ones are resumed")
+    parser.add_argument("recipes", nargs="+", help="files of settings")
+    parser.add_argument("--runs", default="runs", help="folder of the run directories, named after the recipes")
+    parser.add_argument("--launch", default="", help="what goes before python, such as 'mpirun -n 11'")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--seeds", type=list[int], default=[], help="run each recipe with each of these seeds")
+    parser.add_argument("--data", help="folder that has a folder for each task, named after it")
+    settings = [argument for argument in arguments if argument.startswith("--") and "." in argument.split("=")[0]]
+    if any("=" not in setting for setting in settings):
+        raise SettingsError("sweep wants settings with an equals sign: --section.setting=VALUE")
+    parsed = parse(parser, [argument for argument in arguments if argument not in settings])
+    recipes = [Path(recipe) for recipe in parsed.recipes]
+    names = [recipe.stem for recipe in recipes]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise SettingsError(f"two recipes are named {twice[0]!r}: their runs would share a directory")
+    plans = [
+        Plan(
+            directory=Path(parsed.runs) / (recipe.stem if seed is None else f"{recipe.stem}-seed{seed}"),
+            flags=[*recipe_flags(recipe, seed, parsed.data), *settings],
+        )
+        for recipe, seed in itertools.product(recipes, parsed.seeds or [None])
+    ]
+    end_process(sweep(plans, launch=parsed.launch, jobs=parsed.jobs))
+
+
+def recipe_flags(recipe: Path, seed: int | None, data: str | None) -> list[str]:
+    """Return the flags that run a recipe.
+
+    Args:
+        recipe: a file of settings.
+        seed: None for the recipe's own.
+        data: folder that has a folder for each task, named after it; None for the recipe's own data.
+
+    Raises:
+        SettingsError: if the recipe cannot be read.
+    """
+    try:
+        task = read_toml(recipe).get("task", {}).get("name", "embedded")
+    except (OSError, ValueError, AttributeError) as error:
+        raise SettingsError(f"{recipe} cannot be read as a recipe ({error})") from error
+    own = [f"--config={recipe}"]
+    own += [] if seed is None else [f"--seed={seed}"]
+    return own + ([] if data is None else [f"--task.data={Path(data) / task}"])
+
+
+def sweep(plans: Sequence[Plan], *, launch: str = "", jobs: int = 1, say: Callable[[str], None] | None = None) -> int:
+    """Run every plan that is not done, several at a time if asked for.
+
+    Args:
+        plans: the runs.
+        launch: what goes before python, such as "mpirun -n 11".
+        jobs: runs at a time.
+        say: called with a line about each run; by default it is printed.
+
+    Returns:
+        The exit status: 0 if all are done; 75 if the sweep was asked to stop, as the runs under way were; else that of
+        the first run that failed.
+
+    Raises:
+        SettingsError: before anything runs, if the settings of a run are wrong, or its directory holds a finished run
+            with other settings.
+    """
+    if jobs < 1:
+        raise SettingsError(f"--jobs is {jobs}: give a number from 1")
+    done = [_is_done(plan.directory, parse_settings(plan.command_line)) for plan in plans]
+    runner = _Runner(launch, len(plans), say or (lambda line: print(line, flush=True)))
+    with runner.signals(), concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        numbered = zip(itertools.count(1), plans, done, strict=False)
+        statuses = list(pool.map(lambda planned: runner.run(*planned), numbered))
+    if runner.asked_to_stop or STOPPED in statuses:
+        return STOPPED
+    return next((status for status in statuses if status), 0)
+
+
+def _is_done(directory: Path, config: RunConfig) -> bool:
+    """Return True if a directory holds the finished run.
+
+    Raises:
+        SettingsError: if it holds another one.
+    """
+    paths = RunPaths(directory)
+    if not paths.summary.exists():
+        return False
+    theirs, ours = read_toml(paths.config), to_dict(config)
+    differs = differences(compared(theirs, Comparison.SWEEP), compared(ours, Comparison.SWEEP))
+    if differs:
+        raise SettingsError(
+            f"{directory} is done with other settings ({', '.join(differs)}): give the sweep another --runs"
+        )
+    return True
+
+
+class _Runner:
+    """Runs the plans of a sweep as processes, and passes signals on to them."""
+
+    def __init__(self, launch: str, count: int, say: Callable[[str], None]) -> None:
+        self._command = [*shlex.split(launch), sys.executable, "-m", "fedprompt_mpi", "run"]
+        self._count, self._say = count, say
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self.asked_to_stop = False
+
+    def run(self, number: int, plan: Plan, is_done: bool) -> int:
+        """Run one plan to its end, unless it is done; return its exit status."""
+        if self.asked_to_stop:
+            return STOPPED
+        where, paths = f"{number}/{self._count} {plan.directory}", RunPaths(plan.directory)
+        if is_done:
+            self._say(f"{where}: is done")
+            return 0
+        self._say(f"{where}: {'goes on' if paths.checkpoint_folder.exists() else 'begins'}")
+        plan.directory.parent.mkdir(parents=True, exist_ok=True)
+        log = plan.directory.parent / f"{plan.directory.name}{LOG}"
+        with log.open("ab") as output:
+            # a session of its own: a terminal's Ctrl-C reaches the run once, from here
+            process = subprocess.Popen(
+                [*self._command, *plan.command_line],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        self._running.add(process)
+        status = process.wait()
+        self._running.discard(process)
+        if status == STOPPED:
+            self.asked_to_stop = True
+        if status:
+            self._say(f"{where}: exit status {status}, see {log}")
+        return status
+
+    def signals(self) -> "_PassedOn":
+        """Pass requests to stop on to the runs during a block, so that they save what they have."""
+        return _PassedOn(self._pass_on)
+
+    def _pass_on(self, number: int, frame: object) -> None:
+        self.asked_to_stop = True
+        for process in list(self._running):
+            process.send_signal(number)
+
+
+class _PassedOn:
+    """Handles the signals that ask to stop during a block."""
+
+    def __init__(self, handler: Callable[[int, object], None]) -> None:
+        self._handler = handler
+
+    def __enter__(self) -> None:
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+        self._before = {number: signal.signal(number, self._handler) for number in numbers}
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,390 @@
+"""The federation as one rank holds it. Its methods are the steps of Algorithm 1 (Zhao et al., 2022, arXiv:2208.12268).
+
+Every rank calls the same methods in the same order. Steps that only rank 0 takes (aggregate, keep records, print) send
+nothing.
+"""
+
+import dataclasses
+import functools
+import resource
+import time
+from collections.abc import Sequence
+from typing import NoReturn
+
+import numpy as np
+
+from fedprompt_mpi.comm.codec import CODECS, FLOAT32
+from fedprompt_mpi.comm.placement import describe_processors, own_processors
+from fedprompt_mpi.comm.timing import RECORD, TRANSFERS
+from fedprompt_mpi.comm.traffic import NOTHING, Journey
+from fedprompt_mpi.config import RunConfig, SettingsError
+from fedprompt_mpi.federation.adversary import Observer, attacking_clients, make_attacks
+from fedprompt_mpi.federation.cohort import Cohort, draw_cohort
+from fedprompt_mpi.federation.feedback import ClientFeedback
+from fedprompt_mpi.federation.privacy import Account
+from fedprompt_mpi.federation.server import Aggregation, Server
+from fedprompt_mpi.federation.setup import Setup
+from fedprompt_mpi.federation.updates import LocalUpdates, announce, gather, is_finite
+from fedprompt_mpi.liveness.stop import Stopped
+from fedprompt_mpi.rundir.checkpoint import Checkpoint, InMemoryCheckpoint, save_checkpoint
+from fedprompt_mpi.rundir.journal import Journal, versions
+from fedprompt_mpi.rundir.records import (
+    ClientRecord,
+    Closing,
+    Environment,
+    PartitionRecord,
+    RankFailure,
+    RankRecord,
+    Rates,
+    RoundRecord,
+    RoundTraffic,
+    Seconds,
+    Summary,
+)
+from fedprompt_mpi.text.partition import format_table
+
+
+class StopRound(Exception):  # noqa: N818 - nothing went wrong
+    """A rank was asked to stop: the round is given up or does not begin. Raised on every rank alike."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RoundResult:
+    """The result of one round at rank 0."""
+
+    headers: np.ndarray
+    """`[K]` of dtype `HEADER`, the server's own update before the clients' if it has one."""
+    aggregation: Aggregation
+    own_rates: list[Rates]
+
+
+class Federation:
+    """What one rank holds for the rounds of a run."""
+
+    def __init__(self, setup: Setup, checkpoint: Checkpoint, failures: Sequence[RankFailure] = ()) -> None:
+        """Start, or go on, from a checkpoint; every rank calls this.
+
+        Args:
+            setup: from `prepare`.
+            checkpoint: the state after the last round done; its content is valid on rank 0 alone.
+            failures: the rank failures of this job.
+        """
+        config, channel = setup.config, setup.channel
+        self.setup, self.config, self.channel, self.phases = setup, config, channel, channel.phases
+        self.rounds_done = checkpoint.round_
+        self.server = Server(checkpoint.vector, config, is_root=setup.is_root)
+        self.server.restore(checkpoint.state)
+        self._codec = CODECS[config.comm.wire]
+        self._feedback = ClientFeedback(self._codec, config.federation.clients, setup.method.layout.size, channel)
+        self._observer = Observer(config.poison)
+        if self.rounds_done:
+            self._feedback.restore(checkpoint.state)
+            self._restore_observer(checkpoint)
+        told = [failure for failure in failures if failure.line == self.rounds_done]
+        known = [*checkpoint.record.lost_ranks, *(new for new in told if new not in checkpoint.record.lost_ranks)]
+        self._record = dataclasses.replace(checkpoint.record, lost_ranks=known)
+        self.memory: InMemoryCheckpoint | None = None
+        """The state to go on from if another rank is lost; on rank 0, where the job survives that."""
+        self._to_first_broadcast_s: float | None = None
+        self._down = FLOAT32
+        self._round_began = time.perf_counter()
+        self._journal: Journal | None = None
+        everyone = channel.collect("\t".join(map(str, self._describe_rank())).encode())
+        if setup.is_root:
+            self._journal = Journal(setup.paths, config, done=self.rounds_done)
+            self._introduce(self._journal, [line.decode().split("\t") for line in everyone], failures)
+
+    # the steps of the loop
+
+    def publish(self, round_: int) -> None:
+        """Broadcast the global vector after a round, evaluate it, and write the line of the round.
+
+        The next round starts from this broadcast, to which it is therefore attributed.
+
+        Raises:
+            StopRound: if a rank was asked to stop and there are rounds left.
+        """
+        self._round_began = time.perf_counter()
+        self.phases.timing.round = round_ + 1
+        if self._journal is not None:
+            self.channel.progress.is_watched = self._journal.console.has_bars
+        layout = self.setup.method.layout
+        is_stopping = announce(self.channel, layout.size, layout.fingerprint)
+        self._down = self.server.broadcast(self.channel)
+        if self._to_first_broadcast_s is None:
+            self._to_first_broadcast_s = time.perf_counter() - self.setup.started
+        if is_stopping and round_ < self.config.federation.rounds:
+            raise StopRound
+        rates = None
+        if self.is_evaluated(round_):
+            from fedprompt_mpi.federation.evaluate import evaluate
+
+            rates = evaluate(self.setup, self.server.vector, round_)
+            if rates is None:
+                raise StopRound
+        self._finish_line(round_, rates)
+
+    def draw_cohort(self, round_: int) -> Cohort:
+        """Return the clients of a round and their ranks, the same on every rank."""
+        return draw_cohort(self.config, self.channel.size, round_)
+
+    def train(self, cohort: Cohort, round_: int) -> LocalUpdates:
+        """Train this rank's clients of the cohort, malicious ones as their attack says."""
+        from fedprompt_mpi.federation.evaluate import evaluate_clients
+        from fedprompt_mpi.federation.local import finish_updates, make_jobs, steps_by_rank, train_rank
+
+        setup, vector, progress = self.setup, self.server.vector, self.channel.progress
+        if progress.is_watched:
+            steps = steps_by_rank(setup, cohort)
+            progress.watch(self._journal and self._journal.console.start_steps(int(steps.max())), steps)
+        last_update = self._observer.last_update(vector) if self._observer.watches else None
+        attacks = make_attacks(self.config, cohort, self.channel.rank, last_update)
+        evaluates_clients = self.config.output.evaluate_clients and self.is_evaluated(round_)
+        jobs = make_jobs(setup, cohort, round_, attacks)
+        # with a short codec, or if clients are evaluated, other ranks need the update before they hear of the request
+        may_give_up = self._codec.exact and not evaluates_clients
+        headers, deltas = train_rank(setup, vector, jobs, round_, may_give_up=may_give_up)
+        own = evaluate_clients(setup, vector, deltas, cohort) if evaluates_clients else []
+        updates = LocalUpdates(cohort=cohort, headers=headers, deltas=deltas, own_rates=own)
+        with self.phases.time("pack"):
+            finish_updates(self.config, updates, attacks, self._feedback, round_)
+        headers["asked_to_stop"] = self.phases.liveness.stop.requested
+        return updates
+
+    def aggregate(self, updates: LocalUpdates, round_: int) -> RoundResult:
+        """Gather the updates of all ranks at rank 0 and apply them to the global vector.
+
+        Raises:
+            StopRound: if a rank has given the round up.
+            SettingsError: on every rank, if every honest client diverged.
+        """
+        gathered = gather(self.channel, updates, self._codec)
+        if gathered.headers["given_up"].any():
+            raise StopRound
+        if gathered.headers["asked_to_stop"].any():
+            self.phases.liveness.stop.request()  # rank 0 tells all ranks with the next broadcast
+        check_some_are_finite(self.config, gathered.headers, round_)
+        self._observer.note(self.server.vector)
+        aggregation = self.server.apply(gathered, self.phases, round_)
+        return RoundResult(headers=gathered.headers, aggregation=aggregation, own_rates=updates.own_rates)
+
+    def record(self, round_: int, cohort: Cohort, result: RoundResult) -> None:
+        """Keep the record of a round; its line is written once its vector has been evaluated."""
+        self.rounds_done = round_
+        if not self.setup.is_root:
+            return
+        aggregation, own = result.aggregation, result.own_rates
+        clients = result.headers[len(result.headers) - len(cohort.clients) :]
+        finite, weights = is_finite(clients), aggregation.weights
+        traffic = self._traffic(cohort, aggregated=aggregation.aggregated)
+        self._record = RoundRecord(
+            round=round_,
+            train_loss=float(clients["loss"][finite].mean()) if finite.any() else None,
+            cohort=list(cohort.clients),
+            update_norms=[float(norm) if fine else None for norm, fine in zip(clients["norm"], finite, strict=True)],
+            shares=None if weights is None else weights[len(weights) - len(clients) :].tolist(),
+            dropped=aggregation.dropped,
+            aggregated=aggregation.aggregated,
+            epsilon=self._account.after(round_),
+            client_accuracy=[rates.accuracy for rates in own] or None,
+            client_attack_success_rate=[rates.attack_success_rate for rates in own] or None,
+            bytes_down=traffic.down.bytes,
+            bytes_up=traffic.up.bytes,
+            traffic=traffic,
+            seconds=self._seconds(round_, cohort, result.headers),
+        )
+
+    def save_if_due(self, round_: int) -> None:
+        """Save a checkpoint if this round has one; else keep the state in memory if ranks may be lost."""
+        if round_ % self.config.output.checkpoint_every == 0 or round_ >= self.config.federation.rounds:
+            self.save()
+        elif self.memory is not None and self._codec.exact:
+            self.memory.keep(self._checkpoint({}))
+
+    def save(self) -> None:
+        """Save a checkpoint after the last round done; every rank calls this."""
+        with self.phases.time("checkpoint"):
+            self._collect_timings()
+            residuals = self._feedback.collect()
+            if self.setup.is_root:
+                save_checkpoint(self.setup.paths, self._checkpoint(residuals), self.config)
+
+    def stop(self) -> NoReturn:
+        """Save the last round done, and stop on request; every rank calls this.
+
+        Raises:
+            Stopped: always.
+        """
+        if self.rounds_done:  # a saved checkpoint does not list the ranks that were lost since
+            self.save()
+        raise Stopped(f"stopped on request after round {self.rounds_done}")
+
+    def finish(self) -> Summary | None:
+        """Write the prompt and the summary, and print the closing table; return the summary on rank 0."""
+        peaks = self.channel.collect(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024).encode())
+        self._collect_timings()
+        if self._journal is None:
+            return None
+        setup, parameters = self.setup, self.setup.method.layout.size
+        closing = Closing(
+            parameters=parameters,
+            plm_parameters=setup.backbone.num_parameters,
+            bytes_per_client_round=self._codec.bytes_of(parameters),
+            malicious_clients=self.config.poison.malicious(self.config.federation.clients),
+            poisoned_examples={str(k): int(n) for k, n in enumerate(setup.corpus.poisoned) if n},
+            seconds_total=time.perf_counter() - setup.started,
+            seconds_to_first_broadcast=self._to_first_broadcast_s,
+            peak_rss_bytes=[int(peak) for peak in peaks],
+        )
+        return self._journal.finish(self.server.vector, setup.method.named(self.server.vector), closing)
+
+    def close(self) -> None:
+        """Remove the progress bars."""
+        if self._journal is not None:
+            self._journal.console.close()
+
+    # parts of the steps
+
+    def is_evaluated(self, round_: int) -> bool:
+        """Return True if the vector after a round is evaluated."""
+        return round_ % self.config.output.evaluate_every == 0 or round_ >= self.config.federation.rounds
+
+    def _restore_observer(self, checkpoint: Checkpoint) -> None:
+        """Send every rank the vector that only rank 0 has kept."""
+        if self._observer.watches:
+            before = checkpoint.state.get("vector_before")
+            before = np.zeros(self.setup.method.layout.size, dtype=np.float32) if before is None else before
+            with self.phases.timing.mute():
+                self.channel.broadcast(before)
+            self._observer.note(before)
+
+    def _checkpoint(self, residuals: dict[str, np.ndarray]) -> Checkpoint:
+        state = {**self.server.state(), **self._observer.state(), **residuals}
+        return Checkpoint(vector=self.server.vector, round_=self.rounds_done, record=self._record, state=state)
+
+    def _collect_timings(self) -> None:
+        timing, ranks = self.phases.timing, self.channel.placement.original_ranks.tolist()
+        by_rank = self.channel.collect(timing.take().tobytes())
+        timing.received += 1
+        if self._journal is not None:
+            records = [np.frombuffer(data, dtype=RECORD) for data in by_rank]
+            self._journal.add_timings(dict(zip(ranks, records, strict=True)))
+
+    def _finish_line(self, round_: int, rates: Rates | None) -> None:
+        if self._journal is None:
+            return
+        timing, seconds = self.phases.timing, self._record.seconds
+        evaluated = timing.seconds("evaluate", round_)
+        seconds = dataclasses.replace(
+            seconds,
+            total=seconds.total + evaluated,
+            evaluate=evaluated + timing.seconds("evaluate_clients", round_),
+        )
+        measured = {} if rates is None else dataclasses.asdict(rates)
+        if rates is not None:
+            measured["clean_attack_success_rate"] = self.setup.clean_rates.get(round_)
+        self._record = dataclasses.replace(self._record, seconds=seconds, **measured)
+        self._journal.finish_round(self._record)
+
+    def _seconds(self, round_: int, cohort: Cohort, headers: np.ndarray) -> Seconds:
+        """Return the seconds of a round so far, as rank 0 sees them; `train` is that of the slowest rank."""
+        timing, first = self.phases.timing, len(headers) - len(cohort.clients)
+        train_s = np.bincount(cohort.ranks, weights=headers["train_s"][first:], minlength=cohort.size)
+        train_s[0] += headers["train_s"][:first].sum()
+        evaluated_before = timing.seconds("evaluate", round_ - 1)
+        return Seconds(
+            train=float(train_s.max()),
+            wait=timing.seconds("wait", round_) + timing.seconds("sync", round_),
+            transfer=sum(timing.seconds(phase, round_) for phase in TRANSFERS),
+            aggregate=timing.seconds("aggregate", round_),
+            total=time.perf_counter() - self._round_began - evaluated_before,
+        )
+
+    def _traffic(self, cohort: Cohort, *, aggregated: bool) -> RoundTraffic:
+        journey = Journey(
+            nodes=self.channel.placement.nodes,
+            counts=np.bincount(cohort.ranks, minlength=cohort.size),
+            size=self.setup.method.layout.size,
+            server_rows=int(cohort.server is not None),
+        )
+        up = journey.up(self._codec, self.config.comm.collective) if aggregated else NOTHING
+        return RoundTraffic(down=journey.down(self._down), up=up)
+
+    def _describe_rank(self) -> tuple[object, ...]:
+        """Return rank, host, device, threads, cores and dtype of this rank."""
+        setup, placement = self.setup, self.channel.placement
+        dtype = "bfloat16" if setup.backbone.bf16 else "float32"
+        rank = placement.original_ranks[placement.rank]
+        cores = describe_processors(own_processors())
+        return rank, placement.host, setup.backbone.device, setup.threads, cores, dtype
+
+    def _introduce(self, journal: Journal, rows: list[list[str]], failures: Sequence[RankFailure]) -> None:
+        """Write where the run takes place, and print what it is, or that it goes on without some ranks."""
+        config, setup, placement = self.config, self.setup, self.channel.placement
+        dtype = rows[-1][5]  # a worker's: rank 0 may be on the CPU while they are on GPUs
+        ranks = [
+            RankRecord(rank=int(rank), host=host, node=int(node), device=device, threads=int(threads), cores=cores)
+            for (rank, host, device, threads, cores, _), node in zip(rows, placement.nodes, strict=True)
+        ]
+        environment = Environment(versions=versions(), mpi=placement.mpi, compute_dtype=dtype, ranks=ranks)
+        corpus, workers, parameters = setup.corpus, max(1, self.channel.size - 1), setup.method.layout.size
+        words, malicious = corpus.label_words.tolist(), config.poison.malicious(config.federation.clients)
+        journal.begin(environment, partition_record(corpus.class_counts, corpus.poisoned, words, malicious))
+        self._account = self._open_account()
+        if failures:
+            lost = failures[-1]
+            journal.console.say(
+                f"lost rank {', '.join(map(str, lost.ranks))} in round {lost.round}: its clients go to the {workers} "
+                f"workers that are left, on with round {self.rounds_done + 1} after {lost.seconds:.1f} s"
+            )
+            return
+        journal.console.say(
+            f"{setup.task.name}: {config.federation.clients} clients ({config.federation.partition}) on {workers} "
+            f"worker{'s' if workers > 1 else ''}; {config.prompt.method}: {parameters:,} parameters, "
+            f"{parameters / setup.backbone.num_parameters:.4%} of {config.model.name} "
+            f"({dtype}); output in {setup.paths.directory}"
+        )
+        journal.console.say(format_table(corpus.class_counts, words, corpus.poisoned.tolist()))
+
+    def _open_account(self) -> Account:
+        from fedprompt_mpi.federation.client import learning_rate
+
+        rate = functools.partial(learning_rate, self.config.client, self.config.federation.rounds)
+        return Account(self.config, self.setup.method.layout.size, rate)
+
+
+def check_some_are_finite(config: RunConfig, headers: np.ndarray, round_: int) -> None:
+    """Raise SettingsError, on every rank alike, if the training of every honest client diverged.
+
+    A client that diverges beside others that do not is only dropped, as is one that spoils its update on purpose.
+    """
+    honest = headers[~np.isin(headers["client"], list(attacking_clients(config)))]
+    if len(honest) and not is_finite(honest).any():
+        raise SettingsError(
+            f"client.lr is {config.client.lr}, with which every client diverged in round {round_} (no loss or update "
+            "is finite): take a smaller one"
+        )
+
+
+def partition_record(
+    class_counts: np.ndarray, poisoned: np.ndarray, label_words: list[str], malicious: list[int]
+) -> PartitionRecord:
+    """Return which client holds how many examples of each class.
+
+    Args:
+        class_counts: `[K, C]` int64.
+        poisoned: `[K]` int64.
+        label_words: C words.
+        malicious: ids of the malicious clients.
+    """
+    clients = [
+        ClientRecord(
+            client=k,
+            num_examples=int(row.sum()),
+            by_class=row.tolist(),
+            poisoned=int(extra),
+            malicious=k in malicious,
+        )
+        for k, (row, extra) in enumerate(zip(class_counts, poisoned, strict=True))
+    ]
+    return PartitionRecord(label_words=label_words, clients=clients)

@@ -1,0 +1,289 @@
+"""From settings to everything that a rank has before the first round: tokens, device, PLM, method, first vector.
+
+The first rank of each node downloads the model and makes the tokens while the others import the model's class; then all
+of them map the same files. Wrong settings or data on any rank end the run on all ranks.
+"""
+
+import dataclasses
+import importlib.util
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from fedprompt_mpi import seeds
+from fedprompt_mpi.comm.channel import Channel
+from fedprompt_mpi.comm.device import Vector
+from fedprompt_mpi.comm.placement import bind_device, thread_count
+from fedprompt_mpi.config import RunConfig, SettingsError
+from fedprompt_mpi.federation.setup import Setup
+from fedprompt_mpi.files import CannotWriteError
+from fedprompt_mpi.rundir.checkpoint import Checkpoint, load_checkpoint
+from fedprompt_mpi.rundir.clean_run import read_clean_run
+from fedprompt_mpi.rundir.directory import check_directory, check_records
+from fedprompt_mpi.rundir.lock import DirectoryInUseError, DirectoryLock
+from fedprompt_mpi.rundir.paths import RunPaths
+from fedprompt_mpi.rundir.prompt import read_prompt
+from fedprompt_mpi.rundir.records import RoundRecord
+from fedprompt_mpi.text.corpus import Corpus, build
+from fedprompt_mpi.text.tasks import Task
+
+if TYPE_CHECKING:  # torch is imported late, while this rank waits for its data anyway
+    from fedprompt_mpi.plm.backbone import Backbone
+    from fedprompt_mpi.plm.methods import Method
+
+Result = TypeVar("Result")
+MODEL_FOLDER = "model_folder.txt"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Start:
+    """What rank 0 finds in the run directory; the other ranks only know the directory."""
+
+    paths: RunPaths
+    existing: list[Path]
+    """The checkpoints."""
+    checkpoint: Checkpoint | None
+    """The checkpoint, or the prompt of another run, to start from."""
+    clean_rates: dict[int, float]
+
+
+def prepare(
+    config: RunConfig, task: Task, channel: Channel, lock: DirectoryLock, started: float
+) -> tuple[Setup, Checkpoint]:
+    """Load everything, and check it.
+
+    Args:
+        config: the settings.
+        task: the resolved task of the settings.
+        channel: between the ranks.
+        lock: of the run directory, which rank 0 makes and locks.
+        started: start of the run, on the clock of `time.perf_counter`.
+
+    Returns:
+        What this rank has, and the state to start from.
+
+    Raises:
+        SettingsError: on every rank, with the message of the lowest rank that found something wrong.
+    """
+    start = run_on_all_ranks(channel, lambda: _find_start(config, task, channel))
+    with channel.node_folder() as folder:
+        run_on_all_ranks(channel, lambda: _make_data(config, task, channel, folder))
+        corpus = Corpus.map(folder)
+        threads, backbone, method = run_on_all_ranks(channel, lambda: _load_model(config, channel, corpus, folder))
+        if config.prompt.method != "full":
+            share_bf16(channel, backbone, folder / "bf16.safetensors")
+    checkpoint = run_on_all_ranks(channel, lambda: _first_state(config, channel, backbone, method, start.checkpoint))
+    done = np.array([checkpoint.round_])
+    channel.tell(done)
+    run_on_all_ranks(channel, lambda: _claim(config, channel, lock, start))
+    setup = Setup(
+        config=config,
+        task=task,
+        channel=channel,
+        corpus=corpus,
+        backbone=backbone,
+        method=method,
+        paths=start.paths,
+        threads=threads,
+        shard=shard_of(channel, on_gpu=backbone.device.type == "cuda"),
+        clean_rates=start.clean_rates,
+        started=started,
+    )
+    return setup, dataclasses.replace(checkpoint, round_=int(done[0]))
+
+
+def run_on_all_ranks(channel: Channel, part: Callable[[], Result]) -> Result:
+    """Run a part on every rank; if it fails on one of them, raise that error's message on all.
+
+    Raises:
+        SettingsError: on every rank.
+    """
+    error, result = None, None
+    channel.phases.liveness.enter("prepare", 0)
+    try:
+        result = part()
+    except SettingsError as wrong:
+        error = str(wrong)
+    message = channel.agree(error)
+    if message is not None:
+        raise SettingsError(message)
+    return result  # pyright: ignore[reportReturnType] - there is a result if no rank has an error
+
+
+def _check_packages(config: RunConfig) -> None:
+    """Raise SettingsError if rank 0, which alone uses them, lacks an optional package."""
+    for setting, is_set, module, package in (
+        ("federation.aggregator is flame", config.federation.aggregator == "flame", "sklearn", "scikit-learn"),
+        ("privacy.mechanism is dp_fedavg", config.privacy.mechanism == "dp_fedavg", "dp_accounting", "dp-accounting"),
+        ("output.tensorboard is true", config.output.tensorboard, "tensorboard", "tensorboard"),
+    ):
+        if is_set and importlib.util.find_spec(module) is None:
+            raise SettingsError(f"{setting}, which needs a package that is not here: pip install {package}")
+
+
+def _find_start(config: RunConfig, task: Task, channel: Channel) -> _Start:
+    """Find the run directory and, on rank 0, the state to start from."""
+    name = f"{task.name}-{config.prompt.method}-{time.strftime('%Y%m%d-%H%M%S')}"
+    paths = RunPaths(Path(config.output.dir) if config.output.dir else Path("runs") / name)
+    if channel.rank:
+        return _Start(paths=paths, existing=[], checkpoint=None, clean_rates={})
+    _check_packages(config)
+    check_directory(paths, resume=config.output.resume)
+    existing, found = paths.checkpoints(), None
+    if config.output.resume:
+        found, warnings = load_checkpoint(paths, config)
+        for warning in warnings:
+            print(f"fedprompt_mpi: warning: {warning}", file=sys.stderr, flush=True)
+    if found is not None:
+        check_records(paths, found.round_)
+    if found is None and config.prompt.init not in ("vocab", "random"):
+        found = Checkpoint(vector=_read_vector(config.prompt.init), round_=0, record=RoundRecord(round=0))
+    return _Start(paths=paths, existing=existing, checkpoint=found, clean_rates=read_clean_run(config))
+
+
+def _claim(config: RunConfig, channel: Channel, lock: DirectoryLock, start: _Start) -> None:
+    """Let rank 0 make and lock the run directory; from here on the settings are right.
+
+    Raises:
+        SettingsError: if another job uses the directory, or has used it since its checkpoints were read.
+    """
+    if channel.rank:
+        return
+    directory = start.paths.directory
+    named = f"output.dir is {str(directory)!r}"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock.take(directory)
+    except OSError as error:
+        raise SettingsError(f"{named}, which cannot be made ({error.strerror})") from error
+    except DirectoryInUseError as error:
+        raise SettingsError(
+            f"{named}, in which another job is at work ({error}): wait for its end, or name another; "
+            f"if that process is gone, remove {start.paths.lock.name} in it"
+        ) from error
+    except CannotWriteError as error:
+        raise SettingsError(f"{named}: cannot write {error}. {error.remedy}") from error
+    if start.paths.checkpoints() != start.existing or not (config.output.resume or start.paths.is_empty()):
+        raise SettingsError(f"{named}, in which another job has been at work meanwhile: start again, or name another")
+
+
+def _read_vector(path: str) -> np.ndarray:
+    """Return the vector `[P]` of a prompt of an earlier run, or of a PEFT adapter."""
+    from fedprompt_mpi.plm.adapter import is_adapter, read_adapter
+
+    return read_adapter(path).ravel() if is_adapter(path) else read_prompt(path)[0]["vector"]
+
+
+def _make_data(config: RunConfig, task: Task, channel: Channel, folder: Path) -> None:
+    """Download the model and make the tokens, once per node; meanwhile the other ranks import the model's class."""
+    from fedprompt_mpi.plm import backbone
+
+    liveness = channel.phases.liveness
+    liveness.alive()
+    if channel.placement.local_rank == 0:
+        model = backbone.download(config.model.name)
+        liveness.alive()
+        family = backbone.family_of(backbone.read_config(model))
+        build(config, task, backbone.load_tokenizer(model), family).save(folder)
+        (folder / MODEL_FOLDER).write_text(model)
+    elif Path(config.model.name).is_dir() or config.model.name == "embedded":
+        backbone.import_model_class(config.model.name)
+
+
+def _load_model(config: RunConfig, channel: Channel, corpus: Corpus, folder: Path) -> "tuple[int, Backbone, Method]":
+    liveness, placement = channel.phases.liveness, channel.placement
+    import torch
+
+    liveness.alive()
+    from fedprompt_mpi.plm.backbone import load_backbone
+    from fedprompt_mpi.plm.methods import make_method
+
+    liveness.alive()
+    one_client = config.client.batched == 1
+    threads = thread_count(placement, os.environ.get("OMP_NUM_THREADS"), one_client_a_pass=one_client)
+    torch.set_num_threads(threads)
+    gpus = 0 if config.model.device == "cpu" else torch.cuda.device_count()
+    trains = channel.rank > 0 or channel.size == 1
+    if config.model.device == "cuda" and gpus == 0 and trains:
+        raise SettingsError(
+            f"model.device is cuda but rank {channel.rank} on {placement.host} sees no GPU: use auto or cpu"
+        )
+    device = torch.device(bind_device(gpus, placement, is_worker=trains))
+    model = (folder / MODEL_FOLDER).read_text()
+    label_ids = torch.from_numpy(corpus.label_ids)
+    backbone = load_backbone(config.model, model, label_ids, device, int(corpus.mask_id))
+    method = make_method(config.prompt, backbone.geometry, backbone.model)
+    virtual = config.prompt.num_virtual_tokens if config.prompt.method != "full" else 0
+    positions = backbone.geometry.max_positions
+    if positions is not None and config.model.max_length + virtual > positions:
+        raise SettingsError(
+            f"model.max_length is {config.model.max_length} and prompt.num_virtual_tokens {virtual}, but the model has "
+            f"{positions} positions: give a max_length of at most {positions - virtual}"
+        )
+    return threads, backbone, method
+
+
+def share_bf16(channel: Channel, backbone: "Backbone", file: Path) -> None:
+    """Let ranks that compute in bfloat16 hold their matrices in it, those on the CPU in one copy per node.
+
+    Every rank calls this, also one that computes in float32: rank 0 may, beside workers on GPUs.
+    """
+    from fedprompt_mpi.plm.backbone import cast_matrices, map_matrices, save_matrices
+
+    maps = backbone.bf16 and backbone.device.type == "cpu"
+    if maps and channel.placement.local_rank == 0:
+        save_matrices(backbone, file)
+    channel.agree(None)  # the file is written
+    if maps and file.exists():
+        map_matrices(backbone, file)
+    elif backbone.bf16:
+        cast_matrices(backbone)
+
+
+def _first_state(
+    config: RunConfig, channel: Channel, backbone: "Backbone", method: "Method", found: Checkpoint | None
+) -> Checkpoint:
+    """Return the state to start from on rank 0, and a buffer for the vector on the other ranks."""
+    size = method.layout.size
+    if channel.rank:
+        return Checkpoint(vector=_buffer(config, backbone, size), round_=0, record=RoundRecord(round=0))
+    if found is None:
+        embeddings = backbone.embedding_matrix.detach().float().cpu().numpy()
+        vector = method.initial(embeddings, seeds.generator(config.seed, "initial vector"))
+        found = Checkpoint(vector=vector, round_=0, record=RoundRecord(round=0))
+    _check_vector(found.vector, size, config)
+    return found
+
+
+def _buffer(config: RunConfig, backbone: "Backbone", size: int) -> Vector:
+    import torch
+
+    if config.comm.gpu_aware:
+        return torch.zeros(size, device=backbone.device)
+    return np.zeros(size, dtype=np.float32)
+
+
+def _check_vector(vector: np.ndarray, size: int, config: RunConfig) -> None:
+    if vector.shape != (size,) or vector.dtype != np.float32:
+        raise SettingsError(
+            f"the prompt to start from has {vector.size} parameters ({vector.dtype}), but method "
+            f"{config.prompt.method} with model {config.model.name} has {size} (float32): "
+            "take one of the same model and method"
+        )
+    if not np.isfinite(vector).all():
+        raise SettingsError("the prompt to start from holds numbers that are not finite: take another")
+
+
+def shard_of(channel: Channel, *, on_gpu: bool) -> tuple[int, int] | None:
+    """Return this rank's (index, count) among the evaluating ranks: those with a GPU if there are any, else all."""
+    mine = np.zeros(channel.size)
+    mine[channel.rank] = on_gpu
+    fast = channel.sum(mine) > 0
+    evaluators = np.flatnonzero(fast) if fast.any() else np.arange(channel.size)
+    (position,) = np.nonzero(evaluators == channel.rank)
+    return (int(position[0]), len(evaluators)) if len(position) else None

@@ -1,0 +1,1 @@
+"""Aggregators, attacks on an update, server optimisers, each with its options. They need neither a model nor MPI."""

@@ -1,0 +1,125 @@
+"""The base class of all aggregation rules.
+
+A rule returns the weight of each client's delta (`weights`) and combines one chunk of the deltas (`combine`). A rule
+that is linear in the deltas overrides only the first, a rule that works by coordinate only the second. A rule that
+must see all updates before it can weigh them gets every chunk in `observe` first, and keeps sums.
+
+Legend: K clients of the round, P parameters, f assumed malicious clients, s the weights.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+TINY = 1e-300
+LARGEST_NORM = 1e18
+"""About the root of the largest float32. Updates with a larger norm are rejected: their sums would overflow."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Updates:
+    """The headers of a round's updates, all finite, in client order."""
+
+    clients: np.ndarray
+    """`[K]` int64 ids. Under FLTrust the server's own update comes first; its id is the number of clients."""
+    num_examples: np.ndarray
+    """`[K]` float64, positive."""
+    norms: np.ndarray
+    """`[K]` float64, Euclidean, of the deltas."""
+    parameters: int
+    """P."""
+    assumed_malicious: int = 0
+    """f, or as many as the remaining clients allow."""
+    num_clients: int = 0
+    """Clients of the whole federation."""
+
+
+class Aggregator:
+    """Base class of the rules. It is the mean, weighted by num_examples."""
+
+    coordinate_wise = False
+    """True if the rule may take another client in each coordinate, so that a client has no weight."""
+    observes_first = False
+    """True if `observe` must get all chunks before `weights` is called."""
+    noise_std = 0.0
+    """Standard deviation of the rule's own normal noise; `weights` sets it where it depends on the round."""
+
+    def __init__(self, options: Any) -> None:
+        """Keep the options: an object with the fields of the rule's own options class."""
+        self.options = options
+
+    @classmethod
+    def needs_headers_only(cls) -> bool:
+        """Return True if the weights follow from the headers and the result is a sum, which MPI may compute."""
+        return not cls.observes_first and not cls.coordinate_wise and cls.combine is Aggregator.combine
+
+    @staticmethod
+    def least_clients(malicious: int) -> int:
+        """Return the K that the rule needs to withstand f malicious clients; 1 here: the mean withstands none."""
+        return 1
+
+    @classmethod
+    def most_malicious(cls, clients: int) -> int | None:
+        """Return the largest f that a number of clients allows; None if they are too few even for f = 0."""
+        return max((f for f in range(clients + 1) if cls.least_clients(f) <= clients), default=None)
+
+    def begin(self, updates: Updates) -> None:
+        """Prepare for a round."""
+
+    def observe(self, chunk: slice, deltas: np.ndarray, vector: np.ndarray) -> None:
+        """See one chunk of the deltas before `weights` is called.
+
+        Args:
+            chunk: the coordinates.
+            deltas: `[K, chunk]` float32.
+            vector: `[chunk]` float32 of the global vector.
+        """
+
+    def weights(self, updates: Updates) -> np.ndarray:
+        """Return the weight of each client's delta `[K]` float64; a weight of 0 excludes the client."""
+        return updates.num_examples / updates.num_examples.sum()
+
+    def combine(self, deltas: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Combine one chunk of all clients' deltas.
+
+        Args:
+            deltas: `[K, chunk]` float32, local minus global, in client order.
+            weights: `[K]` float64, as `weights` returned them.
+
+        Returns:
+            `[chunk]` float64: sum s_k delta_k. The sum runs in client order, so that it does not depend on how clients
+            are spread over ranks.
+        """
+        total = np.zeros(deltas.shape[1])
+        for weight, delta in zip(weights, deltas, strict=True):
+            if weight != 0:
+                total += weight * delta
+        return total
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return the state that the rule carries from round to round, for the checkpoint."""
+        return {}
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Continue from the state that `state` returned."""
+
+
+def honest_majority(malicious: int) -> int:
+    """Return 2 f + 1, the least number of clients among which f are a minority."""
+    return 2 * malicious + 1
+
+
+def euclidean_norm(vector: np.ndarray) -> float:
+    """Return the norm of a vector `[P]` float32, summed in float64 in a fixed order (BLAS has none)."""
+    return float(np.sqrt(np.einsum("i,i", vector, vector, dtype=np.float64)))
+
+
+def clip_factors(norms: np.ndarray, bound: float) -> np.ndarray:
+    """Return min(1, bound / norm) for each of K norms `[K]` float64: scales a delta to at most the bound."""
+    return np.minimum(1, bound / np.maximum(norms, TINY))
+
+
+def middle(ordered: np.ndarray) -> np.ndarray:
+    """Return the median `[chunk]` float64 of sorted columns `[K, chunk]`; for an even K the mean of the middle two."""
+    return (ordered[(len(ordered) - 1) // 2].astype(np.float64) + ordered[len(ordered) // 2]) / 2

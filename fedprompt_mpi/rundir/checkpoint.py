@@ -1,0 +1,164 @@
+"""Checkpoints, from which a run continues with the same bits.
+
+The clients' optimiser states start anew each round, and all random numbers come from (seed, purpose, round, client). So
+the whole state of a federation is the global vector, the state of the aggregator, of the server's optimiser and of the
+clients' error feedback, and the number of rounds done.
+
+A checkpoint is one file with a checksum over its content. The last two are kept: if one is damaged, the one before it
+is used.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedprompt_mpi.comm.device import Vector
+from fedprompt_mpi.config import RunConfig, SettingsError, to_dict
+from fedprompt_mpi.files import read_toml, write_tensors
+from fedprompt_mpi.rules.setting import Comparison
+from fedprompt_mpi.rundir.compare import compared, differences
+from fedprompt_mpi.rundir.paths import RunPaths
+from fedprompt_mpi.rundir.prompt import read_prompt
+from fedprompt_mpi.rundir.records import RoundRecord, parse
+
+KEPT = 2
+MOST_NAMED = 6
+"""Number of differences between settings that a message shows."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """The state of a federation between two rounds."""
+
+    vector: Vector
+    """`[P]` float32: on workers a buffer to receive in."""
+    round_: int
+    """Rounds done."""
+    record: RoundRecord
+    """The record of the last round, which is written once its vector has been evaluated."""
+    state: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    """State of the server, of an attacker and of the clients' error feedback, by name; float32."""
+
+
+def save_checkpoint(paths: RunPaths, checkpoint: Checkpoint, config: RunConfig) -> None:
+    """Write a checkpoint with a checksum and the settings that decide the result; then remove old ones."""
+    tensors = {**checkpoint.state, "vector": checkpoint.vector}
+    metadata = {
+        "round": str(checkpoint.round_),
+        "record": json.dumps(checkpoint.record.to_json()),
+        "settings": json.dumps(compared(to_dict(config), Comparison.RESUME), sort_keys=True),
+    }
+    file = paths.checkpoint(checkpoint.round_)
+    file.parent.mkdir(exist_ok=True)
+    write_tensors(file, tensors, {**metadata, "sha256": _checksum(tensors, metadata)})
+    for old in paths.checkpoints()[KEPT:]:
+        old.unlink()
+
+
+def load_checkpoint(paths: RunPaths, config: RunConfig) -> tuple[Checkpoint | None, list[str]]:
+    """Read the last good checkpoint of a run directory.
+
+    Returns:
+        The checkpoint, or None if there is none yet; and warnings.
+
+    Raises:
+        SettingsError: if all are damaged, the run has other settings, or the directory is no run.
+    """
+    damaged = []
+    for file in paths.checkpoints():
+        try:
+            checkpoint, settings = _read(file)
+        except (SettingsError, _DamagedError) as error:
+            damaged.append(f"{file} is damaged ({error})")
+            continue
+        _check_settings(paths, settings, config)
+        return checkpoint, [f"{words}: the one before it is used" for words in damaged]
+    if damaged:
+        raise SettingsError(f"output.resume: {'; '.join(damaged)}: start anew in another output.dir")
+    if paths.directory.is_dir() and not paths.is_empty():
+        try:
+            theirs = compared(read_toml(paths.config), Comparison.RESUME)
+        except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+            raise SettingsError(f"output.resume: {paths.directory} is not empty, and no run of this program") from error
+        _check_settings(paths, theirs, config)
+    return None, []
+
+
+class InMemoryCheckpoint:
+    """The state of rank 0 after the last round, from which the run goes on when another rank is lost.
+
+    A state that is saved is read again from its file. With a short codec, part of the state is on the other ranks until
+    it is saved: then the run goes on from the last saved round.
+    """
+
+    def __init__(self, config: RunConfig, paths: RunPaths, beginning: Checkpoint) -> None:
+        """Keep a copy of a checkpoint, or of the first vector."""
+        self._config, self._paths = config, paths
+        self.keep(beginning)
+
+    def keep(self, checkpoint: Checkpoint) -> None:
+        """Keep a copy."""
+        state = {name: array.copy() for name, array in checkpoint.state.items()}
+        self._kept = dataclasses.replace(
+            checkpoint, vector=checkpoint.vector.copy(), record=checkpoint.record, state=state
+        )
+
+    def latest(self) -> Checkpoint:
+        """Return the state after the last round; the caller may change its arrays."""
+        saved = load_checkpoint(self._paths, self._config)[0] if self._paths.checkpoints() else None
+        if saved is not None and saved.round_ >= self._kept.round_:
+            return saved
+        kept = self._kept
+        self.keep(kept)
+        return kept
+
+
+class _DamagedError(Exception):
+    """A file is not what was written."""
+
+
+def _read(file: Path) -> tuple[Checkpoint, dict[str, Any]]:
+    """Return a checkpoint and the settings that it belongs to.
+
+    Raises:
+        SettingsError: if it is no file of tensors.
+        _DamagedError: if its content is not what was written.
+    """
+    tensors, metadata = read_prompt(file)
+    if _checksum(tensors, metadata) != metadata.pop("sha256", None):
+        raise _DamagedError("its checksum differs")
+    if metadata.keys() != {"round", "record", "settings"}:
+        raise _DamagedError("it is no checkpoint")
+    settings, record = json.loads(metadata["settings"]), parse(RoundRecord, json.loads(metadata["record"]))
+    vector = tensors.pop("vector")
+    return Checkpoint(vector=vector, round_=int(metadata["round"]), record=record, state=tensors), settings
+
+
+def _check_settings(paths: RunPaths, theirs: Mapping[str, Any], config: RunConfig) -> None:
+    """Raise SettingsError, naming the differences, if a run was made with settings that give another result."""
+    differs = [
+        f"{name} = {json.dumps(there)} (now {json.dumps(here)})"
+        for name, (there, here) in differences(theirs, compared(to_dict(config), Comparison.RESUME)).items()
+    ]
+    if differs:
+        more = f" and {len(differs) - MOST_NAMED} more" if len(differs) > MOST_NAMED else ""
+        raise SettingsError(
+            f"output.resume: {paths.directory} was made with {', '.join(differs[:MOST_NAMED])}{more}: "
+            "use the settings of its config.toml"
+        )
+
+
+def _checksum(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
+    """Return the SHA-256 of names, shapes, types and contents."""
+    digest = hashlib.sha256()
+    described = {name: [str(tensor.dtype), tensor.shape] for name, tensor in tensors.items()}
+    others = {name: text for name, text in metadata.items() if name != "sha256"}
+    digest.update(json.dumps([described, others], sort_keys=True).encode())
+    for name in sorted(tensors):
+        digest.update(np.ascontiguousarray(tensors[name]).data)
+    return digest.hexdigest()

@@ -1,0 +1,36 @@
+"""The clean run of a poisoned one: it shows the attack success rate of a model that nobody attacked."""
+
+from pathlib import Path
+
+from fedprompt_mpi.config import RunConfig, SettingsError, to_dict
+from fedprompt_mpi.files import read_toml
+from fedprompt_mpi.rules.setting import Comparison
+from fedprompt_mpi.rundir.compare import compared, differences
+from fedprompt_mpi.rundir.paths import RunPaths
+from fedprompt_mpi.rundir.records import read_rounds
+
+
+def read_clean_run(config: RunConfig) -> dict[int, float]:
+    """Return the attack success rate of each evaluated round of `poison.clean_run`; {} if none is named.
+
+    Raises:
+        SettingsError: if it is no run, has malicious clients, or differs in more than its attack and defence.
+    """
+    if config.poison.clean_run is None:
+        return {}
+    named, paths = f"poison.clean_run is {config.poison.clean_run!r}", RunPaths(Path(config.poison.clean_run))
+    ours = compared(to_dict(config), Comparison.CLEAN_RUN)
+    try:
+        settings, rounds = read_toml(paths.config), read_rounds(paths)
+        malicious, theirs = settings["poison"]["clients"], compared(settings, Comparison.CLEAN_RUN)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SettingsError(f"{named}, which cannot be read as a run ({error!r}): name a run directory") from error
+    if malicious:
+        raise SettingsError(f"{named}, whose clients {malicious} are malicious: name a run without any")
+    for name, (there, here) in differences(theirs, ours).items():
+        raise SettingsError(
+            f"{named}, which has {name} = {there!r}, here it is {here!r}: "
+            "name a run that differs in its attack and defence only"
+        )
+    rates = {record.round: record.attack_success_rate for record in rounds}
+    return {round_: rate for round_, rate in rates.items() if rate is not None}

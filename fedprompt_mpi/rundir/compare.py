@@ -1,0 +1,49 @@
+"""Compare the settings of two runs. Each setting states beside its field in which comparisons it may differ."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from fedprompt_mpi.config import RunConfig
+from fedprompt_mpi.rules.setting import Comparison
+
+
+def compared(settings: Mapping[str, Any], comparison: Comparison) -> dict[str, Any]:
+    """Return the settings that must agree in a comparison, by dotted name.
+
+    `federation.rounds` may differ under RESUME and CLEAN_RUN if the learning rate is constant: under another schedule
+    the number of rounds changes every round.
+
+    Args:
+        settings: nested, as in a config.toml.
+        comparison: the one at hand.
+    """
+    ignored = {name for name, may_differ in _fields() if comparison in may_differ}
+    if comparison in Comparison.RESUME | Comparison.CLEAN_RUN and settings["client"]["schedule"] == "constant":
+        ignored.add("federation.rounds")
+    named = {}
+    for section, content in settings.items():
+        if section in ignored:
+            continue
+        if isinstance(content, dict):
+            named |= {f"{section}.{name}": value for name, value in content.items()}
+        else:
+            named[section] = content
+    return {name: value for name, value in named.items() if name not in ignored}
+
+
+def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return dotted name -> (theirs, ours) where two sets of settings differ; None for a setting that is not set."""
+    return {
+        name: (theirs.get(name), ours.get(name))
+        for name in sorted({*theirs, *ours})
+        if theirs.get(name) != ours.get(name)
+    }
+
+
+def _fields() -> Iterator[tuple[str, Comparison]]:
+    """Yield the name and the metadata of every section and of every setting."""
+    for section in dataclasses.fields(RunConfig):
+        yield section.name, section.metadata["may_differ"]
+        if dataclasses.is_dataclass(kind := section.default_factory):
+            yield from ((f"{section.name}.{f.name}", f.metadata["may_differ"]) for f in dataclasses.fields(kind))

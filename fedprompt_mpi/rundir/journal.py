@@ -1,0 +1,127 @@
+"""The journal of a run: it writes the files of the run directory and prints what happens. Rank 0 alone has one."""
+
+import dataclasses
+import importlib.metadata
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tomli_w
+
+from fedprompt_mpi.comm.statistics import communication, slowest_by_round
+from fedprompt_mpi.config import RunConfig, to_dict
+from fedprompt_mpi.files import write_json, write_text
+from fedprompt_mpi.rundir.console import Console
+from fedprompt_mpi.rundir.paths import RunPaths
+from fedprompt_mpi.rundir.prompt import write_prompt
+from fedprompt_mpi.rundir.records import (
+    Closing,
+    Environment,
+    PartitionRecord,
+    RoundRecord,
+    Seconds,
+    Summary,
+    append_round,
+    read_rounds,
+    summarise,
+    write_record,
+    write_rounds,
+)
+from fedprompt_mpi.rundir.tensorboard import Scalars
+from fedprompt_mpi.rundir.timings import append_timings, keep_timings, read_timings
+
+PACKAGES = ("fedprompt_mpi", "torch", "transformers", "tokenizers", "safetensors", "datasets", "mpi4py", "numpy")
+
+
+class Journal:
+    """Writes and prints the course of one run."""
+
+    def __init__(self, paths: RunPaths, config: RunConfig, *, done: int) -> None:
+        """Begin the files, or keep what they hold of a run that goes on.
+
+        Args:
+            paths: of the run directory, which exists.
+            config: the resolved settings.
+            done: rounds done; the line of round `done` is written again once its vector has been evaluated.
+        """
+        self.paths, self.config = paths, config
+        self.console = Console(config.federation.rounds)
+        self._scalars = Scalars(paths, first_round=done) if config.output.tensorboard else None
+        # files that only a finished run has, and files that a killed run left half written
+        for old in (paths.summary, paths.communication, *paths.checkpoint_folder.glob(".*")):
+            old.unlink(missing_ok=True)
+        write_rounds(paths, [record for record in read_rounds(paths) if record.round < done] if done else [])
+        keep_timings(paths, done if done else None)
+        settings = to_dict(config)
+        settings["output"]["resume"] = False
+        write_text(paths.config, tomli_w.dumps(settings))
+
+    def begin(self, environment: Environment, partition: PartitionRecord) -> None:
+        """Write where the run takes place, and which client holds which examples."""
+        write_record(self.paths.environment, environment)
+        write_record(self.paths.partition, partition)
+
+    def finish_round(self, record: RoundRecord) -> None:
+        """Write and print the line of a round."""
+        append_round(self.paths, record)
+        if self._scalars is not None:
+            self._scalars.add_round(record)
+        self.console.say_round(record, self.config.federation.rounds)
+
+    def add_timings(self, by_rank: Mapping[int, np.ndarray]) -> None:
+        """Append the records of each rank, as numbered at the start of the job."""
+        append_timings(self.paths, by_rank)
+
+    def finish(self, vector: np.ndarray, named: dict[str, np.ndarray], closing: Closing) -> Summary:
+        """Write the prompt, the statistics, the summary and the page, and print the closing table.
+
+        Args:
+            vector: `[P]` float32, the global vector.
+            named: the parameters by name, and the effective prompt.
+            closing: the figures of the whole run.
+        """
+        figures = self._write_communication()
+        rounds = read_rounds(self.paths)
+        summary = summarise(rounds, closing)
+        write_prompt(self.paths, self.config, vector, named, summary.rounds)
+        write_record(self.paths.summary, summary)
+        self.console.say_summary(summary, figures, self.config)
+        if self._scalars is not None:
+            self._scalars.close()
+        return summary
+
+    def _write_communication(self) -> dict[str, Any]:
+        """Write the statistics of the phases, and let the seconds of each round be those of its slowest rank."""
+        timings, comm = list(read_timings(self.paths)), self.config.comm
+        slowest = slowest_by_round(timings)
+        write_rounds(self.paths, [settled(record, slowest.get(record.round)) for record in read_rounds(self.paths)])
+        figures = {"mode": comm.mode, **communication([timings], warmup=comm.warmup)}
+        write_json(self.paths.communication, figures)
+        return figures
+
+
+def settled(record: RoundRecord, slowest: Mapping[str, float] | None) -> RoundRecord:
+    """Return a record whose seconds are those of the slowest rank; none of them exceeds `total`.
+
+    Args:
+        record: with the seconds of rank 0.
+        slowest: figures of `slowest_by_round`; None if the round has no timings.
+    """
+    if slowest is None:
+        return record
+    parts = {name: slowest[name] for name in ("train", "wait", "transfer", "aggregate", "evaluate")}
+    return dataclasses.replace(
+        record, seconds=Seconds(**parts, total=max(record.seconds.total, slowest["total"], *parts.values()))
+    )
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that a run uses, as far as they are installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:  # an optional one, such as mpi4py without MPI
+            continue
+    return found

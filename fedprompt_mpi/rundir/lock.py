@@ -1,0 +1,73 @@
+"""The lock of a run directory: two jobs that resume one run at the same time would write the same files.
+
+The kernel releases the lock when the process that holds it ends, in whatever way. If its whole node is gone, NFS
+releases it after a lease, so a lock held on another host is waited for. A file system without locks is used without
+one; some know only the locks of their own host.
+"""
+
+import fcntl
+import os
+import socket
+import time
+from pathlib import Path
+
+from fedprompt_mpi.files import CannotWriteError
+from fedprompt_mpi.rundir.paths import RunPaths
+
+WAIT_S, LOOK_EVERY_S = 100.0, 2.0
+"""Time to wait for a lock that is held on another host: NFS version 4 has leases of 90 s."""
+
+
+class DirectoryInUseError(Exception):
+    """Another job uses the run directory; the message names the process that holds the lock."""
+
+
+class DirectoryLock:
+    """The lock on a run directory; rank 0 takes it."""
+
+    def __init__(self) -> None:
+        """Start without a lock."""
+        self._handle: int | None = None
+
+    def take(self, directory: Path) -> None:
+        """Take the lock on a directory, which exists.
+
+        Raises:
+            CannotWriteError: if nothing can be written there.
+            DirectoryInUseError: if another job has it.
+        """
+        file = RunPaths(directory).lock
+        try:
+            handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise CannotWriteError(f"{file} ({error.strerror})") from error
+        until = time.monotonic() + WAIT_S
+        while not _lock(handle):
+            holder = os.pread(handle, 256, 0).decode(errors="replace").strip()
+            if holder.endswith(f" on {socket.gethostname()}") or time.monotonic() > until:
+                os.close(handle)
+                raise DirectoryInUseError(holder)
+            time.sleep(LOOK_EVERY_S)
+        self._handle = handle
+        try:
+            os.truncate(handle, 0)
+            os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        except OSError:  # the content only names the holder
+            return
+
+    def release(self) -> None:
+        """Release the lock, if it is held."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+
+def _lock(handle: int) -> bool:
+    """Lock a file; return False if another process holds the lock. Without support for locks, return True."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -1,0 +1,296 @@
+"""The typed records of a run: what its JSON files hold, with one writer and one reader.
+
+Keys of the JSON files are the names of the fields. A reader ignores unknown keys, which a later version may have added,
+and takes the default of a missing one if it has a default.
+"""
+
+import collections
+import dataclasses
+import json
+import types
+from collections.abc import Iterable
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from fedprompt_mpi.comm.placement import MPILibrary
+from fedprompt_mpi.comm.traffic import Traffic
+from fedprompt_mpi.files import MOST_LINES_BYTES, append_text, read_json, read_text, write_json, write_text
+from fedprompt_mpi.rundir.paths import RunPaths
+
+Record = TypeVar("Record")
+RATES = ("accuracy", "macro_f1", "loss", "attack_success_rate", "clean_attack_success_rate")
+"""Keys that a line of rounds.jsonl has only if the round's vector was evaluated."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """How well a prompt does on the test set; rates are in [0, 1]."""
+
+    accuracy: float
+    macro_f1: float
+    loss: float | None
+    """None if it is not finite."""
+    attack_success_rate: float | None
+    """None if no trigger is set."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RankFailure:
+    """Ranks that were lost while the others went on."""
+
+    ranks: list[int]
+    """As numbered at the start of the job."""
+    round: int
+    """The round in which the others noticed, and which was repeated."""
+    line: int
+    """The last round that was done; its line in rounds.jsonl lists the failure."""
+    seconds: float
+    """Until the others could go on, without the repeated work."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Seconds:
+    """The time of a round. Each part is that of the slowest rank; parts of different ranks overlap."""
+
+    train: float = 0.0
+    wait: float = 0.0
+    transfer: float = 0.0
+    aggregate: float = 0.0
+    evaluate: float = 0.0
+    total: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RoundTraffic:
+    """The traffic of a round, both ways."""
+
+    down: Traffic
+    up: Traffic
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RoundRecord:
+    """A line of rounds.jsonl, complete once the round's vector has been evaluated. Legend: K clients of the round."""
+
+    round: int
+    accuracy: float | None = None
+    macro_f1: float | None = None
+    loss: float | None = None
+    attack_success_rate: float | None = None
+    clean_attack_success_rate: float | None = None
+    """Attack success rate of the clean run after this round."""
+    train_loss: float | None = None
+    cohort: list[int] = dataclasses.field(default_factory=list)
+    """K client ids."""
+    update_norms: list[float | None] = dataclasses.field(default_factory=list)
+    """K Euclidean norms; None if the update is not finite."""
+    shares: list[float] | None = None
+    """K weights of the updates; None under rules by coordinate, and if nothing was aggregated."""
+    dropped: list[int] = dataclasses.field(default_factory=list)
+    """Clients whose update or loss was not finite."""
+    aggregated: bool | None = None
+    """False if too few updates were left for the rule."""
+    epsilon: float | None = None
+    lost_ranks: list[RankFailure] = dataclasses.field(default_factory=list)
+    client_accuracy: list[float] | None = None
+    client_attack_success_rate: list[float | None] | None = None
+    bytes_down: int = 0
+    bytes_up: int = 0
+    traffic: RoundTraffic | None = None
+    seconds: Seconds = dataclasses.field(default_factory=Seconds)
+
+    @property
+    def is_evaluated(self) -> bool:
+        """True if the round's vector was evaluated."""
+        return self.accuracy is not None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the line as a JSON object."""
+        content = dataclasses.asdict(self)
+        return content if self.is_evaluated else {name: v for name, v in content.items() if name not in RATES}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ClientRecord:
+    """The examples of one client."""
+
+    client: int
+    num_examples: int
+    by_class: list[int]
+    poisoned: int
+    malicious: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PartitionRecord:
+    """partition.json: which client holds how many examples of each class."""
+
+    label_words: list[str]
+    clients: list[ClientRecord]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RankRecord:
+    """Where one rank ran."""
+
+    rank: int
+    host: str
+    node: int
+    device: str
+    threads: int
+    cores: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    """environment.json: versions, MPI library, and where each rank ran."""
+
+    versions: dict[str, str]
+    mpi: MPILibrary
+    compute_dtype: str
+    ranks: list[RankRecord]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Closing:
+    """The figures of a whole run that its rounds do not hold."""
+
+    parameters: int
+    """P."""
+    plm_parameters: int
+    bytes_per_client_round: int
+    malicious_clients: list[int]
+    poisoned_examples: dict[str, int]
+    """Client -> poisoned examples, of clients that have some."""
+    seconds_total: float
+    seconds_to_first_broadcast: float | None
+    peak_rss_bytes: list[int]
+    """Of every rank."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Summary(Closing):
+    """summary.json: the closing figures of a run."""
+
+    accuracy: float | None
+    attack_success_rate: float | None
+    clean_attack_success_rate: float | None
+    macro_f1: float | None
+    accuracy_before: float | None
+    rounds: int
+    dropped_updates: dict[str, int]
+    """Client -> updates of it that were not finite."""
+    epsilon: float | None
+    lost_ranks: list[RankFailure]
+    ratio: float
+    """parameters / plm_parameters."""
+    malicious_clients_attack_success_rate: float | None
+    honest_clients_attack_success_rate: float | None
+    """Means over the clients' own prompts in the last round."""
+    seconds_by_phase: dict[str, float]
+
+
+def read_rounds(paths: RunPaths) -> list[RoundRecord]:
+    """Return the lines of rounds.jsonl; a last line that was not written to its end is left out.
+
+    Raises:
+        OSError: if there is no such file.
+        ValueError: if it is too large, or a line is no record.
+    """
+    *whole, _ = read_text(paths.rounds, MOST_LINES_BYTES).split("\n")
+    return [parse(RoundRecord, json.loads(line)) for line in whole]
+
+
+def append_round(paths: RunPaths, record: RoundRecord) -> None:
+    """Append the line of a round."""
+    append_text(paths.rounds, _lines([record]))
+
+
+def write_rounds(paths: RunPaths, records: Iterable[RoundRecord]) -> None:
+    """Replace the lines of all rounds."""
+    write_text(paths.rounds, _lines(records))
+
+
+def write_record(file: Any, record: Any) -> None:
+    """Write a record as a JSON file."""
+    write_json(file, dataclasses.asdict(record))
+
+
+def read_record(file: Any, kind: type[Record]) -> Record:
+    """Read a record of a kind from a JSON file.
+
+    Raises:
+        OSError: if there is no such file.
+        ValueError: if it is too large, no JSON, or no such record; the message names the field.
+    """
+    return parse(kind, read_json(file))
+
+
+def summarise(rounds: list[RoundRecord], closing: Closing) -> Summary:
+    """Return the summary of a run from its rounds and its closing figures."""
+    first, last = rounds[0], rounds[-1]
+    trained = [record.seconds for record in rounds if record.round > 0]
+    rates = dict(zip(last.cohort, last.client_attack_success_rate or [], strict=False))
+
+    def mean(*, malicious: bool) -> float | None:
+        chosen = [r for k, r in rates.items() if r is not None and (k in closing.malicious_clients) == malicious]
+        return sum(chosen) / len(chosen) if chosen else None
+
+    return Summary(
+        **{field.name: getattr(closing, field.name) for field in dataclasses.fields(closing)},
+        accuracy=last.accuracy,
+        attack_success_rate=last.attack_success_rate,
+        clean_attack_success_rate=last.clean_attack_success_rate,
+        macro_f1=last.macro_f1,
+        accuracy_before=first.accuracy,
+        rounds=last.round,
+        dropped_updates=dict(collections.Counter(str(client) for record in rounds for client in record.dropped)),
+        epsilon=last.epsilon,
+        lost_ranks=[failure for record in rounds for failure in record.lost_ranks],
+        ratio=closing.parameters / closing.plm_parameters,
+        malicious_clients_attack_success_rate=mean(malicious=True),
+        honest_clients_attack_success_rate=mean(malicious=False),
+        seconds_by_phase={
+            phase: sum(getattr(seconds, phase) for seconds in trained)
+            for phase in ("train", "wait", "transfer", "aggregate", "evaluate")
+        },
+    )
+
+
+def _lines(records: Iterable[RoundRecord]) -> str:
+    return "".join(json.dumps(record.to_json(), allow_nan=False) + "\n" for record in records)
+
+
+def parse(kind: Any, value: Any, where: str = "") -> Any:
+    """Return a JSON value as a type: a dataclass, a list, a dict with text keys, a union, or a plain type.
+
+    Raises:
+        ValueError: if it is no such value; the message names the field.
+    """
+    if dataclasses.is_dataclass(kind):
+        return _parse_record(kind, value, where)
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is types.UnionType:
+        plain = [part for part in arguments if part is not type(None)]
+        return None if value is None and len(plain) < len(arguments) else parse(plain[0], value, where)
+    if origin is list and isinstance(value, list):
+        return [parse(arguments[0], part, where) for part in value]
+    if origin is dict and isinstance(value, dict):
+        return {str(name): parse(arguments[1], part, f"{where}.{name}") for name, part in value.items()}
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if origin is None and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+        return value
+    raise ValueError(f"{where or 'it'} is {str(value)[:60]!r}")
+
+
+def _parse_record(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where or 'it'} is no table")
+    hints, made = get_type_hints(kind), {}
+    for field in dataclasses.fields(kind):
+        given = value.get(field.name, value.get(f"{field.name}_", dataclasses.MISSING))  # older files have `round_`
+        if given is not dataclasses.MISSING:
+            made[field.name] = parse(hints[field.name], given, f"{where}.{field.name}".lstrip("."))
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise ValueError(f"{where or 'it'} has no {field.name}")
+    return kind(**made)

@@ -1,0 +1,322 @@
+"""Every rule by hand, at its limits, and all of them through one suite."""
+
+import dataclasses
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedprompt_mpi.config import FederationConfig, SettingsError
+from fedprompt_mpi.rules.aggregate import AGGREGATORS
+from fedprompt_mpi.rules.aggregator import Aggregator, Updates
+from fedprompt_mpi.rules.pairwise import Bulyan, FoolsGold, inner_products, krum_scores
+from tests.jobs import REPOSITORY
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """What the shared suite must know of a rule."""
+
+    withstands: bool
+    """Whether f clients far away leave the result near the honest ones."""
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Settings under which the rule is the plain mean: its limit."""
+    is_mean: bool = True
+    """Whether it has such a limit (Krum takes one client, whatever is set)."""
+
+
+# a new rule is one row more
+SUITE = {
+    "fedavg": Row(withstands=False),
+    "median": Row(withstands=True, is_mean=False),
+    "trimmed_mean": Row(withstands=True, settings={"assumed_malicious": 0}),
+    "geometric_median": Row(withstands=True, is_mean=False),
+    "krum": Row(withstands=True, is_mean=False),
+    "multi_krum": Row(withstands=True, settings={"assumed_malicious": 0}),
+    "bulyan": Row(withstands=True, settings={"assumed_malicious": 0}),
+    "norm_clip": Row(withstands=True, settings={"clip_norm": 1e9}),
+    "foolsgold": Row(withstands=True),
+    "fltrust": Row(withstands=True, is_mean=False),
+    "flame": Row(withstands=True, is_mean=False),
+    "outlier_check": Row(withstands=True, settings={"outlier_threshold": 1e9}),
+}
+K, P = 11, 500
+SERVER = K  # the id of the server's own update, which FLTrust has first
+
+
+def _rule(name: str, **settings: Any) -> Aggregator:
+    return AGGREGATORS[name](FederationConfig(clients=K, aggregator=name, **settings))
+
+
+def _aggregate(
+    rule: Aggregator,
+    deltas: np.ndarray,
+    counts: np.ndarray | None = None,
+    clients: np.ndarray | None = None,
+    columns: int = P,
+) -> np.ndarray:
+    """Run a rule as the server does, in pieces of so many columns, on a global vector of ones."""
+    first = 1 if rule.options.aggregator == "fltrust" else 0
+    ids = np.arange(len(deltas) - first) if clients is None else clients
+    ids = np.concatenate([[SERVER], ids]) if first else ids
+    updates = Updates(
+        clients=ids,
+        num_examples=np.ones(len(deltas)) if counts is None else counts,
+        norms=np.linalg.norm(deltas.astype(np.float64), axis=1),
+        parameters=deltas.shape[1],
+        assumed_malicious=rule.options.assumed_malicious,
+        num_clients=K,
+    )
+    pieces = [slice(at, at + columns) for at in range(0, deltas.shape[1], columns)]
+    rule.begin(updates)
+    if rule.observes_first:
+        for piece in pieces:
+            rule.observe(piece, deltas[:, piece], np.ones(deltas.shape[1], dtype=np.float32)[piece])
+    weights = rule.weights(updates)
+    return np.concatenate([rule.combine(deltas[:, piece], weights) for piece in pieces])
+
+
+def _honest(rng: np.random.Generator, name: str) -> np.ndarray:
+    """Return deltas that agree on a direction and differ a little; FLTrust has the server's before them."""
+    rows = K + (name == "fltrust")
+    return (np.linspace(-1, 1, P) + 0.1 * rng.standard_normal((rows, P))).astype(np.float32)
+
+
+def test_every_rule_is_in_the_suite() -> None:
+    assert set(SUITE) == set(AGGREGATORS)
+
+
+@pytest.mark.parametrize("name", SUITE)
+class TestContract:
+    def test_shape_and_pieces(self, name: str) -> None:
+        """Piece by piece is the same bits as whole where no sum is cut, else within float64 rounding."""
+        deltas = _honest(np.random.default_rng(1), name)
+        whole = _aggregate(_rule(name), deltas)
+        assert whole.shape == (P,)
+        assert whole.dtype == np.float64
+        assert np.isfinite(whole).all()
+        np.testing.assert_allclose(_aggregate(_rule(name), deltas, columns=37), whole, rtol=1e-10, atol=1e-12)
+
+    def test_clients_may_come_in_any_order(self, name: str) -> None:
+        rng = np.random.default_rng(2)
+        deltas, first = _honest(rng, name), int(name == "fltrust")
+        counts = rng.integers(1, 9, len(deltas)).astype(np.float64)
+        order = np.concatenate([np.arange(first), first + rng.permutation(K)]).astype(int)
+        shuffled = _aggregate(_rule(name), deltas[order], counts[order], clients=order[first:] - first)
+        np.testing.assert_allclose(shuffled, _aggregate(_rule(name), deltas, counts), rtol=1e-9, atol=1e-11)
+
+    def test_equal_updates_stay_as_they_are(self, name: str) -> None:
+        """Nobody deviates, so the update is theirs. (FoolsGold takes clones for one attacker: 11 are as one.)"""
+        settings = {"clip_norm": 1e9} if name == "norm_clip" else {}
+        for seed in range(10):  # no luck of rounding
+            deltas = np.repeat(_honest(np.random.default_rng(seed), name)[:1], K + (name == "fltrust"), axis=0)
+            result = _aggregate(_rule(name, **settings), deltas)
+            if name == "foolsgold":
+                np.testing.assert_array_equal(result, 0.0)
+            else:
+                np.testing.assert_allclose(result, deltas[0], rtol=1e-6, atol=1e-9)
+
+    @pytest.mark.parametrize("size", [1e6, 1e16])
+    def test_it_withstands_what_it_assumes(self, name: str, size: float) -> None:
+        """With f updates so much larger: the result stays where the honest ones are, or FedAvg would do."""
+        deltas = _honest(np.random.default_rng(5), name)
+        honest = deltas.mean(axis=0)
+        deltas[-2:] = -size
+        rule = _rule(name, assumed_malicious=2, clip_norm=float(np.linalg.norm(honest)))
+        distance = np.linalg.norm(_aggregate(rule, deltas) - honest) / np.linalg.norm(honest)
+        assert (distance < 0.5) == SUITE[name].withstands, distance
+
+    def test_it_works_at_the_least_number_of_clients(self, name: str) -> None:
+        for malicious in (0, 1, 2):
+            count = AGGREGATORS[name].least_clients(malicious)
+            deltas = _honest(np.random.default_rng(6), name)[: count + (name == "fltrust")]
+            result = _aggregate(_rule(name, assumed_malicious=malicious), deltas)
+            assert np.isfinite(result).all()
+            assert np.abs(result).max() > 0
+
+    def test_too_few_clients_are_refused(self, name: str) -> None:
+        needed = AGGREGATORS[name].least_clients(3)
+        FederationConfig(aggregator=name, assumed_malicious=3, clients=needed)
+        if needed == 1:
+            return
+        with pytest.raises(SettingsError, match=rf"needs {needed} clients in a round, but there are {needed - 1}"):
+            FederationConfig(aggregator=name, assumed_malicious=3, clients=needed - 1)
+
+    def test_zero_updates_do_not_break_it(self, name: str) -> None:
+        deltas = np.zeros((K + (name == "fltrust"), P), dtype=np.float32)
+        np.testing.assert_array_equal(_aggregate(_rule(name), deltas), 0.0)
+
+    def test_its_docstring_says_where_it_is_from_and_when_it_breaks(self, name: str) -> None:
+        text = AGGREGATORS[name].__doc__ or ""
+        assert "References:" in text
+        assert "reakdown" in text or "No breakdown point" in text
+
+
+@pytest.mark.parametrize("name", [name for name, row in SUITE.items() if row.is_mean])
+def test_its_limit_is_the_mean(name: str) -> None:
+    """With f = 0, huge thresholds and no noise; for FoolsGold with nobody like another."""
+    deltas = np.eye(K, P, dtype=np.float32) if name == "foolsgold" else _honest(np.random.default_rng(4), name)
+    result = _aggregate(_rule(name, **SUITE[name].settings), deltas)
+    np.testing.assert_allclose(result, deltas.mean(axis=0, dtype=np.float64), rtol=1e-6, atol=1e-9)
+
+
+def _columns(*values: float) -> np.ndarray:
+    return np.array(values, dtype=np.float32)[:, None]
+
+
+def test_fedavg_by_hand() -> None:
+    deltas = np.array([[1.0, -2.0], [5.0, 2.0]], dtype=np.float32)
+    np.testing.assert_array_equal(_aggregate(_rule("fedavg"), deltas, np.array([3.0, 1.0])), [2.0, -1.0])
+    np.testing.assert_array_equal(_aggregate(_rule("fedavg"), deltas[:1], np.array([7.0])), [1.0, -2.0])
+
+
+def test_fedavg_sums_in_float64() -> None:
+    """A thousand small deltas beside a large one are not lost, as they would be in float32."""
+    deltas = np.full((1001, 1), 1e-4, dtype=np.float32)
+    deltas[0] = 1e4
+    expected = (1e4 + 1000 * float(np.float32(1e-4))) / 1001
+    assert _aggregate(_rule("fedavg"), deltas)[0] == pytest.approx(expected, rel=1e-12)
+
+
+def test_median_by_hand() -> None:
+    assert _aggregate(_rule("median"), _columns(3, -100, 1))[0] == 1
+    assert _aggregate(_rule("median"), _columns(3, -100, 1, 2))[0] == 1.5
+
+
+def test_trimmed_mean_by_hand() -> None:
+    assert _aggregate(_rule("trimmed_mean", assumed_malicious=1), _columns(1, 2, 6, -50, 99))[0] == 3
+    assert _aggregate(_rule("trimmed_mean", assumed_malicious=2), _columns(1, 2, 6, -50, 99))[0] == 2
+
+
+def test_norm_clip_by_hand() -> None:
+    deltas = np.array([[3.0, 4.0], [0.3, 0.4]], dtype=np.float32)  # norms 5 and 0.5
+    np.testing.assert_allclose(_aggregate(_rule("norm_clip", clip_norm=1.0), deltas), [0.45, 0.6], rtol=1e-6)
+
+
+def test_geometric_median_by_hand() -> None:
+    """On a line it is the median; of a right-angled cross it is the crossing, wherever the mean is."""
+    assert _aggregate(_rule("geometric_median"), _columns(0, 1, 10))[0] == pytest.approx(1.0, abs=1e-4)
+    cross = np.array([[-1, 0], [9, 0], [0, -2], [0, 4]], dtype=np.float32)
+    np.testing.assert_allclose(_aggregate(_rule("geometric_median"), cross), [0, 0], atol=1e-4)
+
+
+def test_geometric_median_weighs_by_examples() -> None:
+    """More than half of the weight on one client holds the median there."""
+    result = _aggregate(_rule("geometric_median"), _columns(0, 1, 10), np.array([1.0, 1.0, 3.0]))
+    assert result[0] == pytest.approx(10, abs=1e-4)
+
+
+def test_krum_by_hand() -> None:
+    """K = 5, f = 1: the score adds 2 squared distances; 2 has neighbours 1 and 3 (1 + 1), the others are further."""
+    deltas = _columns(0, 1.0, 2, 3, 50)
+    distances = (deltas - deltas.T) ** 2
+    np.testing.assert_array_equal(krum_scores(distances, 1), [5, 2, 2, 5, 47**2 + 48**2])
+    assert _aggregate(_rule("krum", assumed_malicious=1), _columns(0, 1.5, 2, 2.6, 50))[0] == 2
+
+
+def test_multi_krum_by_hand() -> None:
+    """The best K - f = 4 of 5: all but the far one."""
+    assert _aggregate(_rule("multi_krum", assumed_malicious=1), _columns(0, 1, 2, 3, 50))[0] == 1.5
+
+
+def test_bulyan_by_hand() -> None:
+    """K = 7, f = 1: 5 chosen (0 to 4, not the far two); of each column the 3 closest to the median 2: 1, 2, 3."""
+    rule = _rule("bulyan", assumed_malicious=1)
+    assert isinstance(rule, Bulyan)
+    assert _aggregate(rule, _columns(0, 1, 2, 3, 4, 60, -90))[0] == 2
+    # uneven: chosen 0, 1, 2, 5, 9 with median 2; closest three are 0, 1, 2 (distance 2) and not 5 (distance 3)
+    assert _aggregate(rule, _columns(0, 1, 2, 5, 9, 600, -900))[0] == 1
+
+
+def test_foolsgold_by_hand() -> None:
+    """Two sybils that say the same, two honest ones at right angles: the sybils lose their say, the honest keep it."""
+    deltas = np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], dtype=np.float32)
+    np.testing.assert_allclose(_aggregate(_rule("foolsgold"), deltas), [0, 0.5, 0.5], atol=1e-12)
+
+
+def test_foolsgold_pardons_an_honest_client_near_sybils() -> None:
+    """By the paper's lines: v = (1, 1, 0.6, 0), so that the third's cosines to the sybils become 0.6 * 0.6 / 1 = 0.36.
+
+    Its alpha is 0.64, and ln(0.64 / 0.36) + 0.5 > 1: a full say. Unpardoned it would have ln(0.4 / 0.6) + 0.5 = 0.09.
+    """
+    deltas = np.array([[1, 0, 0], [1, 0, 0], [0.6, 0.8, 0], [0, 0, 1]], dtype=np.float32)
+    np.testing.assert_allclose(_aggregate(_rule("foolsgold"), deltas), [0.3, 0.4, 0.5], rtol=1e-6)
+
+
+def test_foolsgold_remembers() -> None:
+    """A pair that parted in the second round is still alike in what it did over both; a restored rule goes on alike."""
+    first = np.array([[5, 0, 0], [5, 0, 0], [0, 1, 0]], dtype=np.float32)
+    second = np.array([[0.0, 0, 1], [0, 1, 0], [0, 1, 0]], dtype=np.float32)
+    rule = _rule("foolsgold")
+    _aggregate(rule, first)
+    restored = _rule("foolsgold")
+    restored.restore({name: array.copy() for name, array in rule.state().items()})
+    remembered = _aggregate(rule, second)
+    np.testing.assert_array_equal(_aggregate(restored, second), remembered)
+    assert np.abs(_aggregate(_rule("foolsgold"), second) - remembered).max() > 0.1
+    assert isinstance(rule, FoolsGold)
+    np.testing.assert_array_equal(rule.state()["foolsgold_history"][:3], first + second)
+
+
+def test_fltrust_by_hand() -> None:
+    """Server (3, 4) of norm 5: the client along it counts whole and is scaled to 5, the one against it not at all."""
+    deltas = np.array([[3, 4], [0.6, 0.8], [-30, -40]], dtype=np.float32)
+    np.testing.assert_allclose(_aggregate(_rule("fltrust"), deltas), [3, 4], rtol=1e-6)
+    # two clients at cosines 1 and 0.6: (1 * (3, 4) + 0.6 * (5, 0)) / 1.6
+    deltas = np.array([[3, 4], [6, 8], [1, 0]], dtype=np.float32)
+    np.testing.assert_allclose(_aggregate(_rule("fltrust"), deltas), [6 / 1.6, 4 / 1.6], rtol=1e-6)
+
+
+def test_flame_by_hand() -> None:
+    """Three of four point the same way, with norms 1, 2 and 3; the fourth points back with norm 2.
+
+    The median norm of all is 2: the cluster's deltas become (1, 2, 2), their mean is 5 / 3.
+    """
+    rule = _rule("flame", flame_noise=0.001)
+    result = _aggregate(rule, np.array([[1, 0], [2, 0], [3, 0], [-2, 0]], dtype=np.float32))
+    np.testing.assert_allclose(result, [5 / 3, 0], rtol=1e-6)
+    assert rule.noise_std == pytest.approx(0.002)
+
+
+def test_outlier_check_by_hand() -> None:
+    """Prompts on a global vector of ones: one has another mean, one the same mean and a wider spread; both go."""
+    base = np.tile([1.0, -1.0], P // 2)
+    scales = np.array([1.0, 1.1, 0.9, 1.05, 0.95, 5.0])
+    deltas = (scales[:, None] * base).astype(np.float32)
+    np.testing.assert_allclose(_aggregate(_rule("outlier_check"), deltas), base, rtol=1e-5)  # the spread
+    shifted = deltas[:5] + np.array([0.01, -0.01, 0, 0.005, 3.0], dtype=np.float32)[:, None]
+    kept = _aggregate(_rule("outlier_check"), shifted)
+    np.testing.assert_allclose(kept, shifted[:4].mean(axis=0), rtol=1e-5)  # the mean
+
+
+def test_inner_products_are_those_of_float64() -> None:
+    rows = np.random.default_rng(0).standard_normal((5, 1000)).astype(np.float32)
+    np.testing.assert_allclose(inner_products(rows), rows.astype(np.float64) @ rows.T.astype(np.float64), rtol=1e-12)
+
+
+def test_the_guide_s_rule_is_one() -> None:
+    """What it shows goes through the same checks as any row of the suite."""
+    text = (REPOSITORY / "fedprompt_mpi" / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(class EqualMean.*?)```", text, flags=re.DOTALL)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 10
+    made: dict[str, Any] = {"Aggregator": Aggregator, "Updates": Updates, "np": np}
+    exec(code, made)
+    rule = made["EqualMean"](FederationConfig(clients=K))
+    deltas = _honest(np.random.default_rng(0), "equal_mean")
+    counts = np.arange(1.0, K + 1)
+    np.testing.assert_allclose(_aggregate(rule, deltas, counts), deltas.mean(axis=0, dtype=np.float64), rtol=1e-9)
+
+
+def test_an_unknown_rule_lists_the_known_ones() -> None:
+    with pytest.raises(SettingsError, match=r"'mode': choose one of bulyan, .*trimmed_mean"):
+        FederationConfig(aggregator="mode")
+
+
+def test_too_large_an_f_names_the_largest_that_would_do() -> None:
+    with pytest.raises(SettingsError, match="assume at most 3"):
+        FederationConfig(aggregator="krum", assumed_malicious=4)
+    with pytest.raises(SettingsError, match="have at least 3"):
+        FederationConfig(aggregator="krum", assumed_malicious=1, clients=2)
+    with pytest.raises(SettingsError, match="there are 3"):  # it is the round's clients that count
+        FederationConfig(aggregator="krum", fraction=0.3)

@@ -1,0 +1,77 @@
+"""A clean run stands beside a poisoned one only if nothing but attack and defence sets them apart."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+
+from fedprompt_mpi.config import (
+    ClientConfig,
+    FederationConfig,
+    PoisonConfig,
+    PromptConfig,
+    RunConfig,
+    SettingsError,
+    TaskConfig,
+    to_dict,
+)
+from fedprompt_mpi.rundir.clean_run import read_clean_run
+
+
+def _save(directory: Path, config: RunConfig) -> str:
+    directory.mkdir()
+    (directory / "config.toml").write_text(tomli_w.dumps(to_dict(config)))
+    lines = [
+        {"round": 0, "accuracy": 0.5, "attack_success_rate": 0.5},
+        {"round": 1},
+        {"round": 2, "attack_success_rate": 0.25},
+    ]
+    (directory / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(directory)
+
+
+def test_the_rates_of_evaluated_rounds(tmp_path: Path) -> None:
+    clean = _save(tmp_path / "clean", RunConfig())
+    attack = PoisonConfig(clients=[0], boost=10.0, clean_run=clean)
+    defence = FederationConfig(aggregator="krum", assumed_malicious=2, rounds=7)
+    assert read_clean_run(RunConfig(poison=attack, federation=defence)) == {0: 0.5, 2: 0.25}
+    assert read_clean_run(RunConfig()) == {}
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"client": ClientConfig(lr=0.1)}, "client.lr = 0.3, here it is 0.1"),
+        ({"federation": FederationConfig(alpha=0.5)}, "federation.alpha = 1.0"),
+        ({"prompt": PromptConfig(init="random")}, "prompt.init = 'vocab'"),
+        ({"task": TaskConfig(max_train=10)}, "task.max_train = None, here it is 10"),
+    ],
+)
+def test_what_must_be_alike(sections: dict[str, Any], words: str, tmp_path: Path) -> None:
+    clean = _save(tmp_path / "clean", RunConfig())
+    with pytest.raises(SettingsError, match=words):
+        read_clean_run(RunConfig(poison=PoisonConfig(clients=[0], clean_run=clean), **sections))
+
+
+def test_the_number_of_rounds_counts_under_a_schedule(tmp_path: Path) -> None:
+    client = ClientConfig(schedule="linear")
+    clean = _save(tmp_path / "clean", RunConfig(client=client))
+    longer = FederationConfig(rounds=30)
+    with pytest.raises(SettingsError, match=r"federation\.rounds = 20, here it is 30"):
+        read_clean_run(RunConfig(client=client, federation=longer, poison=PoisonConfig(clean_run=clean)))
+
+
+def test_a_poisoned_run_is_no_clean_one(tmp_path: Path) -> None:
+    poisoned = _save(tmp_path / "poisoned", RunConfig(poison=PoisonConfig(clients=[3])))
+    with pytest.raises(SettingsError, match=r"whose clients \[3\] are malicious"):
+        read_clean_run(RunConfig(poison=PoisonConfig(clean_run=poisoned)))
+
+
+@pytest.mark.parametrize("content", ["", "poison = 3\n", "[poison]\n", "[poison", "\0"])
+def test_what_is_no_run(content: str, tmp_path: Path) -> None:
+    directory = _save(tmp_path / "run", RunConfig())
+    (tmp_path / "run" / "config.toml").write_text(content)
+    with pytest.raises(SettingsError, match="cannot be read as a run"):
+        read_clean_run(RunConfig(poison=PoisonConfig(clean_run=directory)))
