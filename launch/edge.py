@@ -1,104 +1,87 @@
-"""Where a defence ends: accuracy and attack success rate (ASR) of every aggregator under every attack, as a table.
+"""Accuracy and attack success rate (ASR) of every aggregator under every attack, as a table.
 
-    python launch/edge.py OUT --config launch/recipes/edge-sst2.toml --task.data DIR --model.name DIR ...
+    python launch/edge.py [--jobs 2] [--matrix FILE] OUT --config launch/recipes/edge-sst2.toml --task.data=DIR ...
 
-Each cell is one run of the program in OUT/<aggregator>/<attack>; cells that are done are not run again. All flags
-behind OUT go to every run. With --jobs 2 before OUT, two cells run at a time (set OMP_NUM_THREADS to fit).
+It is a sweep over a matrix file, launch/recipes/edge-matrix.toml. Each cell is a run in OUT/<rule>/<attack>; finished
+cells are skipped, interrupted ones are resumed. All flags behind OUT go to every run. With --jobs 2, two cells run at a
+time (set OMP_NUM_THREADS to fit).
 """
 
 import argparse
-import concurrent.futures
-import json
 import re
-import shutil
 import statistics
-import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-from fedprompt_mpi.federation.aggregate import AGGREGATORS
+from fedprompt_mpi.commands.sweep import Plan, sweep
+from fedprompt_mpi.files import read_toml
+from fedprompt_mpi.rules.aggregate import AGGREGATORS
+from fedprompt_mpi.rundir.paths import RunPaths
+from fedprompt_mpi.rundir.records import Summary, read_record, read_rounds
 
 CLIENTS = 10
-ATTACKS = {  # column -> (malicious clients, flags)
-    "none": (0, []),
-    "1 of 10": (1, ["--poison.clients=[0]"]),
-    "3 of 10": (3, ["--poison.clients=[0,1,2]"]),
-    "5 of 10": (5, ["--poison.clients=[0,1,2,3,4]"]),
-    "1, boost 5": (1, ["--poison.clients=[0]", "--poison.boost=5"]),
-    "1, boost 10": (1, ["--poison.clients=[0]", "--poison.boost=10"]),
-    "all, 10 % each": (1, ["--poison.clients=all", "--poison.rate=0.1"]),
-}
-RULES = {  # row -> flags
-    **{name: [f"--federation.aggregator={name}"] for name in AGGREGATORS},
-    "fedavg, noise 0.02": ["--federation.noise_std=0.02"],
-}
+MATRIX = Path(__file__).parent / "recipes" / "edge-matrix.toml"
 
 
 def main() -> None:
     """Run what is missing, and print the table."""
     parser = argparse.ArgumentParser(description="accuracy / ASR of every aggregator under every attack")
     parser.add_argument("--jobs", type=int, default=1, help="cells that run at a time")
+    parser.add_argument("--matrix", type=Path, default=MATRIX, help="TOML file with rows and columns")
     parser.add_argument("out", type=Path, help="folder for the runs")
-    arguments, flags = parser.parse_known_args()
-    cells = [(rule, attack) for attack in ATTACKS for rule in RULES]
-    clean = [cell for cell in cells if cell[1] == "none"]
-    for some in (clean[:1], clean, cells):  # norm_clip needs fedavg's, each rule's attacked cells its clean one
-        run_cells(arguments.out, some, flags, arguments.jobs)
-    print(table(arguments.out))
+    given, flags = parser.parse_known_args()
+    matrix, out = read_toml(given.matrix), given.out
+    clean = [(rule, matrix["clean"]) for rule in matrix["rows"]]
+    cells = [(rule, attack) for attack in matrix["columns"] for rule in matrix["rows"]]
+    for some in (
+        clean[:1],
+        clean,
+        cells,
+    ):  # norm_clip needs fedavg's clean run, attacked cells the clean one of their rule
+        plans = [Plan(directory=place(out, *cell), flags=[*flags, *settings(matrix, out, *cell)]) for cell in some]
+        status = sweep(plans, jobs=given.jobs, say=lambda line: print(line, file=sys.stderr, flush=True))
+        if status:
+            raise SystemExit(status)
+    print(table(matrix, out))
 
 
-def directory(out: Path, rule: str, attack: str) -> Path:
+def place(out: Path, rule: str, attack: str) -> Path:
     """Return the run directory of a cell."""
     return out / re.sub(r"[^\w.]+", "-", rule) / re.sub(r"[^\w.]+", "-", attack)
 
 
-def run_cells(out: Path, cells: list[tuple[str, str]], flags: list[str], jobs: int) -> None:
-    """Run so many cells at a time; the first that fails ends it."""
-    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        running = [pool.submit(run_cell, out, rule, attack, flags) for rule, attack in cells]
-        try:
-            for cell in concurrent.futures.as_completed(running):
-                cell.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def run_cell(out: Path, rule: str, attack: str, flags: list[str]) -> None:
-    """Run one cell, unless it is done."""
-    place = directory(out, rule, attack)
-    if (place / "summary.json").exists():
-        return
-    settings = [*flags, *RULES[rule], *ATTACKS[attack][1], f"--output.dir={place}"]
-    if rule in AGGREGATORS:  # f as many as there are, or as many as the rule can assume
-        settings.append(f"--federation.assumed_malicious={min(max(ATTACKS[attack][0], 1), most_assumed(rule))}")
-    if (place / "checkpoint").exists():
-        settings.append("--output.resume=true")
-    elif place.exists():
-        shutil.rmtree(place)  # it was stopped before there was anything to go on from
-    if rule == "norm_clip":  # at what honest updates measure
-        norms = json.loads((directory(out, "fedavg", "none") / "rounds.jsonl").read_text().splitlines()[1])
-        settings.append(f"--federation.clip_norm={statistics.median(norms['update_norms'])}")
-    if attack != "none":
-        settings.append(f"--poison.clean_run={directory(out, rule, 'none')}")
-    print(f"{rule}: {attack}", file=sys.stderr, flush=True)
-    subprocess.run([sys.executable, "-m", "fedprompt_mpi", *settings], check=True, stdout=subprocess.DEVNULL)
+def settings(matrix: dict[str, Any], out: Path, rule: str, attack: str) -> list[str]:
+    """Return the flags of a cell."""
+    column = matrix["columns"][attack]
+    found = [f"--{flag}" for flag in (*matrix["rows"][rule], *column["settings"])]
+    if rule in AGGREGATORS:
+        assumed = min(max(column["malicious"], 1), most_assumed(rule))
+        found += [f"--federation.aggregator={rule}", f"--federation.assumed_malicious={assumed}"]
+    if rule == "norm_clip":  # clip at the median norm of honest updates
+        first = read_rounds(RunPaths(place(out, "fedavg", matrix["clean"])))[1]
+        norms = [norm for norm in first.update_norms if norm is not None]
+        found.append(f"--federation.clip_norm={statistics.median(norms)}")
+    if attack != matrix["clean"]:
+        found.append(f"--poison.clean_run={place(out, rule, matrix['clean'])}")
+    return found
 
 
 def most_assumed(rule: str) -> int:
-    """Return the largest f that a rule can assume of so many clients."""
+    """Return the largest f that a rule can assume of `CLIENTS` clients."""
     return AGGREGATORS[rule].most_malicious(CLIENTS) or 0
 
 
-def table(out: Path) -> str:
-    """Return the cells as Markdown: accuracy / ASR in %, starred where the malicious are more than a rule can bear."""
-    lines = ["| aggregator | " + " | ".join(ATTACKS) + " |", "| --- |" + " --- |" * len(ATTACKS)]
-    for rule in RULES:
+def table(matrix: dict[str, Any], out: Path) -> str:
+    """Return the cells as Markdown: accuracy / ASR in %, starred where more are malicious than the rule withstands."""
+    columns = matrix["columns"]
+    lines = ["| aggregator | " + " | ".join(columns) + " |", "| --- |" + " --- |" * len(columns)]
+    for rule in matrix["rows"]:
         cells = []
-        for attack in ATTACKS:
-            summary = json.loads((directory(out, rule, attack) / "summary.json").read_text())
-            star = "*" if rule in AGGREGATORS and ATTACKS[attack][0] > most_assumed(rule) else ""
-            cells.append(f"{100 * summary['accuracy']:.1f} / {100 * summary['attack_success_rate']:.1f}{star}")
+        for attack, column in columns.items():
+            summary = read_record(RunPaths(place(out, rule, attack)).summary, Summary)
+            star = "*" if rule in AGGREGATORS and column["malicious"] > most_assumed(rule) else ""
+            cells.append(f"{100 * (summary.accuracy or 0):.1f} / {100 * (summary.attack_success_rate or 0):.1f}{star}")
         lines.append(f"| {rule} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -39,7 +39,7 @@ before=$(checkpoints)
 # LAUNCH=srun (default) starts the ranks through Slurm's own PMI, LAUNCH=mpirun through the MPI library's mpirun.
 # srun --mpi=list shows what your Slurm offers: pmi2 for MPICH and its kin, pmix for Open MPI.
 if [ "${LAUNCH:-srun}" = srun ]; then
-    start=(srun --mpi="${MPI_TYPE:-pmi2}")
+    start=(srun --kill-on-bad-exit=1 --mpi="${MPI_TYPE:-pmi2}")
 elif mpirun --version | grep -q 'Open MPI'; then
     start=(mpirun -n "$SLURM_NTASKS") # reads the allocation itself
 else
@@ -47,13 +47,16 @@ else
 fi
 "${start[@]}" python -m fedprompt_mpi run "$@" &
 job=$!
-trap 'kill -USR1 "$job"' USR1 # srun and mpirun pass it on to the ranks
+signalled=
+trap 'signalled=1; kill -USR1 "$job"' USR1 # srun and mpirun pass it on to the ranks
 status=0
 wait "$job" || status=$?
 while [ "$status" -gt 128 ] && kill -0 "$job" 2>/dev/null; do # the signal ended the waiting, not the job
     status=0
     wait "$job" || status=$?
 done
+# srun may kill slower ranks once the first has ended with 75: then its status is that of a signal
+[ -z "$signalled" ] || [ "$status" -le 128 ] || status=75
 # stopped on request, a round further than before: else it would do the same again, for ever
 if [ "$status" -eq 75 ] && [ -n "$directory" ] && [ "$(checkpoints)" != "$before" ]; then
     scontrol requeue "$SLURM_JOB_ID"

@@ -8,7 +8,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import tomli_w
 
+from fedprompt_mpi.rules.aggregate import AGGREGATORS
 from tests.jobs import REPOSITORY, SMALL
 
 
@@ -18,10 +20,15 @@ def test_a_small_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert spec is not None and spec.loader is not None
     edge = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(edge)
-    monkeypatch.setattr(edge, "ATTACKS", {name: edge.ATTACKS[name] for name in ("none", "1, boost 10")})
-    monkeypatch.setattr(edge, "RULES", {name: edge.RULES[name] for name in ("fedavg", "norm_clip")})
+    matrix = tomllib.loads(edge.MATRIX.read_text())
+    assert set(matrix["rows"]) == {*AGGREGATORS, "fedavg, noise 0.02"}
+    matrix["columns"] = {name: matrix["columns"][name] for name in ("none", "1, boost 10")}
+    matrix["rows"] = {name: matrix["rows"][name] for name in ("fedavg", "norm_clip")}
+    (tmp_path / "small.toml").write_text(tomli_w.dumps(matrix))
     flags = [*SMALL, "--federation.rounds=1", "--client.steps=1"]
-    monkeypatch.setattr(sys, "argv", ["edge.py", "--jobs=2", str(tmp_path), *flags])
+    monkeypatch.setattr(
+        sys, "argv", ["edge.py", "--jobs=2", f"--matrix={tmp_path / 'small.toml'}", str(tmp_path), *flags]
+    )
     edge.main()
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "| aggregator | none | 1, boost 10 |"
