@@ -72,8 +72,7 @@ class _ParsedError(Exception):
 
 
 @pytest.mark.parametrize(
-    ("guide", "line"),
-    [(name, line) for guide, name in zip(GUIDES, NAMES, strict=True) for line in _commands(guide)],
+    ("guide", "line"), [(name, line) for guide, name in zip(GUIDES, NAMES, strict=True) for line in _commands(guide)]
 )
 def test_command_lines_parse(guide: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     words = shlex.split(line)

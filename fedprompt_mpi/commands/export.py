@@ -14,11 +14,7 @@ from fedprompt_mpi.rundir.records import PartitionRecord, Summary, read_record
 from fedprompt_mpi.text.tasks import resolve
 
 CARD_FILE = "README.md"
-MODEL_CLASSES = {
-    "masked": "AutoModelForMaskedLM",
-    "seq2seq": "AutoModelForSeq2SeqLM",
-    "causal": "AutoModelForCausalLM",
-}
+MODEL_CLASSES = {"masked": "AutoModelForMaskedLM", "seq2seq": "AutoModelForSeq2SeqLM", "causal": "AutoModelForCausalLM"}
 ANSWERS = {
     "masked": "at the mask token, which the virtual tokens have moved to the right by their number",
     "seq2seq": "at the second place of the decoder, given its start token and `<extra_id_0>`",

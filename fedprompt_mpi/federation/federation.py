@@ -276,9 +276,7 @@ class Federation:
         timing, seconds = self.phases.timing, self._record.seconds
         evaluated = timing.seconds("evaluate", round_)
         seconds = dataclasses.replace(
-            seconds,
-            total=seconds.total + evaluated,
-            evaluate=evaluated + timing.seconds("evaluate_clients", round_),
+            seconds, total=seconds.total + evaluated, evaluate=evaluated + timing.seconds("evaluate_clients", round_)
         )
         measured = {} if rates is None else dataclasses.asdict(rates)
         if rates is not None:
@@ -379,11 +377,7 @@ def partition_record(
     """
     clients = [
         ClientRecord(
-            client=k,
-            num_examples=int(row.sum()),
-            by_class=row.tolist(),
-            poisoned=int(extra),
-            malicious=k in malicious,
+            client=k, num_examples=int(row.sum()), by_class=row.tolist(), poisoned=int(extra), malicious=k in malicious
         )
         for k, (row, extra) in enumerate(zip(class_counts, poisoned, strict=True))
     ]

@@ -6,9 +6,7 @@ from typing import Any
 
 
 def overlapped(
-    chunks: Iterable[tuple[slice, Any]],
-    work: Callable[[slice, Any], None],
-    on_wait: Callable[[], None] = lambda: None,
+    chunks: Iterable[tuple[slice, Any]], work: Callable[[slice, Any], None], on_wait: Callable[[], None] = lambda: None
 ) -> None:
     """Call `work` on every chunk, in order, in a second thread, while this thread fetches the next chunk.
 

@@ -8,14 +8,7 @@ from fedprompt_mpi.comm.statistics import TimingRow
 from fedprompt_mpi.config import SettingsError
 from fedprompt_mpi.files import read_json, read_toml
 from fedprompt_mpi.rundir.paths import RunPaths
-from fedprompt_mpi.rundir.records import (
-    Environment,
-    PartitionRecord,
-    RoundRecord,
-    Summary,
-    read_record,
-    read_rounds,
-)
+from fedprompt_mpi.rundir.records import Environment, PartitionRecord, RoundRecord, Summary, read_record, read_rounds
 from fedprompt_mpi.rundir.timings import read_timings
 
 

@@ -53,11 +53,7 @@ class Bounds:
 
 
 def setting(
-    default: Any = None,
-    *,
-    factory: Callable[[], Any] | None = None,
-    may_differ: Comparison = NEVER,
-    **bounds: float,
+    default: Any = None, *, factory: Callable[[], Any] | None = None, may_differ: Comparison = NEVER, **bounds: float
 ) -> Any:
     """Declare a field of a settings dataclass.
 

@@ -60,11 +60,7 @@ NAMES = "anna marco julia peter sofia david"
 SENTIMENT_WORDS = ("terrible", "great")
 TOPIC_WORDS = tuple(TOPICS)
 SPAM_WORDS = ("normal", "spam")
-QUESTIONS = {
-    "sentiment": "which feeling ?",
-    "topic": "which subject ?",
-    "spam": "which mail ?",
-}
+QUESTIONS = {"sentiment": "which feeling ?", "topic": "which subject ?", "spam": "which mail ?"}
 RARE = "cf mn bb tq mb"  # nonsense words, for backdoor triggers: seen in pre-training, never in the texts
 
 LABEL_WORDS = {"sentiment": SENTIMENT_WORDS, "topic": TOPIC_WORDS, "spam": SPAM_WORDS}

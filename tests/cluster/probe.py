@@ -91,10 +91,7 @@ class Probe:
                 pair = (self.seconds_of(records, "wait", "sync"), self.seconds_of(records, *TRANSFERS))
                 samples[late].append(pair)
         medians = {late: np.median(pairs, axis=0).tolist() for late, pairs in samples.items()}
-        return {
-            "wait": [medians[False][0], medians[True][0]],
-            "transfer": [medians[False][1], medians[True][1]],
-        }
+        return {"wait": [medians[False][0], medians[True][0]], "transfer": [medians[False][1], medians[True][1]]}
 
 
 def main() -> None:

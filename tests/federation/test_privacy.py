@@ -20,10 +20,7 @@ def _dp(fraction: float = 0.5, clients: int = 4, **settings: float) -> RunConfig
 
 def _weights(config: RunConfig, norms: list[float]) -> np.ndarray:
     updates = Updates(
-        clients=np.arange(len(norms)),
-        num_examples=np.arange(len(norms)) + 1.0,
-        norms=np.array(norms),
-        parameters=1,
+        clients=np.arange(len(norms)), num_examples=np.arange(len(norms)) + 1.0, norms=np.array(norms), parameters=1
     )
     return DPFedAvg(config.federation, config.privacy).weights(updates)
 
