@@ -42,6 +42,8 @@ NOTICE_WITHIN_S = 2.0
 """Time until MPI knows of the lost rank for which a collective has failed."""
 RECOVER_WITHIN_S = 30.0
 """Survivors agree within seconds, or never: if one of them ends the job instead."""
+TRANSFER_GRACE_S = 5.0
+"""Time beyond the deadline after which a rank in a blocking collective reports: the one it waits for reports before."""
 MESSAGE_BYTES = 4096
 
 
@@ -99,8 +101,8 @@ class MPIChannel:
 
         Between the two readings of the clock there is only the call: for a prompt it takes some 20 microseconds.
         """
-        clock = self._mpi.Wtime
-        self._liveness.enter(phase, self.phases.timing.round)
+        clock, patience_s = self._mpi.Wtime, self._liveness.deadline_s + TRANSFER_GRACE_S
+        self._liveness.enter(phase, self.phases.timing.round, patience_s)
         begin = clock()
         if self._measure:
             self._sleep_until(self._comm.Ibarrier(), phase)
@@ -272,7 +274,7 @@ class MPIChannel:
         before, ranks, live = self._comms.world, self.placement.original_ranks, self._liveness
         world, live.has_lost_others, self._folder = before, True, None
         while True:
-            live.enter("recover", self.phases.timing.round, RECOVER_WITHIN_S)
+            live.enter("recover", self.phases.timing.round, min(RECOVER_WITHIN_S, live.deadline_s))
             self._comms.revoke()
             world.Revoke()
             world = world.Shrink()

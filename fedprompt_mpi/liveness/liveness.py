@@ -51,8 +51,8 @@ class Liveness:
         self.phase, self.round = "start", 0
         self.collective: tuple[int, str] | None = None
         """Number and name of the collective in which this rank waits for others; None if it does not wait."""
-        self.patience_s = NEVER
-        """Longest duration of this phase, if that is less than the deadline."""
+        self.patience_s: float | None = None
+        """Longest duration of this phase, if that is not the deadline."""
         self.since = time.monotonic()
         self.answer: Callable[[], None] = lambda: None
         """Answers ranks that ask whether this one is alive; set by the channel."""
@@ -62,13 +62,13 @@ class Liveness:
 
     # progress
 
-    def enter(self, phase: str, round_: int, patience_s: float = NEVER) -> None:
+    def enter(self, phase: str, round_: int, patience_s: float | None = None) -> None:
         """Note that a phase begins. Only the thread that the watchdog watches calls this.
 
         Args:
             phase: its name.
             round_: the round it belongs to.
-            patience_s: its longest duration, if that is less than the deadline.
+            patience_s: its longest duration, if that is not the deadline.
         """
         self.phase, self.round, self.collective, self.patience_s = phase, round_, None, patience_s
         self.alive()

@@ -30,10 +30,10 @@ class Watchdog(threading.Thread):
         """Look at the progress a few times in each deadline."""
         live = self._liveness
         while not self._over.wait(min(live.deadline_s / 10, 1.0)):
-            since, allowed_s = live.since, min(live.deadline_s, live.patience_s)
+            since, allowed_s = live.since, live.deadline_s if live.patience_s is None else live.patience_s
             if live.collective is None and time.monotonic() - since > allowed_s:
-                setting = " (comm.deadline_s)" if allowed_s == live.deadline_s else ""
-                self._bark(f"has made no progress for {allowed_s:g} s{setting}")
+                setting = " (comm.deadline_s)" if allowed_s >= live.deadline_s else ""
+                self._bark(f"has made no progress for {min(allowed_s, live.deadline_s):g} s{setting}")
                 return
 
     def _bark(self, what: str) -> None:

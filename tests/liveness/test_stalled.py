@@ -1,6 +1,7 @@
 """Ranks that wait for each other in different collectives end the job, each named with its collective."""
 
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,21 @@ def test_a_library_call_that_stalls_raises_and_the_process_goes_on(
     monkeypatch.setattr(Federation, "train", never)
     with pytest.raises(StalledError, match=r"rank 0 has made no progress for 2 s \(comm.deadline_s\) in phase"):
         run_here(tmp_path / "run", "--comm.deadline_s=2")
+
+
+def test_a_rank_in_a_transfer_lets_the_one_it_waits_for_report_first() -> None:
+    live = Liveness()
+
+    def work(phase: str, patience_s: float | None) -> None:
+        with live.watched(0.3):
+            live.enter(phase, 2, patience_s)
+            until = time.monotonic() + 0.8
+            while time.monotonic() < until:
+                pass
+
+    work("gather", 30)
+    with pytest.raises(StalledError, match=r"made no progress for 0.3 s \(comm.deadline_s\) in phase train of round 2"):
+        work("train", None)
 
 
 def test_a_request_to_stop_is_for_one_run(tmp_path: Path) -> None:
