@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     launch = read_launch()
     liveness = Liveness(rank=launch.rank, size=launch.size, ends_job=True, under_srun=launch.launcher == SRUN)
     try:
-        _dispatch(list(sys.argv[1:] if arguments is None else arguments), liveness)
+        dispatch(list(sys.argv[1:] if arguments is None else arguments), liveness)
     except PrintedText:
         pass
     except SettingsError as error:
@@ -76,7 +76,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     liveness.end()
 
 
-def _dispatch(arguments: list[str], liveness: Liveness) -> None:
+def dispatch(arguments: list[str], liveness: Liveness) -> None:
+    """Run the command that the arguments name.
+
+    Raises:
+        SettingsError: if there is no such command, or its flags or the user's data are wrong.
+        PrintedText: if only a text was asked for.
+    """
     asks = arguments[0] if arguments else ""
     command = asks if asks and not asks.startswith("-") else "run"
     if command not in COMMANDS:
@@ -86,6 +92,8 @@ def _dispatch(arguments: list[str], liveness: Liveness) -> None:
     wants_text = bool({"-h", "--help", "--print_config"} & set(arguments))
     if liveness.rank and (command in SERIAL or wants_text):
         return
+    if command == "help" and len(arguments) > 1:
+        raise SettingsError(f"{asks} takes no arguments, but there is {arguments[1]!r}: COMMAND --help has its flags")
     if asks == "--version":
         print(f"fedprompt_mpi {importlib.metadata.version('fedprompt_mpi')}")
     elif command == "help":

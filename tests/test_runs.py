@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import tomllib
 from pathlib import Path
 
@@ -77,6 +78,11 @@ def test_the_run_directory(one_process: Path) -> None:
         rows = list(csv.DictReader(file))
     assert set(rows[0]) == {"round", "rank", "phase", "seconds", "bytes"}
     assert {"train", "evaluate", "aggregate"} <= {row["phase"] for row in rows}
+
+
+def test_no_name_in_a_file_for_others_ends_with_an_underscore(one_process: Path) -> None:
+    for name in ("rounds.jsonl", "summary.json", "environment.json", "partition.json", "communication.json"):
+        assert re.findall(r'"\w+_"\s*:', (one_process / name).read_text()) == [], name
 
 
 def test_its_config_repeats_the_run(one_process: Path, tmp_path: Path) -> None:

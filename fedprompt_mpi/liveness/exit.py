@@ -44,7 +44,7 @@ def end_job(status: int) -> NoReturn:
     _flush()
     mpi = running_mpi()
     if mpi is not None:
-        _wait_until_read(sys.stderr.fileno())
+        wait_until_read(sys.stderr.fileno())
         mpi.COMM_WORLD.Abort(status)
     os._exit(status)
 
@@ -60,8 +60,12 @@ def _flush() -> None:
     sys.stderr.flush()
 
 
-def _wait_until_read(pipe: int) -> None:
-    """Wait until the launcher has read a pipe, for `LAST_WORDS_S` at most: an abort discards unread output."""
+def wait_until_read(pipe: int) -> None:
+    """Wait until the launcher has read a pipe, for `LAST_WORDS_S` at most: an abort discards unread output.
+
+    Args:
+        pipe: file descriptor; one that is no pipe is not waited for.
+    """
     deadline = time.monotonic() + LAST_WORDS_S
     try:
         while time.monotonic() < deadline:

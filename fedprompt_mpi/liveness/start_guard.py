@@ -11,6 +11,7 @@ import os
 import select
 import signal
 import socket
+import sys
 import threading
 import time
 import warnings
@@ -18,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
+from fedprompt_mpi.liveness.exit import LAST_WORDS_S, wait_until_read
 from fedprompt_mpi.liveness.node_watcher import say
 
 _STARTED, _OVER = b"s", b"o"
@@ -82,6 +84,21 @@ class _Names:
         with contextlib.suppress(OSError):  # somebody else's name: this rank only counts as missing
             self.socket.bind(f"{self._prefix}{self.rank}")
 
+    def claim_report(self) -> bool:
+        """Return whether this guard is the one on this host that reports; the others give it the time to do so."""
+        claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            claim.bind(f"{self._prefix}report")
+        except OSError:  # another guard has claimed it, and tells when it has reported
+            claim.close()
+            return not self.told(LAST_WORDS_S)
+        self._claim = claim  # kept open: the kernel frees the name with this process
+        return not self.told(0)
+
+    def told(self, wait_s: float) -> bool:
+        """Return whether the guard of another rank says within some seconds that the job is over."""
+        return bool(select.select([self.socket], [], [], wait_s)[0])
+
     def present(self) -> list[int]:
         """Return the ranks whose guards run on this host."""
         return [rank for rank in range(self.size) if self._reach(rank)]
@@ -115,23 +132,37 @@ def _guard(parent: int, reading: int, names: _Names, deadline_s: float) -> NoRet
         signal.signal(number, signal.SIG_DFL)
     names.bind()
     ready, _, _ = select.select([reading, names.socket], [], [], deadline_s)
-    host, rank = socket.gethostname(), names.rank
-    if reading in ready:
-        if os.read(reading, 1) == b"":
-            say(f"fedprompt_mpi: rank {rank} of {names.size} on {host} ended before MPI had started")
-            _keep_telling(names, deadline_s)
+    ended = reading in ready
+    if ended and os.read(reading, 1) == _STARTED:
         os._exit(0)
-    present = names.present()
-    if not ready and rank == min(present, default=rank):
-        missing = sorted(set(range(names.size)) - set(present))
-        say(
-            f"fedprompt_mpi: MPI has not started on all ranks within {deadline_s:g} s (comm.start_deadline_s): "
-            f"of {names.size} ranks, {_list(present)} waiting in MPI_Init on {host}, {_list(missing)} not there"
-        )
+    if (ended or not ready) and names.claim_report():
+        _report(_ended(names) if ended else _late(names, deadline_s))
+    if ended:
+        _keep_telling(names, deadline_s)
     names.tell_others()
     if os.getppid() == parent:
         os.kill(parent, signal.SIGKILL)
     os._exit(0)
+
+
+def _ended(names: _Names) -> str:
+    return f"fedprompt_mpi: rank {names.rank} of {names.size} on {socket.gethostname()} ended before MPI had started"
+
+
+def _late(names: _Names, deadline_s: float) -> str:
+    present = names.present()
+    missing = sorted(set(range(names.size)) - set(present))
+    return (
+        f"fedprompt_mpi: MPI has not started on all ranks within {deadline_s:g} s (comm.start_deadline_s): "
+        f"of {names.size} ranks, {_list(present)} waiting in MPI_Init on {socket.gethostname()}, "
+        f"{_list(missing)} not there"
+    )
+
+
+def _report(line: str) -> None:
+    """Print a line for the user and wait until the launcher has it: it discards what is unread when a rank ends."""
+    say(line)
+    wait_until_read(sys.stderr.fileno())
 
 
 def _keep_telling(names: _Names, deadline_s: float) -> None:

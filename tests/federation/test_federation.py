@@ -145,6 +145,15 @@ def test_fltrust_without_its_server_keeps_the_vector() -> None:
     np.testing.assert_array_equal(server.vector, 1.0)
 
 
+@pytest.mark.parametrize(("norms", "expected"), [((1.0, 1.0, 1.0), True), ((np.nan, 1.0, 1.0), False)])
+def test_every_rank_knows_whether_the_vector_has_moved(norms: tuple[float, ...], expected: bool) -> None:
+    """Also a worker, which holds no updates of others; too few are left for krum without one of three."""
+    config = _config(clients=3, aggregator="krum", assumed_malicious=0)
+    for is_root in (True, False):
+        server = Server(np.zeros(2, dtype=np.float32), config, is_root=is_root)
+        assert _apply(server, _headers([1] * 3, list(norms)), np.ones((3, 2), np.float32)).aggregated is expected
+
+
 def test_a_run_ends_only_if_every_honest_client_diverged() -> None:
     headers = _headers([1] * 3, [np.nan, np.nan, 1.0])
     attacked = RunConfig(poison=PoisonConfig(clients=[0, 1], attack="nan"))
