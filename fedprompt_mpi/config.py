@@ -10,9 +10,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from fedprompt_mpi.rules.aggregate import AGGREGATORS, RuleOptions
-from fedprompt_mpi.rules.attack import AttackName, AttackOptions
-from fedprompt_mpi.rules.server_optimizer import ServerOptimizerOptions
+from fedprompt_mpi.rules.aggregators import AGGREGATORS, RuleOptions
+from fedprompt_mpi.rules.attacks import AttackName, AttackOptions
+from fedprompt_mpi.rules.server_optimizers import ServerOptimizerOptions
 from fedprompt_mpi.rules.setting import ALWAYS, Comparison, SettingsError, check, setting
 
 __all__ = ["RunConfig", "SettingsError"]

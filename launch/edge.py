@@ -16,7 +16,7 @@ from typing import Any
 
 from fedprompt_mpi.commands.sweep import Plan, sweep
 from fedprompt_mpi.files import read_toml
-from fedprompt_mpi.rules.aggregate import AGGREGATORS
+from fedprompt_mpi.rules.aggregators import AGGREGATORS
 from fedprompt_mpi.rundir.paths import RunPaths
 from fedprompt_mpi.rundir.records import Summary, read_record, read_rounds
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from fedprompt_mpi.rules.aggregate import AGGREGATORS
+from fedprompt_mpi.rules.aggregators import AGGREGATORS
 from tests.jobs import REPOSITORY, SMALL
 
 

@@ -262,7 +262,7 @@ def test_the_other_mpi_s_launcher_is_explained(variables: dict[str, str], words:
 def test_an_exception_on_one_rank_ends_the_job(tmp_path: Path) -> None:
     """A fault of the program, not of the user: status 3, the rank and its traceback, nobody hangs."""
     code = (
-        "import fedprompt_mpi.federation.local as local, fedprompt_mpi.comm.launcher as launcher, sys\n"
+        "import fedprompt_mpi.federation.rank_training as local, fedprompt_mpi.comm.launcher as launcher, sys\n"
         "whole = local.train\n"
         "def train(*a, **k):\n"
         "    if launcher.read_launch().rank == 2: raise ArithmeticError('boom')\n"

@@ -26,7 +26,7 @@ def _texts(count: int = 400) -> list[str]:
 
 
 def _word_piece() -> tuple[tokenizers.Tokenizer, dict[str, str]]:
-    from fedprompt_mpi.plm.embedded.make import make_tokenizer
+    from launch.make_embedded import make_tokenizer
 
     special = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
     return make_tokenizer(), special

@@ -39,7 +39,7 @@ def export(run: Path, directory: Path) -> Path:
         SettingsError: if there is no such run, its prompt cannot be a PEFT adapter, or the folder is not empty.
     """
     from fedprompt_mpi.plm.adapter import write_adapter
-    from fedprompt_mpi.plm.backbone import download, family_of, geometry_of, read_config
+    from fedprompt_mpi.plm.backbone import download, family_of, read_config
 
     prompt, paths = load_prompt(run), RunPaths(run)
     config = prompt.config
@@ -56,8 +56,7 @@ def export(run: Path, directory: Path) -> Path:
         directory,
         prompt.effective if prompt.effective is not None else prompt.vector,
         method=config.prompt.method,
-        family=family,
-        geometry=geometry_of(plm),
+        plm=plm,
         base_model=config.model.name,
     )
     write_text(directory / CARD_FILE, card(config, summary, words, family, int(prompt.metadata["round"])))

@@ -79,7 +79,7 @@ class Prompt:
         """
         import torch
 
-        from fedprompt_mpi.federation.client import score_batch, to_device
+        from fedprompt_mpi.federation.client_training import score_batch, to_device
         from fedprompt_mpi.text.batches import collate, evaluation_batches
         from fedprompt_mpi.text.load import Examples
 

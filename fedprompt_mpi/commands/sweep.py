@@ -17,7 +17,7 @@ from fedprompt_mpi.liveness.exit import end_process
 from fedprompt_mpi.liveness.liveness import Liveness
 from fedprompt_mpi.liveness.stop import STOPPED
 from fedprompt_mpi.rules.setting import Comparison
-from fedprompt_mpi.rundir.compare import compared, differences
+from fedprompt_mpi.rundir.may_differ import compared, differences
 from fedprompt_mpi.rundir.paths import LOG, RunPaths
 
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from fedprompt_mpi.config import PoisonConfig, RunConfig
 from fedprompt_mpi.federation.cohort import Cohort
-from fedprompt_mpi.rules.attack import ATTACKS, Attack
+from fedprompt_mpi.rules.attacks import ATTACKS, Attack
 
 
 def attacking_clients(config: RunConfig) -> set[int]:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from fedprompt_mpi.comm.device import Vector
-from fedprompt_mpi.federation.client import score_batch, to_device
+from fedprompt_mpi.federation.client_training import score_batch, to_device
 from fedprompt_mpi.federation.cohort import Cohort
 from fedprompt_mpi.federation.setup import Setup
 from fedprompt_mpi.rundir.records import Rates

@@ -131,7 +131,7 @@ class Federation:
     def train(self, cohort: Cohort, round_: int) -> LocalUpdates:
         """Train this rank's clients of the cohort, malicious ones as their attack says."""
         from fedprompt_mpi.federation.evaluate import evaluate_clients
-        from fedprompt_mpi.federation.local import finish_updates, make_jobs, steps_by_rank, train_rank
+        from fedprompt_mpi.federation.rank_training import finish_updates, make_jobs, steps_by_rank, train_rank
 
         setup, vector, progress = self.setup, self.server.vector, self.channel.progress
         if progress.is_watched:
@@ -345,7 +345,7 @@ class Federation:
         journal.console.say(format_table(corpus.class_counts, words, corpus.poisoned.tolist()))
 
     def _open_account(self) -> Account:
-        from fedprompt_mpi.federation.client import learning_rate
+        from fedprompt_mpi.federation.client_training import learning_rate
 
         rate = functools.partial(learning_rate, self.config.client, self.config.federation.rounds)
         return Account(self.config, self.setup.method.layout.size, rate)

@@ -16,7 +16,7 @@ import numpy as np
 from fedprompt_mpi.comm.channel import Channel
 from fedprompt_mpi.comm.codec import Codec
 from fedprompt_mpi.federation.cohort import home_ranks
-from fedprompt_mpi.rules.aggregator import LARGEST_NORM, euclidean_norm
+from fedprompt_mpi.rules.aggregator_base import LARGEST_NORM, euclidean_norm
 from fedprompt_mpi.rules.spill import zeros
 
 RESIDUALS = "client_residuals"

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from fedprompt_mpi.config import ClientConfig, FederationConfig, PrivacyConfig, RunConfig
-from fedprompt_mpi.rules.aggregator import Aggregator, Updates, clip_factors
+from fedprompt_mpi.rules.aggregator_base import Aggregator, Updates, clip_factors
 
 ORDERS = (*range(2, 65), 80, 96, 128, 192, 256, 512)
 """Renyi orders of the accountant; integers, for which the sampled Gaussian has a closed form."""

@@ -18,9 +18,9 @@ from fedprompt_mpi.federation.feedback import send_with_feedback
 from fedprompt_mpi.federation.overlap import overlapped
 from fedprompt_mpi.federation.privacy import DPFedAvg
 from fedprompt_mpi.federation.updates import Gathered, is_finite
-from fedprompt_mpi.rules.aggregate import AGGREGATORS
-from fedprompt_mpi.rules.aggregator import Aggregator, Updates
-from fedprompt_mpi.rules.server_optimizer import SERVER_OPTIMIZERS
+from fedprompt_mpi.rules.aggregator_base import Aggregator, Updates
+from fedprompt_mpi.rules.aggregators import AGGREGATORS
+from fedprompt_mpi.rules.server_optimizers import SERVER_OPTIMIZERS
 from fedprompt_mpi.rules.spill import SpilledChunks
 
 

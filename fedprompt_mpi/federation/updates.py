@@ -14,7 +14,7 @@ from fedprompt_mpi.comm.codec import Codec
 from fedprompt_mpi.comm.device import Vector
 from fedprompt_mpi.comm.exact_sum import unit_of
 from fedprompt_mpi.federation.cohort import Cohort
-from fedprompt_mpi.rules.aggregator import LARGEST_NORM
+from fedprompt_mpi.rules.aggregator_base import LARGEST_NORM
 from fedprompt_mpi.rundir.records import Rates
 
 HEADER = np.dtype(

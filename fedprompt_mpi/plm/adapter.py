@@ -13,7 +13,7 @@ import numpy as np
 
 from fedprompt_mpi.config import Family, SettingsError
 from fedprompt_mpi.files import read_json, read_tensors, write_json, write_tensors
-from fedprompt_mpi.plm.backbone import Geometry
+from fedprompt_mpi.plm.backbone import family_of, geometry_of
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 TENSOR = "prompt_embeddings"
@@ -25,22 +25,20 @@ TASK_TYPES: dict[Family, str] = {
 READABLE = ("PROMPT_TUNING", "P_TUNING")
 
 
-def write_adapter(
-    directory: Path, prompt: np.ndarray, *, method: str, family: Family, geometry: Geometry, base_model: str
-) -> None:
+def write_adapter(directory: Path, prompt: np.ndarray, *, method: str, plm: Any, base_model: str) -> None:
     """Write an adapter that `peft.PeftModel.from_pretrained(base model, directory)` loads.
 
     Args:
         directory: where its two files go.
         prompt: float32, the effective prompt: `[V, D]`, or of the prefix method `[L, 2, H, V, d]`.
         method: that it was trained with.
-        family: of the base model.
-        geometry: of the base model.
+        plm: transformers config of the base model.
         base_model: its hub id or folder.
 
     Raises:
         SettingsError: if PEFT has nothing that does the same.
     """
+    family, geometry = family_of(plm), geometry_of(plm)
     common = {
         "base_model_name_or_path": base_model,
         "task_type": TASK_TYPES[family],

@@ -177,32 +177,23 @@ class LabelWordHead(nn.Module):
 class Backbone:
     """A PLM whose weights stay as they are, and what it thinks of the label words."""
 
-    def __init__(
-        self,
-        model: Any,
-        family: Family,
-        label_ids: torch.Tensor,
-        device: torch.device,
-        *,
-        bf16: bool,
-        sentinel: int = 0,
-    ) -> None:
-        """Freeze and place a model.
+    def __init__(self, model: Any, family: Family, label_ids: torch.Tensor, *, bf16: bool, sentinel: int = 0) -> None:
+        """Freeze a model.
 
         Args:
-            model: language model in Hugging Face form, in evaluation mode from here on.
+            model: language model in Hugging Face form, on the device where it runs; in evaluation mode from here on.
             family: how it answers.
             label_ids: `[C]` int64 token ids.
-            device: where it runs.
             bf16: compute in bfloat16 (by autocast: weights and what is trained stay as they are).
             sentinel: id of T5's sentinel token.
         """
-        self.model = model.eval().requires_grad_(False).to(device)
+        self.model = model.eval().requires_grad_(False)
         self.family: Family = family
-        self.device, self.bf16 = device, bf16
+        self.bf16 = bf16
         self.geometry = geometry_of(model.config)
         self._embedding = self.model.get_input_embeddings()
-        self.model.set_output_embeddings(LabelWordHead(self.model.get_output_embeddings(), label_ids.to(device)))
+        self.device: torch.device = self._embedding.weight.device
+        self.model.set_output_embeddings(LabelWordHead(self.model.get_output_embeddings(), label_ids.to(self.device)))
         self._answers = torch.zeros(0, dtype=torch.long)
         self._virtual_tokens = 0
         self._shortcuts = family == "masked" and shortcuts.applies_to(self.model)
@@ -210,7 +201,7 @@ class Backbone:
             shortcuts.narrow_last_layer(self.model, lambda: self._answers)
             shortcuts.spare_first_layer(self.model, lambda: self._virtual_tokens)
         start = getattr(model.config, "decoder_start_token_id", None)
-        self._decoder_ids = torch.tensor([[start or 0, sentinel]], device=device)
+        self._decoder_ids = torch.tensor([[start or 0, sentinel]], device=self.device)
 
     @property
     def embedding_matrix(self) -> torch.Tensor:
@@ -330,7 +321,7 @@ def load_backbone(
             "use a checkpoint with its language-model head"
         )
     bf16 = use_bf16(config.dtype, device, plm_config.hidden_size)
-    return Backbone(model, family, label_ids, device, bf16=bf16, sentinel=sentinel)
+    return Backbone(model.to(device), family, label_ids, bf16=bf16, sentinel=sentinel)
 
 
 def use_bf16(dtype: str, device: torch.device, width: int) -> bool:

@@ -8,8 +8,8 @@ from fedprompt_mpi.comm.statistics import LEAST_SAMPLES, communication
 from fedprompt_mpi.config import SettingsError
 from fedprompt_mpi.files import read_json, read_toml
 from fedprompt_mpi.rules.setting import Comparison
-from fedprompt_mpi.rundir.compare import compared, differences
 from fedprompt_mpi.rundir.console import format_seconds
+from fedprompt_mpi.rundir.may_differ import compared, differences
 from fedprompt_mpi.rundir.paths import RunPaths
 from fedprompt_mpi.rundir.records import Environment, read_record, read_rounds
 from fedprompt_mpi.rundir.timings import read_timings

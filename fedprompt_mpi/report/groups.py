@@ -8,7 +8,7 @@ from typing import Any
 
 from fedprompt_mpi.report.run_data import RunData
 from fedprompt_mpi.rules.setting import Comparison
-from fedprompt_mpi.rundir.compare import compared
+from fedprompt_mpi.rundir.may_differ import compared
 
 Spread = tuple[float, float | None]
 """Mean and standard deviation of a sample; the deviation of a single value is None."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fedprompt_mpi.rules.aggregator import TINY, Aggregator, Updates, clip_factors, honest_majority, middle
+from fedprompt_mpi.rules.aggregator_base import TINY, Aggregator, Updates, clip_factors, honest_majority, middle
 from fedprompt_mpi.rules.setting import Comparison, setting
 from fedprompt_mpi.rules.spill import zeros
 

@@ -21,7 +21,7 @@ from fedprompt_mpi.comm.device import Vector
 from fedprompt_mpi.config import RunConfig, SettingsError, to_dict
 from fedprompt_mpi.files import read_toml, write_tensors
 from fedprompt_mpi.rules.setting import Comparison
-from fedprompt_mpi.rundir.compare import compared, differences
+from fedprompt_mpi.rundir.may_differ import compared, differences
 from fedprompt_mpi.rundir.paths import RunPaths
 from fedprompt_mpi.rundir.prompt import read_prompt
 from fedprompt_mpi.rundir.records import RoundRecord, parse

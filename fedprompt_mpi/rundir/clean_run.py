@@ -5,7 +5,7 @@ from pathlib import Path
 from fedprompt_mpi.config import RunConfig, SettingsError, to_dict
 from fedprompt_mpi.files import read_toml
 from fedprompt_mpi.rules.setting import Comparison
-from fedprompt_mpi.rundir.compare import compared, differences
+from fedprompt_mpi.rundir.may_differ import compared, differences
 from fedprompt_mpi.rundir.paths import RunPaths
 from fedprompt_mpi.rundir.records import read_rounds
 

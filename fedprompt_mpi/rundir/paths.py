@@ -1,12 +1,10 @@
 """The run directory: the name of every file in it."""
 
-import dataclasses
 from pathlib import Path
 
 ROUNDS, TIMINGS, PROMPT, REPORT, LOG = "rounds.jsonl", "timings.csv", "prompt.safetensors", "report.html", ".log"
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
 class RunPaths:
     """The files of one run.
 
@@ -15,74 +13,31 @@ class RunPaths:
     partition.json       client -> examples, by class, and which are poisoned
     rounds.jsonl         a line per round; 0 is before training
     timings.csv          round,rank,phase,seconds,bytes
-    communication.json   the phases of a round: medians, quantiles, confidence intervals
+    communication.json   the phases of a round: medians, quantiles, confidence intervals; of a finished run
     prompt.safetensors   the global vector, the parameters by name, the effective prompt
-    summary.json         the closing figures
+    summary.json         the closing figures; of a finished run
     report.html, figures/  the page of the run
+    tensorboard/         events, if output.tensorboard is set
     checkpoint/          the last two checkpoints
+    .lock                locked by the job that writes here
     """
 
-    directory: Path
-
-    @property
-    def config(self) -> Path:
-        """The resolved settings."""
-        return self.directory / "config.toml"
-
-    @property
-    def environment(self) -> Path:
-        """Versions, MPI library, ranks."""
-        return self.directory / "environment.json"
-
-    @property
-    def partition(self) -> Path:
-        """Examples of every client."""
-        return self.directory / "partition.json"
-
-    @property
-    def rounds(self) -> Path:
-        """A line per round."""
-        return self.directory / ROUNDS
-
-    @property
-    def timings(self) -> Path:
-        """A line per phase, rank and round."""
-        return self.directory / TIMINGS
-
-    @property
-    def communication(self) -> Path:
-        """Statistics of the phases; exists once the run is finished."""
-        return self.directory / "communication.json"
-
-    @property
-    def prompt(self) -> Path:
-        """The global prompt."""
-        return self.directory / PROMPT
-
-    @property
-    def summary(self) -> Path:
-        """The closing figures; exists once the run is finished."""
-        return self.directory / "summary.json"
-
-    @property
-    def report(self) -> Path:
-        """The page of the run."""
-        return self.directory / REPORT
-
-    @property
-    def figures(self) -> Path:
-        """Folder of the figures."""
-        return self.directory / "figures"
-
-    @property
-    def tensorboard(self) -> Path:
-        """Folder of the TensorBoard events."""
-        return self.directory / "tensorboard"
-
-    @property
-    def checkpoint_folder(self) -> Path:
-        """Folder of the checkpoints."""
-        return self.directory / "checkpoint"
+    def __init__(self, directory: Path) -> None:
+        """Name the files of the run in a directory, which need not exist."""
+        self.directory = directory
+        self.config = directory / "config.toml"
+        self.environment = directory / "environment.json"
+        self.partition = directory / "partition.json"
+        self.rounds = directory / ROUNDS
+        self.timings = directory / TIMINGS
+        self.communication = directory / "communication.json"
+        self.prompt = directory / PROMPT
+        self.summary = directory / "summary.json"
+        self.report = directory / REPORT
+        self.figures = directory / "figures"
+        self.tensorboard = directory / "tensorboard"
+        self.checkpoint_folder = directory / "checkpoint"
+        self.lock = directory / ".lock"
 
     def checkpoint(self, round_: int) -> Path:
         """Return the file of the checkpoint after a round."""
@@ -91,11 +46,6 @@ class RunPaths:
     def checkpoints(self) -> list[Path]:
         """Return the existing checkpoints, the latest first."""
         return sorted(self.checkpoint_folder.glob("round-*.safetensors"), reverse=True)
-
-    @property
-    def lock(self) -> Path:
-        """Locked by the job that writes here."""
-        return self.directory / ".lock"
 
     def is_empty(self) -> bool:
         """Return True if the directory, which exists, has nothing but perhaps a lock."""

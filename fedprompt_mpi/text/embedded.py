@@ -2,7 +2,7 @@
 
 Each text is a short message that has three properties at once: what it is about (topic), how its
 writer feels (sentiment) and whether it is unwanted mail (spam). The embedded PLM was pre-trained on
-such messages (`plm/embedded/make.py`). In its pre-training text a question in front of the message
+such messages (`launch/make_embedded.py`). In its pre-training text a question in front of the message
 decides which property the closing words "it is ..." name; without a question they are arbitrary.
 Hence the untuned model answers at chance, and a tuned prompt has to take the question's place.
 

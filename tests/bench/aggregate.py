@@ -64,7 +64,7 @@ def main() -> None:
     if given.rule:
         measure(given.rule, given.parameters, given.clients)
         return
-    from fedprompt_mpi.rules.aggregate import AGGREGATORS
+    from fedprompt_mpi.rules.aggregators import AGGREGATORS
 
     for rule in AGGREGATORS:
         subprocess.run([sys.executable, __file__, *sys.argv[1:], "--rule", rule], check=True)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from fedprompt_mpi.config import ClientConfig, ModelConfig, PromptConfig, RunConfig, TaskConfig
-from fedprompt_mpi.federation.client import score_batch
+from fedprompt_mpi.federation.client_training import score_batch
 from fedprompt_mpi.plm.backbone import Backbone, load_backbone, load_tokenizer, model_class
 from fedprompt_mpi.plm.methods import make_method
 from fedprompt_mpi.text.batches import Batch, collate, local_steps

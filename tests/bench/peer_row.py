@@ -21,7 +21,7 @@ def make_trainer(clients: list[int]):
     import torch
 
     from fedprompt_mpi.config import ClientConfig, PromptConfig
-    from fedprompt_mpi.federation.client import Job, Trainer, train
+    from fedprompt_mpi.federation.client_training import Job, Trainer, train
     from fedprompt_mpi.plm.backbone import Backbone
     from fedprompt_mpi.plm.methods import SoftPrompt
     from fedprompt_mpi.text.batches import Batch
@@ -30,7 +30,7 @@ def make_trainer(clients: list[int]):
     data = [task.client_data(client) for client in clients]
     ids = np.concatenate([d[0].numpy() for d in data])
     labels = np.concatenate([d[1].numpy() for d in data])
-    backbone = Backbone(task.model(), "masked", torch.tensor(task.LABEL_IDS), torch.device("cpu"), bf16=False)
+    backbone = Backbone(task.model(), "masked", torch.tensor(task.LABEL_IDS), bf16=False)
     method = SoftPrompt(PromptConfig(num_virtual_tokens=task.PROMPT_LEN), backbone.geometry)
     config = ClientConfig(optimizer="sgd", lr=task.LR, clip_norm=None, batch_size=task.BATCH)
     steps = [np.arange(task.BATCH) + step * task.BATCH % task.N_SAMPLES for step in range(task.LOCAL_STEPS)]

@@ -15,7 +15,7 @@ from fedprompt_mpi.federation.federation import check_some_are_finite
 from fedprompt_mpi.federation.server import Aggregation, Server
 from fedprompt_mpi.federation.updates import HEADER, LocalUpdates, gather
 from fedprompt_mpi.rules import spill
-from fedprompt_mpi.rules.aggregate import AGGREGATORS
+from fedprompt_mpi.rules.aggregators import AGGREGATORS
 
 
 def test_homes_are_contiguous_and_even() -> None:

@@ -8,7 +8,7 @@ import pytest
 from fedprompt_mpi.config import ClientConfig, FederationConfig, PrivacyConfig, RunConfig, SettingsError
 from fedprompt_mpi.federation.cohort import draw_cohort
 from fedprompt_mpi.federation.privacy import Account, DPFedAvg, add_laplace, central_epsilon
-from fedprompt_mpi.rules.aggregator import Updates
+from fedprompt_mpi.rules.aggregator_base import Updates
 
 
 def _dp(fraction: float = 0.5, clients: int = 4, **settings: float) -> RunConfig:

@@ -23,8 +23,8 @@ from fedprompt_mpi.config import (
 )
 from fedprompt_mpi.federation.federation import Federation
 from fedprompt_mpi.federation.prepare import prepare
-from fedprompt_mpi.rules.aggregate import AGGREGATORS
-from fedprompt_mpi.rules.attack import ATTACKS
+from fedprompt_mpi.rules.aggregators import AGGREGATORS
+from fedprompt_mpi.rules.attacks import ATTACKS
 from fedprompt_mpi.run import run_rounds
 from fedprompt_mpi.rundir.lock import DirectoryLock
 from fedprompt_mpi.text.tasks import resolve

@@ -14,7 +14,7 @@ from fedprompt_mpi import SettingsError, load_prompt
 from fedprompt_mpi.commands.export import export
 from fedprompt_mpi.commands.predict import Prompt
 from fedprompt_mpi.config import Family
-from fedprompt_mpi.federation.client import score_batch, to_device
+from fedprompt_mpi.federation.client_training import score_batch, to_device
 from fedprompt_mpi.plm.adapter import read_adapter
 from fedprompt_mpi.plm.backbone import model_class
 from fedprompt_mpi.text.batches import collate

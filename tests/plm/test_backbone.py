@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from fedprompt_mpi.config import ModelConfig, PromptConfig, SettingsError
-from fedprompt_mpi.federation.client import score_batch
+from fedprompt_mpi.federation.client_training import score_batch
 from fedprompt_mpi.plm.backbone import (
     Backbone,
     Injection,

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 from fedprompt_mpi.plm.backbone import EMBEDDED
-from fedprompt_mpi.plm.embedded import make
 from fedprompt_mpi.text import embedded
+from launch import make_embedded as make
 
 
 def test_it_is_small_and_its_tokenizer_is_the_script_s() -> None:

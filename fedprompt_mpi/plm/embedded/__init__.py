@@ -1,1 +1,1 @@
-"""The small PLM that ships with the package, and how it was made."""
+"""The small PLM that ships with the package; launch/make_embedded.py made it."""

@@ -7,7 +7,7 @@ import pytest
 
 from fedprompt_mpi.config import PoisonConfig, RunConfig, SettingsError
 from fedprompt_mpi.federation.adversary import Observer, attacking_clients
-from fedprompt_mpi.rules.attack import ATTACKS, Attack, AttackName
+from fedprompt_mpi.rules.attacks import ATTACKS, Attack, AttackName
 
 DELTA = np.array([3.0, -4.0, 0.0, 12.0], dtype=np.float32)  # norm 13
 

@@ -6,14 +6,14 @@ import torch
 from fedprompt_mpi import seeds
 from fedprompt_mpi.comm.device import Vector, is_on_host
 from fedprompt_mpi.config import RunConfig
-from fedprompt_mpi.federation.client import Job, Trainer, train
+from fedprompt_mpi.federation.client_training import Job, Trainer, train
 from fedprompt_mpi.federation.cohort import Cohort
 from fedprompt_mpi.federation.feedback import ClientFeedback
 from fedprompt_mpi.federation.privacy import add_laplace
 from fedprompt_mpi.federation.setup import Setup
 from fedprompt_mpi.federation.updates import HEADER, LocalUpdates
-from fedprompt_mpi.rules.aggregator import euclidean_norm
-from fedprompt_mpi.rules.attack import Attack
+from fedprompt_mpi.rules.aggregator_base import euclidean_norm
+from fedprompt_mpi.rules.attacks import Attack
 from fedprompt_mpi.rules.spill import zeros
 from fedprompt_mpi.text.batches import collate, local_steps
 

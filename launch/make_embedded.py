@@ -1,7 +1,7 @@
 """How the embedded PLM was made: masked-LM pre-training on the grammar's text, from one seed.
 
-    python -m fedprompt_mpi.plm.embedded.make DIR            make it from nothing into DIR (about 15 minutes on 2 cores)
-    python -m fedprompt_mpi.plm.embedded.make DIR --check    and compare it with the one in the package
+    python launch/make_embedded.py DIR            make it from nothing into DIR (about 15 minutes on 2 cores)
+    python launch/make_embedded.py DIR --check    and compare it with the one in the package
 
 Trained in float64, with every weight moved to a multiple of GRID after each step. Training is chaotic: a difference
 of 1e-15, as another number of threads or another instruction set makes, has grown to 1e-6 after 360 steps. On the

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fedprompt_mpi.rules.aggregator import euclidean_norm
+from fedprompt_mpi.rules.aggregator_base import euclidean_norm
 from fedprompt_mpi.rules.setting import Comparison, setting
 
 AttackName = Literal["none", "norm_bound", "neurotoxin", "sign_flip", "gaussian", "nan", "inf"]

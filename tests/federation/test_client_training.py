@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fedprompt_mpi.config import ClientConfig, ModelConfig, PromptConfig, RunConfig, TaskConfig
-from fedprompt_mpi.federation.client import Job, Trainer, learning_rate, train
+from fedprompt_mpi.federation.client_training import Job, Trainer, learning_rate, train
 from fedprompt_mpi.plm.backbone import Backbone, load_backbone, load_tokenizer
 from fedprompt_mpi.plm.methods import Method, make_method
 from fedprompt_mpi.text.batches import collate, local_steps

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from fedprompt_mpi.config import FederationConfig, SettingsError
-from fedprompt_mpi.rules.aggregate import AGGREGATORS
-from fedprompt_mpi.rules.aggregator import Aggregator, Updates
+from fedprompt_mpi.rules.aggregator_base import Aggregator, Updates
+from fedprompt_mpi.rules.aggregators import AGGREGATORS
 from fedprompt_mpi.rules.pairwise import Bulyan, FoolsGold, inner_products, krum_scores
 from tests.jobs import REPOSITORY
 
