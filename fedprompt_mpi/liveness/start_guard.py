@@ -155,7 +155,7 @@ def _late(names: _Names, deadline_s: float) -> str:
     return (
         f"fedprompt_mpi: MPI has not started on all ranks within {deadline_s:g} s (comm.start_deadline_s): "
         f"of {names.size} ranks, {_list(present)} waiting in MPI_Init on {socket.gethostname()}, "
-        f"{_list(missing)} not there"
+        f"{_list(missing)} not there (or on another host)"
     )
 
 

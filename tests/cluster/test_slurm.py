@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tests.jobs import REPOSITORY, SMALL, find_mpirun, is_open_mpi, read_rounds
 
 LAUNCH = REPOSITORY / "launch"
 USED_MEMORY = Path(__file__).parent / "used_memory"
+START_DEADLINE_S = 8
 PLACES = """
 import os
 from fedprompt_mpi.comm.start import open_channel
@@ -67,6 +69,26 @@ def test_a_job_on_all_nodes(slurm: Slurm, launch: str, tmp_path: Path) -> None:
     ranks = json.loads((directory / "environment.json").read_text())["ranks"]
     assert [rank["host"] for rank in ranks] == ["node0", "node1", "node2"]
     assert [record["round"] for record in read_rounds(directory)] == [0, 1, 2]
+
+
+def test_a_rank_that_leaves_before_mpi_has_started_ends_the_job(slurm: Slurm, tmp_path: Path) -> None:
+    """Under srun, too: it ends the job with the first rank that fails, here the first that the start deadline kills."""
+    if _open_mpi():
+        pytest.skip("Open MPI's wheel needs Slurm's PMIx of its own version")
+    log, directory, python = tmp_path / "job.log", tmp_path / "run", tmp_path / "python"
+    python.write_text(f'#!/bin/sh\n[ "$SLURM_PROCID" != 1 ] || exit 0\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    variables = _variables()
+    variables["PATH"] = f"{tmp_path}:{variables['PATH']}"
+    start = time.monotonic()
+    states = slurm.submit(
+        "--ntasks=3", "--ntasks-per-node=1", f"--output={log}", str(LAUNCH / "slurm.sh"), *SMALL,
+        f"--output.dir={directory}", f"--comm.start_deadline_s={START_DEADLINE_S}", variables=variables,
+    )  # fmt: skip
+    assert list(states.values()) == ["FAILED"], log.read_text()
+    assert time.monotonic() - start < START_DEADLINE_S + 40
+    assert f"MPI has not started on all ranks within {START_DEADLINE_S} s (comm.start_deadline_s)" in log.read_text()
+    assert not directory.exists()
 
 
 def test_a_job_array_over_recipes(slurm: Slurm, tmp_path: Path) -> None:
