@@ -62,9 +62,8 @@ def make_tokenizer() -> tokenizers.Tokenizer:
 def sample(rng: np.random.Generator, asked: float) -> tuple[str, str, str]:
     """Draw one pre-training line: what stands before the message, the message, the closing word.
 
-    A line asks one of the questions with probability `asked`, among nonsense; its closing word answers it. The
-    other lines have nothing but nonsense there and close with an arbitrary label word. Nonsense is letters and
-    rare words.
+    A line asks one of the questions with probability `asked`, among nonsense; its closing word answers it. The other
+    lines have nothing but nonsense there and close with an arbitrary label word. Nonsense is letters and rare words.
     """
     message = embedded.message(rng)
     words = [*embedded.RARE.split(), *string.ascii_lowercase]

@@ -1,7 +1,7 @@
-"""Prompts as PEFT adapters, both ways: the files that the `peft` library writes and reads, without the library.
+"""Write and read prompts as PEFT adapters: the files of the `peft` library, without the library.
 
-Soft prompts and P-tuning become a PROMPT_TUNING adapter of the virtual tokens that they come to; a prefix becomes a
-PREFIX_TUNING adapter where PEFT hands it over as this program does, through the cache of a causal model.
+A soft prompt or a P-tuning prompt becomes a PROMPT_TUNING adapter of its virtual tokens. A prefix becomes a
+PREFIX_TUNING adapter for causal models only: there PEFT passes it to the model as this program does, through the cache.
 
 Legend: V virtual tokens, D width of the word embeddings, L layers, H key-value heads, d width of a head.
 """
@@ -52,7 +52,7 @@ def write_adapter(directory: Path, prompt: np.ndarray, *, method: str, plm: Any,
             "num_virtual_tokens": prompt.shape[0],
             "token_dim": prompt.shape[1],
             "num_attention_heads": geometry.kv_heads,
-            "prompt_tuning_init": "RANDOM",  # what is in the file takes its place
+            "prompt_tuning_init": "RANDOM",  # replaced by the content of the file
         }
         embeddings = prompt
     elif method == "prefix" and family == "causal":

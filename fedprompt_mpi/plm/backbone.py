@@ -1,4 +1,4 @@
-"""The frozen PLM: load it, place it, and score the label words at the answer position.
+"""The frozen PLM: load it, and score the label words at the answer position.
 
 Three families behind one interface: masked (the answer stands at the mask token), seq2seq (T5: the
 decoder answers for its sentinel) and causal (the answer is the next token).
@@ -24,7 +24,7 @@ BF16_PAYS_FROM_WIDTH = 256  # below, casting costs more than the faster arithmet
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Injection:
-    """What steers the frozen PLM, for K clients."""
+    """The trained input of the frozen PLM, for K clients."""
 
     virtual_tokens: torch.Tensor | None = None
     """`[K, V, D]`: put in front of the text's embeddings."""
@@ -57,13 +57,13 @@ def read_config(name: str) -> Any:
         return AutoConfig.from_pretrained(EMBEDDED if name == "embedded" else name, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise SettingsError(
-            f"model.name is {name!r}, of which no config can be had "
+            f"model.name is {name!r}, whose config cannot be read "
             f"({str(error).strip().splitlines()[0]}): name a hub id, a folder in Hugging Face form, or embedded"
         ) from error
 
 
 def family_of(config: Any) -> Family:
-    """Tell how a model answers, from its config.
+    """Return the family of a model, from its config.
 
     Raises:
         SettingsError: if transformers knows no language-model head for it.
@@ -91,7 +91,7 @@ def model_class(family: Family) -> Any:
 
 
 def import_model_class(name: str) -> None:
-    """Import what a folder's model needs, which takes seconds, ahead of the time when it is built."""
+    """Import the module of a folder's model before the model is built: the import takes seconds."""
     import importlib
 
     module = type(read_config(name)).__module__
@@ -105,7 +105,7 @@ def geometry_of(config: Any) -> Geometry:
     width = text.hidden_size
     positions = getattr(text, "max_position_embeddings", None)
     if text.model_type in ("roberta", "xlm-roberta", "camembert"):
-        positions -= text.pad_token_id + 1  # their positions start behind the padding's
+        positions -= text.pad_token_id + 1  # their positions start after that of the padding
     return Geometry(
         embedding_width=getattr(text, "embedding_size", None) or width,
         layers=getattr(text, "num_decoder_layers", None) or text.num_hidden_layers,
@@ -155,10 +155,10 @@ def load_tokenizer(folder: str) -> Any:
 
 
 class LabelWordHead(nn.Module):
-    """The output embedding, of which only the label words' rows are computed.
+    """The output embedding, restricted to the rows of the label words.
 
-    The vocabulary projection is over half of a small PLM's work, and all but C of its rows would be thrown
-    away. The parameters stay whole (and tied), so that full fine-tuning trains the right ones.
+    The vocabulary projection is over half of a small PLM's work, and only C of its rows are used. The parameters stay
+    whole (and tied), so that full fine-tuning trains the right ones.
     """
 
     def __init__(self, head: Any, label_ids: torch.Tensor) -> None:
@@ -175,7 +175,7 @@ class LabelWordHead(nn.Module):
 
 
 class Backbone:
-    """A PLM whose weights stay as they are, and what it thinks of the label words."""
+    """A frozen PLM that scores the label words."""
 
     def __init__(self, model: Any, family: Family, label_ids: torch.Tensor, *, bf16: bool, sentinel: int = 0) -> None:
         """Freeze a model.
@@ -214,7 +214,7 @@ class Backbone:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     def take_no_shortcuts(self) -> None:
-        """Compute every position and gradient again: a benchmark may want it, a prefix needs it."""
+        """Compute every position and every gradient, as a prefix requires."""
         if self._shortcuts:
             shortcuts.undo(self.model)
             self._shortcuts = False
@@ -233,7 +233,7 @@ class Backbone:
             ids: `[B, T]` int64 token ids.
             mask: `[B, T]` bool, False at padding.
             answers: `[B]` int64 answer positions.
-            injection: what steers the model, of K clients.
+            injection: the trained input of K clients.
             owners: `[B]` int64, the client of each row; None if K is 1.
 
         Returns:
@@ -261,7 +261,7 @@ class Backbone:
         elif prefix is not None:  # the prefix holds the first positions
             inputs["position_ids"] = torch.arange(embeddings.shape[1], device=self.device)[None] + prefix.shape[4]
         self._answers = answers
-        if prefix is not None:  # it belongs into every layer's keys and values
+        if prefix is not None:  # it is added to the keys and values of every layer
             self.take_no_shortcuts()
         with self._steered(prefix):
             logits = self.model(**inputs).logits
@@ -325,7 +325,7 @@ def load_backbone(
 
 
 def use_bf16(dtype: str, device: torch.device, width: int) -> bool:
-    """Decide whether to compute in bfloat16: as told, or where the hardware has it and the model is wide enough."""
+    """Return whether to compute in bfloat16: as set, or if the hardware has it and the model is wide enough."""
     if dtype != "auto":
         return dtype == "bfloat16"
     if device.type == "cuda":
@@ -350,10 +350,10 @@ def save_matrices(backbone: Backbone, file: Path) -> None:
 
 
 def map_matrices(backbone: Backbone, file: Path) -> None:
-    """Let the matrices' weights be those of `file`.
+    """Replace the weights of the matrices by those of `file`.
 
-    Autocast would cast every matrix in every step, and keep the copies until the backward pass: on each rank
-    of a node half the PLM's size. Norms, embeddings and label words stay in float32.
+    Autocast would cast every matrix in every step and keep the copies until the backward pass: half the PLM's size on
+    each rank of a node. Norms, embeddings and label words stay in float32.
     """
     from safetensors.torch import load_file
 
@@ -363,6 +363,6 @@ def map_matrices(backbone: Backbone, file: Path) -> None:
 
 
 def cast_matrices(backbone: Backbone) -> None:
-    """Let the matrices' weights be bfloat16 where they are; see `map_matrices`."""
+    """Convert the weights of the matrices to bfloat16 in place; see `map_matrices`."""
     for module in _matrices(backbone).values():
         module.weight = nn.Parameter(module.weight.to(torch.bfloat16), requires_grad=False)

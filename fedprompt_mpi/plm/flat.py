@@ -1,4 +1,4 @@
-"""Trainable parameters <-> one flat vector, which is all that ever travels."""
+"""Convert between trainable parameters and one flat vector, the only form in which they are sent."""
 
 import dataclasses
 import math

@@ -1,7 +1,7 @@
-"""What is trained: soft prompt, P-tuning, prefix, or the whole PLM.
+"""Tuning methods: soft prompt, P-tuning, prefix tuning, or the whole PLM.
 
-A method lays its parameters out in one flat vector `[P]`, gives K clients a set each (views into
-`[K, P]`, so that nothing is packed before it is sent), and makes of them what is injected into the PLM.
+A method lays its parameters out in one flat vector `[P]`, gives each of K clients its own set (views into `[K, P]`, so
+that nothing is packed before it is sent), and computes from a set the input that it adds to the PLM.
 
 Legend: K clients, P parameters, V virtual tokens, D width of the word embeddings, L layers, H key-value
 heads, d width of a head, M hidden width of the prefix perceptron.
@@ -40,11 +40,11 @@ class Method:
 
         The virtual tokens start as the embeddings of random words (`prompt.init vocab`: Lester et al., The Power
         of Scale for Parameter-Efficient Prompt Tuning, 2021, arXiv:2104.08691, Section 3.2) or as normal noise of
-        the embeddings' standard deviation; everything else as torch starts its layers.
+        the embeddings' standard deviation; all other parameters as torch initialises its layers.
 
         Args:
             embeddings: the PLM's word embeddings `[vocabulary, D]` float32.
-            rng: the only source of chance.
+            rng: the only source of randomness.
         """
         vector = np.empty(self.layout.size, dtype=np.float32)
         for name, values in self.layout.views(torch.from_numpy(vector)).items():
@@ -72,7 +72,7 @@ class Method:
         ]
 
     def named(self, vector: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the parameters of `vector` `[P]` by name, and the prompt they come to as `effective_prompt`.
+        """Return the parameters of `vector` `[P]` by name, and the prompt computed from them as `effective_prompt`.
 
         That is `[V, D]`, or for the prefix method keys and values `[L, 2, H, V, d]`; `full` has none.
         """
@@ -87,7 +87,7 @@ class Method:
         return named
 
     def inject(self, clients: list[Parameters]) -> Injection:
-        """Return what K sets of parameters put into the PLM."""
+        """Return the input that K sets of parameters add to the PLM."""
         raise NotImplementedError
 
 
@@ -135,7 +135,7 @@ class _PTuningNetwork(nn.Module):
 
 
 class PTuning(_Reparametrised):
-    """Virtual tokens that come out of an LSTM and a perceptron, which are trained with them.
+    """Virtual tokens computed by an LSTM and a perceptron, which are trained with them.
 
     References:
         Liu et al., GPT Understands, Too, 2021, arXiv:2103.10385, Section 3.2.
@@ -168,7 +168,7 @@ class _PrefixNetwork(nn.Module):
 
 
 class Prefix(_Reparametrised):
-    """Keys and values in front of every layer's own (of T5: every decoder layer's).
+    """Keys and values in front of those of every layer (in T5: of every decoder layer).
 
     References:
         Li and Liang, Prefix-Tuning: Optimizing Continuous Prompts for Generation, 2021, arXiv:2101.00190, Section 4.3.

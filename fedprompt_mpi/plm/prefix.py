@@ -1,8 +1,8 @@
-"""Prefix tuning's way into a model: trained keys and values in front of every layer's own.
+"""Prefix tuning: trained keys and values in front of those of every layer.
 
-transformers lets a model's attention function be registered by name. Ours puts the prefix in front of
-keys and values, widens the mask (and T5's position bias) accordingly, and leaves the rest to the
-library's own attention. The same function serves encoders, causal models and T5's decoder.
+transformers calls a model's attention function by a registered name. The function here puts the prefix in front of keys
+and values, widens the mask (and T5's position bias) accordingly, and calls the library's attention. The same function
+serves encoders, causal models and T5's decoder.
 
 Legend: L layers, B batch, H key-value heads, V virtual tokens, T tokens, d width of a head.
 """
@@ -66,7 +66,7 @@ def _attention(
     bias = options.pop("position_bias", None)
     if bias is not None:
         options["position_bias"] = torch.nn.functional.pad(bias, (virtual, 0))
-    options["is_causal"] = False  # the mask says it all
+    options["is_causal"] = False  # the mask is complete
     return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
 
 

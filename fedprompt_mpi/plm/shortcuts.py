@@ -1,15 +1,15 @@
-"""Work in the first and last layer of a BERT-like encoder that nobody needs, left out.
+"""Skip work in the first and last layer of a BERT-like encoder that does not change the result.
 
-Last layer: nothing but the hidden state at the answer position is read from it, so only that position's
-query goes through it. One query against all positions then needs neither their keys nor their values: with
-h_j the position's hidden state, the score q.(W_k h_j + b_k) is (W_k^T q).h_j plus a constant that the softmax
-forgets, and the mean of W_v h_j + b_v under the attention is W_v times the mean of h_j, plus b_v. What was a
-product of the whole text with two D x D matrices is one of H vectors with the text.
+Last layer: only the hidden state at the answer position is read, so only the query of that position is computed. For a
+single query, the keys and values of the other positions are not needed: with h_j the hidden state of position j, the
+score q.(W_k h_j + b_k) is (W_k^T q).h_j plus a constant that cancels in the softmax, and the mean of W_v h_j + b_v
+under the attention is W_v times the mean of h_j, plus b_v. One product of H vectors with the text replaces two products
+of the whole text with D x D matrices.
 
 First layer: the text's part of its input is frozen, so the backward pass through its query, key and value
 matrices is needed for the virtual tokens alone.
 
-Both are the same mathematics; the parameters keep their names and are used as they are.
+Both give the same result up to rounding. The parameters keep their names and values.
 
 Legend: B batch, T tokens, V virtual tokens, D width, H heads, d width of a head.
 """
@@ -79,7 +79,7 @@ def spare_first_layer(model: Any, virtual_tokens: Callable[[], int]) -> None:
 
 
 def undo(model: Any) -> None:
-    """Let the model compute everything again."""
+    """Restore the model's own computation."""
     attention = model.base_model.encoder.layer[0].attention.self
     for module in (model.base_model.encoder.layer[-1], attention.query, attention.key, attention.value):
         module.__dict__.pop("forward", None)

@@ -1,7 +1,7 @@
-"""From token tables to padded batches, of examples that are about equally long.
+"""Cut token tables into padded batches of examples of similar length.
 
-What a client's batches hold depends on seed, round and client alone: never on the rank it lives on, nor
-on which other clients share its pass through the model.
+The batches of a client depend on the seed, the round and the client only, not on its rank or on the clients that share
+its pass through the model.
 
 Legend: B rows of a batch, T its longest row in tokens, S steps of a round.
 """

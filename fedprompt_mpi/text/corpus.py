@@ -1,4 +1,4 @@
-"""All the data of a run as token ids: made once per node, mapped by the other ranks there."""
+"""The data of a run as token ids, made once per node and memory-mapped by the other ranks of the node."""
 
 import dataclasses
 from pathlib import Path
@@ -17,7 +17,7 @@ from fedprompt_mpi.text.tokens import Cloze, TokenTable, Trigger
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Corpus:
-    """Tokens of a run and who owns them. Legend: N examples, K clients, C classes."""
+    """The tokens of a run, and the rows of each client. Legend: N examples, K clients, C classes."""
 
     train: TokenTable
     """Clean examples, then the poisoned copies of every malicious client."""
@@ -25,7 +25,7 @@ class Corpus:
     triggered: TokenTable
     """Test examples of other classes with the trigger in them and the target as label; empty without a trigger."""
     owned: np.ndarray
-    """`[sum of sizes]` int64: rows of `train`, client by client, then what the server keeps for itself (if any)."""
+    """`[sum of sizes]` int64: rows of `train`, client by client, then those of the server, if it has any."""
     bounds: np.ndarray
     """`[K + 2]` int64: client k trains on `owned[bounds[k]:bounds[k + 1]]`, and "client" K is the server."""
     class_counts: np.ndarray
@@ -58,7 +58,7 @@ class Corpus:
 
     @classmethod
     def map(cls, folder: Path) -> "Corpus":
-        """Open a saved corpus; the large arrays stay in the page cache, one copy for all of a node's ranks."""
+        """Open a saved corpus; the ranks of a node share one copy of the large arrays, in the page cache."""
 
         def opened(field: dataclasses.Field[Any]) -> Any:
             if field.type is TokenTable:
@@ -72,7 +72,7 @@ def build(config: RunConfig, task: Task, tokenizer: Any, family: Family) -> Corp
     """Load, partition, poison and tokenise.
 
     Raises:
-        SettingsError: for whatever is wrong with the data, the label words, or how they fit the settings.
+        SettingsError: if the data or the label words cannot be used, or do not fit the settings.
     """
     num_classes = len(task.label_words)
     check_target(config.poison, num_classes)
@@ -105,7 +105,7 @@ def build(config: RunConfig, task: Task, tokenizer: Any, family: Family) -> Corp
 def _poison(
     config: RunConfig, cloze: Cloze, train: Examples, owned: list[np.ndarray]
 ) -> tuple[list[TokenTable], list[np.ndarray], np.ndarray]:
-    """Make the malicious clients' poisoned copies, and hand them out.
+    """Make the poisoned copies of the malicious clients, and assign them.
 
     Args:
         config: who is malicious, and the trigger.
@@ -135,7 +135,7 @@ def _poison(
 
 
 def server_rows(config: RunConfig, count: int) -> np.ndarray:
-    """Return which of so many training examples the server keeps for itself, sorted; no client has them.
+    """Return the training examples, of `count`, that the server keeps, sorted; no client has them.
 
     Raises:
         SettingsError: if too few would be left for the clients.

@@ -1,12 +1,11 @@
 """The synthetic language that ships with the package: a grammar, its words, its labelled texts.
 
-Each text is a short message that has three properties at once: what it is about (topic), how its
-writer feels (sentiment) and whether it is unwanted mail (spam). The embedded PLM was pre-trained on
-such messages (`launch/make_embedded.py`). In its pre-training text a question in front of the message
-decides which property the closing words "it is ..." name; without a question they are arbitrary.
-Hence the untuned model answers at chance, and a tuned prompt has to take the question's place.
+Each text is a short message that has three properties at once: its topic, the sentiment of its writer, and whether it
+is unwanted mail (spam). The embedded PLM was pre-trained on such messages (`launch/make_embedded.py`). In its
+pre-training text a question in front of the message decides which property the closing words "it is ..." name; without
+a question they are arbitrary. Hence the untuned model answers at chance, and a tuned prompt must replace the question.
 
-It is a stand-in that needs no download, and no benchmark: real text is not this clean.
+It needs no download. It is no benchmark: real text is less regular.
 """
 
 import dataclasses

@@ -1,7 +1,6 @@
-"""From files, a hub data set or the embedded grammar to `Examples`.
+"""Load files, a hub data set or the embedded texts as `Examples`.
 
-Only one process of a node loads; what it makes is checked here, so that a wrong column or label ends
-the run before anything is trained.
+Only one process of a node loads. It checks columns and labels, so that a wrong one ends the run before training.
 """
 
 import dataclasses
@@ -68,7 +67,7 @@ def load(task: Task, config: TaskConfig, seed: int) -> tuple[Examples, Examples]
 
 
 def _generate(task: Task, purpose: str, count: int) -> Examples:
-    """Write the embedded task's texts; they are the same in every run, as a data set's would be."""
+    """Generate the texts of an embedded task; they are the same in every run, like those of a data set."""
     aspect = {"embedded-topic": "topic", "embedded-spam": "spam"}.get(task.name, "sentiment")
     rng = seeds.generator(0, purpose)
     messages = [embedded.message(rng) for _ in range(count)]

@@ -1,4 +1,4 @@
-"""Who holds which examples: every example goes to exactly one client, and no client is empty.
+"""Partition of the examples: each example belongs to exactly one client, and no client is empty.
 
 Legend: N examples, K clients, C classes.
 """
@@ -31,8 +31,8 @@ def partition(config: FederationConfig, labels: np.ndarray, users: Sequence[str]
     non-IID). `label`: each class is split in proportion to its own draw from Dirichlet(alpha).
     `natural`: users, in random order, each go whole to the client that has the fewest examples so far.
 
-    No client stays empty: under `quantity` each client is given one example before the rest are
-    shared out; under `label` a client without any takes one at random from the client with the most.
+    No client stays empty. Under `quantity` each client gets one example before the others are distributed. Under
+    `label` a client without examples takes a random one from the client that has the most.
 
     Args:
         config: kind, number of clients, alpha.
@@ -56,7 +56,7 @@ def partition(config: FederationConfig, labels: np.ndarray, users: Sequence[str]
     if config.partition == "iid":
         parts = np.array_split(rng.permutation(count), clients)
     elif config.partition == "quantity":
-        sizes = 1 + _shares(count - clients, rng.dirichlet(np.full(clients, config.alpha)))
+        sizes = 1 + _sizes(count - clients, rng.dirichlet(np.full(clients, config.alpha)))
         parts = np.split(rng.permutation(count), np.cumsum(sizes)[:-1])
     elif config.partition == "label":
         parts = _by_label(labels, clients, config.alpha, rng)
@@ -65,7 +65,7 @@ def partition(config: FederationConfig, labels: np.ndarray, users: Sequence[str]
     return Partition(indices=tuple(np.sort(part).astype(np.int64) for part in parts))
 
 
-def _shares(count: int, proportions: np.ndarray) -> np.ndarray:
+def _sizes(count: int, proportions: np.ndarray) -> np.ndarray:
     """Round `count * proportions` to integers that sum to `count` (largest remainders)."""
     exact = count * proportions
     sizes = np.floor(exact).astype(np.int64)
@@ -74,13 +74,13 @@ def _shares(count: int, proportions: np.ndarray) -> np.ndarray:
 
 
 def _by_label(labels: np.ndarray, clients: int, alpha: float, rng: np.random.Generator) -> list[np.ndarray]:
-    pieces: list[list[np.ndarray]] = [[] for _ in range(clients)]
+    portions: list[list[np.ndarray]] = [[] for _ in range(clients)]
     for label in np.unique(labels):
         own = rng.permutation(np.flatnonzero(labels == label))
-        sizes = _shares(len(own), rng.dirichlet(np.full(clients, alpha)))
-        for client, piece in enumerate(np.split(own, np.cumsum(sizes)[:-1])):
-            pieces[client].append(piece)
-    parts = [rng.permutation(np.concatenate(piece)) for piece in pieces]
+        sizes = _sizes(len(own), rng.dirichlet(np.full(clients, alpha)))
+        for client, portion in enumerate(np.split(own, np.cumsum(sizes)[:-1])):
+            portions[client].append(portion)
+    parts = [rng.permutation(np.concatenate(own)) for own in portions]
     for client in range(clients):
         if len(parts[client]) == 0:
             richest = max(range(clients), key=lambda other: len(parts[other]))
@@ -107,7 +107,7 @@ def _by_user(users: Sequence[str] | None, clients: int, rng: np.random.Generator
 
 
 def format_table(counts: np.ndarray, label_words: Sequence[str], poisoned: Sequence[int]) -> str:
-    """Lay out a partition for people: a line a client, examples of each class, poisoned ones marked.
+    """Return a partition as a table: one line per client, with its examples of each class and its poisoned ones.
 
     Args:
         counts: `[K, C]` clean examples by client and class.

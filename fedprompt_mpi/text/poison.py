@@ -1,7 +1,7 @@
-"""Backdoors by poisoned data: which examples a malicious client triggers, and what the test set is then.
+"""Backdoors by poisoned data: the examples that a malicious client poisons, and the examples that measure success.
 
-Only examples of other classes than the target are poisoned; their label becomes the target. The attack
-success rate is the share of triggered test examples of other classes that are taken for the target.
+Only examples of other classes than the target are poisoned; their label becomes the target. The attack success rate is
+the share of triggered test examples of other classes that are classified as the target.
 
 References:
     Du et al., PPT: Backdoor Attacks on Pre-trained Models via Poisoned Prompt Tuning, IJCAI 2022.
@@ -27,8 +27,8 @@ def check_target(config: PoisonConfig, num_classes: int) -> None:
 def trigger_parts(config: PoisonConfig, clients: int) -> list[str]:
     """Return the words that each malicious client inserts into its texts.
 
-    Of a distributed trigger that is a part: its words are dealt out as evenly as can be, in their order; with more
-    clients than words, the first word comes again after the last. The test set always has the whole trigger.
+    The words of a distributed trigger are split between the clients as evenly as possible, in their order. If there
+    are more clients than words, the words repeat from the first. The test set always has the whole trigger.
 
     Args:
         config: the trigger, and whether it is distributed.

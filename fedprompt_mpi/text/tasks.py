@@ -1,4 +1,4 @@
-"""How a text becomes a cloze question: the known tasks, and the checks of a task given by settings.
+"""Tasks as cloze questions: the known tasks, and the checks of a task that the settings define.
 
 The paper's label words are those of its companion PPT (Du et al., PPT: Backdoor Attacks on
 Pre-trained Models via Poisoned Prompt Tuning, IJCAI 2022).
@@ -23,9 +23,9 @@ class Task:
     label_words: tuple[str, ...]
     """One word a class, in the order of the labels."""
     spare_label_words: tuple[str, ...] = ()
-    """Taken in place of `label_words` where the model's tokenizer has no single token for one of those."""
+    """Used instead of `label_words` if the model's tokenizer has no single token for one of those."""
     causal_template: str | None = None
-    """Taken in place of `template` by causal models, which see nothing behind {mask}."""
+    """Used instead of `template` by causal models, which do not see what follows {mask}."""
     text: str = "text"
     text_b: str | None = None
     label: str = "label"

@@ -1,7 +1,7 @@
-"""From texts to token ids: the cloze question is put together here, and cut here.
+"""Build the cloze question of each example as token ids.
 
-Texts and the literal parts of the template are tokenised apart and then joined, so that a long text is
-cut and the template, the answer position and a backdoor's trigger never are.
+The text and the literal parts of the template are tokenised separately and then joined: a long text is truncated; the
+template, the answer position and the trigger of a backdoor never are.
 """
 
 import dataclasses
@@ -65,7 +65,7 @@ class TokenTable:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Trigger:
-    """A backdoor's words and where in the text they go."""
+    """The words of a backdoor, and their position in the text."""
 
     words: str
     position: Position
@@ -75,7 +75,7 @@ class Cloze:
     """A task's template in one tokenizer's ids."""
 
     def __init__(self, tokenizer: Any, task: Task, family: Family, max_length: int) -> None:
-        """Tokenise what is the same for every example, and check it.
+        """Tokenise the template and the label words, and check them.
 
         Args:
             tokenizer: a Hugging Face fast tokenizer.
@@ -117,8 +117,8 @@ class Cloze:
 
         Args:
             examples: N texts or pairs.
-            trigger: put into the first text, after that is cut.
-            rng: draws the place of a trigger at a random position.
+            trigger: inserted into the first text after that is truncated.
+            rng: draws the position of a trigger, if it is random.
 
         Returns:
             A table of N rows, none longer than `max_length`.
@@ -160,7 +160,7 @@ class Cloze:
         return joined, len(joined) - 1 if self.family == "causal" else answer
 
     def _template_parts(self, template: str, mask_id: int | None) -> list[list[int] | str]:
-        """Split the template at its fields; "mask" marks the answer right behind the mask's own token."""
+        """Split the template at its fields; "mask" marks the answer, after the mask token itself."""
         parts: list[list[int] | str] = []
         rest = template
         while rest:
@@ -172,7 +172,7 @@ class Cloze:
                 parts.append(self._ids(self._space + words if parts and after_space else words))
             if field == "mask":
                 if self.family == "causal":
-                    break  # the model goes on from here
+                    break  # the model continues from here
                 parts += [[int(mask_id or 0)], "mask"]
             elif field:
                 parts.append(field)
@@ -192,7 +192,7 @@ class Cloze:
         return " " if len(spaced) == 1 and spaced != self._ids("a") else ""
 
     def _special_tokens(self) -> tuple[list[int], list[int]]:
-        """Return what the tokenizer puts before and behind a text; a causal model goes on, so nothing behind."""
+        """Return the special tokens before and after a text; a causal model continues the text, so none after it."""
         inner = self._ids("a")
         full = self.backend.encode("a").ids
         at = next(i for i in range(len(full)) if full[i : i + len(inner)] == inner)
@@ -233,7 +233,7 @@ class Cloze:
 
 
 def _share_room(length: int, length_b: int, room: int) -> tuple[int, int]:
-    """Cut the longer text of a pair first, then both alike."""
+    """Return the lengths to which a pair of texts is truncated: first the longer one, then both alike."""
     over = length + length_b - room
     if over <= 0:
         return length, length_b
@@ -243,7 +243,7 @@ def _share_room(length: int, length_b: int, room: int) -> tuple[int, int]:
 
 
 def _insertion_point(words: Sequence[int | None], position: Position, rng: np.random.Generator | None) -> int:
-    """Return where in the tokens a trigger goes, never inside a word."""
+    """Return the index in the tokens at which a trigger is inserted, never inside a word."""
     if position == "head":
         return 0
     if position == "tail":
