@@ -63,10 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         liveness.end_together(2)
     except Stopped as stop:
         if launch.rank == 0:
-            print(f"{stop}; --output.resume true goes on", flush=True)
+            print(f"{stop}; --output.resume true continues", flush=True)
         liveness.end_together(STOPPED)
     except RankLost as lost:
-        liveness.fail(f"cannot go on: {lost}", "--output.resume true goes on with the last checkpoint.")
+        liveness.fail(f"cannot continue: {lost}", "--output.resume true continues with the last checkpoint.")
     except CannotWriteError as error:
         liveness.fail(f"cannot write {error}", error.remedy)
     except KeyboardInterrupt:

@@ -34,7 +34,7 @@ MOST_TENSOR_BYTES = 2**36
 class CannotWriteError(Exception):
     """A file of the run cannot be written: the disk is full or gone, or a quota is used up."""
 
-    remedy = "Make room; --output.resume true goes on with the last checkpoint."
+    remedy = "Make room; --output.resume true continues with the last checkpoint."
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
-"""Recovery: the ranks that remain after a rank failure go on from the last round done.
+"""Recovery: the ranks that remain after a rank failure continue from the last round done.
 
-It works under a launcher that lets them (Open MPI with ULFM). The remaining ranks shrink the channel, agree, and go on
-as if the run had been resumed on fewer ranks, which gives the same bits. Nothing is loaded again.
+It works under a launcher that allows it (Open MPI with ULFM). The remaining ranks shrink the channel, agree, and
+continue as if the run had been resumed on fewer ranks, which gives the same bits. Nothing is loaded again.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from fedprompt_mpi.rundir.records import RankFailure, Summary
 def run_with_recovery(
     setup: Setup, checkpoint: Checkpoint, rounds: Callable[[Federation], Summary | None]
 ) -> Summary | None:
-    """Run the rounds; when a rank is lost, go on without it.
+    """Run the rounds; when a rank is lost, continue without it.
 
     Args:
         setup: from `prepare`.

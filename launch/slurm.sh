@@ -4,7 +4,7 @@
 #     sbatch launch/slurm.sh --config launch/recipes/sst2-soft.toml --task.data DATA --output.dir runs/sst2
 #
 # What follows the script goes to the program; #SBATCH lines can be overridden before it (sbatch --ntasks=33 ...).
-# With output.dir given, submitting the same line again goes on where the last job stopped.
+# With output.dir given, submitting the same line again continues where the last job stopped.
 #SBATCH --job-name=fedprompt
 #SBATCH --ntasks=11
 #SBATCH --cpus-per-task=1
@@ -24,7 +24,7 @@ set -euo pipefail
 export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # since 22.05 srun does not take it from sbatch
 
-# With a run directory of its own the job begins the run there, or goes on with it.
+# With a run directory of its own the job begins the run there, or continues with it.
 directory=
 previous=
 for argument in "$@"; do

@@ -111,7 +111,7 @@ def test_a_whole_run_and_its_resume_unpickle_nothing(tmp_path: Path) -> None:
 
 
 def test_what_others_made_has_a_limit(tmp_path: Path) -> None:
-    """A sparse file costs whoever made it nothing; reading it would cost us its size."""
+    """A sparse file costs its author nothing; reading it would take memory of its apparent size."""
     large = tmp_path / "large"
     with large.open("wb") as file:
         file.truncate(MOST_JSON_BYTES + 1)

@@ -1,4 +1,4 @@
-"""Whoever waits, sleeps: rank 0 leaves its core to the ranks that train."""
+"""Waiting ranks sleep: rank 0 leaves its core to the ranks that train."""
 
 import re
 from pathlib import Path

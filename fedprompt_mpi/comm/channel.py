@@ -24,7 +24,7 @@ Chunks = Iterator[tuple[slice, np.ndarray]]
 
 
 class RankLost(Exception):  # noqa: N818 - what happened to another rank
-    """A rank was lost without which the others cannot go on; raised on every rank that notices."""
+    """A rank was lost and the others cannot continue without it; raised on every rank that notices."""
 
 
 class Channel(Protocol):

@@ -87,7 +87,7 @@ _TRANSPORT_VARIABLES = (
 
 
 def transport_of(library: str, environment: Mapping[str, str] = os.environ) -> str:
-    """Return what carries an MPI library's messages: what it was built for, and what the environment chooses.
+    """Return the transport of an MPI library: the one that it was built for, and the choice of the environment.
 
     Args:
         library: the library's whole version text; MPICH names its device there, Open MPI names nothing.

@@ -252,7 +252,7 @@ class MPIChannel:
         return True
 
     def has_lost_a_rank(self, error: Exception) -> bool:
-        """Return True if an error means that a rank was lost and the others may go on (ULFM)."""
+        """Return True if an error means that a rank was lost and the others may continue (ULFM)."""
         mpi = self._mpi
         if not self.placement.mpi.survives or not isinstance(error, mpi.Exception):
             return False

@@ -30,7 +30,7 @@ RECORD = np.dtype([("round", "<i4"), ("phase", "<i4"), ("seconds", "<f8"), ("byt
 
 
 def is_done(round_: int, phase: str, done: int) -> bool:
-    """Return True if a record is kept when a run goes on after round `done`, whose vector is evaluated again."""
+    """Return True if a record is kept when a run continues after round `done`, whose vector is evaluated again."""
     return round_ < done or (round_ == done and phase != "evaluate")
 
 
@@ -75,7 +75,7 @@ class Timing:
             self.muted = False
 
     def forget_after(self, done: int) -> None:
-        """Forget the records of rounds that are repeated when a run goes on after round `done`."""
+        """Forget the records of rounds that are repeated when a run continues after round `done`."""
         self._records = [r for r in self._records if is_done(r[0], PHASES[r[1]], done)]
         self._sums = {key: s for key, s in self._sums.items() if is_done(key[0], key[1], done)}
 

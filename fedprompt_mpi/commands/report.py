@@ -16,7 +16,7 @@ def main(arguments: Sequence[str], liveness: Liveness) -> None:
     parser.add_argument("runs", nargs="+", help="run directories")
     parser.add_argument("--dir", help="folder for the page of several runs; by default runs/report-<time>")
     parser.add_argument("--warmup", type=int, help="rounds to leave out; by default the setting of the runs")
-    parser.add_argument("--watch", action="store_true", help="write the page of one run anew while it goes on")
+    parser.add_argument("--watch", action="store_true", help="rewrite the page of one run while it runs")
     parsed = parse(parser, arguments)
     runs = [Path(run) for run in parsed.runs]
     if len(runs) == 1 and parsed.dir is not None:

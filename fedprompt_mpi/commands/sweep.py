@@ -149,7 +149,7 @@ class _Runner:
         if is_done:
             self._say(f"{where}: is done")
             return 0
-        self._say(f"{where}: {'goes on' if paths.checkpoint_folder.exists() else 'begins'}")
+        self._say(f"{where}: {'continues' if paths.checkpoint_folder.exists() else 'begins'}")
         plan.directory.parent.mkdir(parents=True, exist_ok=True)
         log = plan.directory.parent / f"{plan.directory.name}{LOG}"
         with log.open("ab") as output:

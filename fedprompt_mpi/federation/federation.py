@@ -62,7 +62,7 @@ class Federation:
     """What one rank holds for the rounds of a run."""
 
     def __init__(self, setup: Setup, checkpoint: Checkpoint, failures: Sequence[RankFailure] = ()) -> None:
-        """Start, or go on, from a checkpoint; every rank calls this.
+        """Start, or continue, from a checkpoint; every rank calls this.
 
         Args:
             setup: from `prepare`.
@@ -84,7 +84,7 @@ class Federation:
         known = [*checkpoint.record.lost_ranks, *(new for new in told if new not in checkpoint.record.lost_ranks)]
         self._record = dataclasses.replace(checkpoint.record, lost_ranks=known)
         self.memory: InMemoryCheckpoint | None = None
-        """The state to go on from if another rank is lost; on rank 0, where the job survives that."""
+        """The state to continue from if another rank is lost; on rank 0, where the job survives that."""
         self._to_first_broadcast_s: float | None = None
         self._down = FLOAT32
         self._round_began = time.perf_counter()
@@ -317,7 +317,7 @@ class Federation:
         return rank, placement.host, setup.backbone.device, setup.threads, cores, dtype
 
     def _introduce(self, journal: Journal, rows: list[list[str]], failures: Sequence[RankFailure]) -> None:
-        """Write where the run takes place, and print what it is, or that it goes on without some ranks."""
+        """Write environment.json and partition.json, and print the settings, or the ranks that were lost."""
         config, setup, placement = self.config, self.setup, self.channel.placement
         dtype = rows[-1][5]  # a worker's: rank 0 may be on the CPU while they are on GPUs
         ranks = [

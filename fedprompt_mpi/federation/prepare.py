@@ -163,13 +163,13 @@ def _claim(config: RunConfig, channel: Channel, lock: DirectoryLock, start: _Sta
         raise SettingsError(f"{named}, which cannot be made ({error.strerror})") from error
     except DirectoryInUseError as error:
         raise SettingsError(
-            f"{named}, in which another job is at work ({error}): wait for its end, or name another; "
+            f"{named}, which another job is using ({error}): wait for its end, or name another; "
             f"if that process is gone, remove {start.paths.lock.name} in it"
         ) from error
     except CannotWriteError as error:
         raise SettingsError(f"{named}: cannot write {error}. {error.remedy}") from error
     if start.paths.checkpoints() != start.existing or not (config.output.resume or start.paths.is_empty()):
-        raise SettingsError(f"{named}, in which another job has been at work meanwhile: start again, or name another")
+        raise SettingsError(f"{named}, which another job has used meanwhile: start again, or name another")
 
 
 def _read_vector(path: str) -> np.ndarray:

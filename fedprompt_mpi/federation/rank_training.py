@@ -124,8 +124,8 @@ def finish_updates(
     """Turn trained deltas into the updates that are sent, in place: attack or noise, codec, norms.
 
     The codec rounds every update, and the error feedback keeps the rounding errors. Deltas on a device are sent
-    unchanged: the settings rule out everything else. A client that attacks its update adds no noise for privacy to it:
-    nobody can force it to.
+    unchanged: the settings rule out everything else. A client that attacks its update adds no privacy noise: the server
+    cannot make it do so.
     """
     headers, deltas = updates.headers, updates.deltas
     if not is_on_host(deltas):

@@ -43,7 +43,7 @@ class Liveness:
         self.deadline_s = NEVER
         """Longest time without progress, in seconds."""
         self.survives = False
-        """True if the job goes on without lost ranks (ULFM)."""
+        """True if the job continues without lost ranks (ULFM)."""
         self.has_lost_others = False
         """True if other ranks were lost and this one went on."""
         self.one_node = False
@@ -89,7 +89,7 @@ class Liveness:
         self.collective = number, name
 
     def arrived(self) -> None:
-        """Note that all ranks have come to the collective."""
+        """Note that all ranks have reached the collective."""
         self.collective = None
         self.alive()
 

@@ -153,7 +153,7 @@ class Watcher:
             table: the node's table.
             handles: a pidfd for each row; -1 for a rank that cannot be watched.
             links: to the watchers of other nodes.
-            survives: True if the job goes on without lost ranks (ULFM).
+            survives: True if the job continues without lost ranks (ULFM).
         """
         self._table, self._links, self._survives = table, links, survives
         self._local_ranks = {handle: local for local, handle in enumerate(handles) if handle >= 0}

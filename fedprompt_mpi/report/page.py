@@ -52,7 +52,7 @@ def write_report(directory: Path, *, refresh_s: int | None = None) -> Path:
 
     Args:
         directory: of a run: finished, under way, or broken off.
-        refresh_s: the page asks to be loaded again after so many seconds, while the run goes on.
+        refresh_s: the page asks to be loaded again after so many seconds, while the run continues.
 
     Raises:
         SettingsError: if it is no run directory.

@@ -132,7 +132,7 @@ PLANS = (
 
 
 def overview(groups: Sequence[Group], names: Sequence[str]) -> Table:
-    """Return a row a group: what it is, and what came out."""
+    """Return one row per group: its settings and its results."""
     rows = [["runs", "seeds", "accuracy, %", "ASR, %", "parameters (share)", "bytes", "seconds"]]
     for known, name in zip(groups, names, strict=True):
         summary = known.runs[0].summary if all(run.summary for run in known.runs) else None

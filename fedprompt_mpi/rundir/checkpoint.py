@@ -90,10 +90,10 @@ def load_checkpoint(paths: RunPaths, config: RunConfig) -> tuple[Checkpoint | No
 
 
 class InMemoryCheckpoint:
-    """The state of rank 0 after the last round, from which the run goes on when another rank is lost.
+    """The state of rank 0 after the last round, from which the run continues when another rank is lost.
 
     A state that is saved is read again from its file. With a short codec, part of the state is on the other ranks until
-    it is saved: then the run goes on from the last saved round.
+    it is saved: then the run continues from the last saved round.
     """
 
     def __init__(self, config: RunConfig, paths: RunPaths, beginning: Checkpoint) -> None:

@@ -1,4 +1,4 @@
-"""The clean run of a poisoned one: it shows the attack success rate of a model that nobody attacked."""
+"""The clean run of a poisoned one: it gives the attack success rate without an attack."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Checks of a run directory before a run begins or goes on in it."""
+"""Checks of a run directory before a run begins or continues in it."""
 
 import collections
 import csv
@@ -33,7 +33,7 @@ def check_directory(paths: RunPaths, *, resume: bool) -> None:
 
 
 def check_records(paths: RunPaths, done: int) -> None:
-    """Check that a run which goes on after round `done` has the lines of the rounds before.
+    """Check that a run which continues after round `done` has the lines of the rounds before.
 
     Raises:
         SettingsError: if they cannot be read, or one is missing.

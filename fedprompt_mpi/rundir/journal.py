@@ -38,7 +38,7 @@ class Journal:
     """Writes and prints the course of one run."""
 
     def __init__(self, paths: RunPaths, config: RunConfig, *, done: int) -> None:
-        """Begin the files, or keep what they hold of a run that goes on.
+        """Begin the files, or keep what they hold of a run that continues.
 
         Args:
             paths: of the run directory, which exists.

@@ -44,7 +44,7 @@ class RankFailure:
     line: int
     """The last round that was done; its line in rounds.jsonl lists the failure."""
     seconds: float
-    """Until the others could go on, without the repeated work."""
+    """Until the others could continue, without the repeated work."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,7 +41,7 @@ def append_timings(paths: RunPaths, by_rank: Mapping[int, np.ndarray]) -> None:
 
 
 def keep_timings(paths: RunPaths, done: int | None) -> None:
-    """Keep the records up to round `done`, after which a run goes on; None begins an empty file."""
+    """Keep the records up to round `done`, after which a run continues; None begins an empty file."""
     rows = [] if done is None else [row for row in read_timings(paths) if is_done(row[0], row[2], done)]
     write_text(paths.timings, HEAD + _as_csv(rows))
 

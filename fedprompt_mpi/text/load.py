@@ -59,7 +59,7 @@ def load(task: Task, config: TaskConfig, seed: int) -> tuple[Examples, Examples]
     else:
         train_table, test_table = _tables(task.data, config.eval_split)
         if config.user is None and task.user not in train_table.column_names:
-            task = dataclasses.replace(task, user=None)  # a known task's users need not be in somebody's copy of it
+            task = dataclasses.replace(task, user=None)  # the users of a known task are optional
         train = _examples(train_table, task, "train", need_all_classes=True)
         test = _examples(test_table, task, config.eval_split, need_all_classes=False)
     train = _at_most(train, config.max_train, seeds.generator(seed, "max_train"))

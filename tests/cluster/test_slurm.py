@@ -137,7 +137,7 @@ def test_one_gpu_a_worker_and_none_for_rank_0(slurm: Slurm, tmp_path: Path) -> N
 
 
 def test_a_signal_before_the_time_limit_and_a_resume(slurm: Slurm, tmp_path: Path) -> None:
-    """Slurm signals the script, which passes it on; the ranks save, the job queues again and goes on where it was."""
+    """Slurm signals the script, which passes it on; the ranks save, the job queues again and continues where it was."""
     log, directory = tmp_path / "job.log", tmp_path / "run"
     job = slurm.call(
         "sbatch", "--parsable", "--ntasks=3", "--ntasks-per-node=1", "--open-mode=append", f"--output={log}",

@@ -38,7 +38,7 @@ def test_what_is_done_is_skipped_and_what_was_cut_goes_on(recipes: Path) -> None
     before = (recipes / "runs" / "one" / "rounds.jsonl").read_bytes()
     (recipes / "runs" / "two" / "summary.json").unlink()
     second = _sweep(recipes)
-    assert [line.split(": ")[1] for line in second.out.splitlines()] == ["is done", "goes on"]
+    assert [line.split(": ")[1] for line in second.out.splitlines()] == ["is done", "continues"]
     assert (recipes / "runs" / "one" / "rounds.jsonl").read_bytes() == before
     assert (recipes / "runs" / "two" / "summary.json").exists()
 

@@ -64,7 +64,7 @@ def test_a_full_disk_ends_the_job_and_the_last_checkpoint_is_good(tmp_path: Path
         assert finished.status == 3, finished
         assert "rank 0 of 3 on" in finished.err
         assert re.search(r"cannot write \S+ \(.*No space left on device.*\) in phase \w+ of round \d+", finished.err)
-        assert "--output.resume true goes on" in finished.err
+        assert "--output.resume true continues" in finished.err
         assert "Traceback" not in finished.err
         assert finished.err.count("fedprompt_mpi:") == 1
         subprocess.run(["mount", "-o", "remount,size=10m", disk], check=True)

@@ -1,6 +1,6 @@
 """Every worker is killed once in each phase.
 
-Where the launcher lets the others go on (Open MPI with ULFM) two of five ranks are killed in each job, one after the
+Where the launcher lets the others continue (Open MPI with ULFM) two of five ranks are killed in each job, one after the
 other, and the result has the bits of an undisturbed run. Elsewhere (three ranks) the job ends, and says who was where.
 """
 
@@ -117,7 +117,7 @@ def test_without_rank_0_the_job_ends_and_can_be_resumed(undisturbed: Path, tmp_p
 @pytest.mark.parametrize("before", ["", "4:train:2:kill,"], ids=["whole", "after a loss"])
 @pytest.mark.parametrize("rank", [0, 1])
 def test_an_exception_is_not_survived(rank: int, before: str, tmp_path: Path) -> None:
-    """Whoever could go on without the rank that failed, and its launcher, which would let them, end all the same."""
+    """The other ranks and the launcher end, although both could continue without the rank that failed."""
     finished, _ = _run(f"{before}{rank}:evaluate:3:raise", tmp_path / "run")
     check_report(finished)
     assert f"rank {rank} of {RANKS} on" in finished.err
@@ -175,7 +175,7 @@ def test_bad_input_is_one_message(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.skipif(TOLERANT, reason="this MPI's launcher lets the others go on")
+@pytest.mark.skipif(TOLERANT, reason="this MPI's launcher lets the others continue")
 @pytest.mark.parametrize(("worker", "phase"), CELLS)
 def test_the_job_ends_and_says_who_was_where(worker: int, phase: str, tmp_path: Path, table: list[str]) -> None:
     finished, seconds = _run(f"{worker}:{_where(phase, 2)}:kill", tmp_path / "run")

@@ -72,7 +72,7 @@ def test_one_pass_equals_one_by_one(method: str, optimizer: str, tiny: Tiny) -> 
 
 
 def test_clients_do_not_leak_into_each_other(tiny: Tiny) -> None:
-    """A client's delta is the same whoever shares its pass."""
+    """A client's delta does not depend on the clients that share its pass."""
     setup = _setup(tiny("bert"), "soft")
     a, b, c = _jobs(setup[0], [0, 1, 2], [8, 8, 8], [3, 3, 3])
     config = ClientConfig(lr=0.05, optimizer="sgd")

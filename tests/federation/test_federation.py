@@ -118,7 +118,7 @@ def test_an_honest_client_that_diverges_does_not_weaken_the_rule() -> None:
 
 
 def test_f_gives_way_where_too_few_are_left() -> None:
-    """Krum assumes 2 of 7; of the 5 that are left it can assume 1, and goes on."""
+    """Krum assumes 2 of 7; of the 5 that are left it can assume 1, and continues."""
     deltas = np.array([[np.nan], [np.inf], [0], [1], [2], [3], [90]], dtype=np.float32)
     config = _config(clients=7, aggregator="krum", assumed_malicious=2)
     server = Server(np.zeros(1, dtype=np.float32), config, is_root=True)

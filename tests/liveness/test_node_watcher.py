@@ -110,7 +110,7 @@ def test_a_killed_rank_is_named_and_the_job_ends(nodes: list[Node]) -> None:
 
 
 def test_of_two_that_are_killed_at_once_one_is_named(nodes: list[Node]) -> None:
-    """At least: whoever hears of the other first takes its own for one that the launcher has ended."""
+    """At least one: the watcher that hears of the other first assumes that the launcher has ended its own."""
     for node in nodes:
         node.watcher.send_signal(signal.SIGSTOP)
         node.ranks[0].send_signal(signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Vectors arrive as they were sent, whoever has how many. Runs under mpirun (see test_under_mpirun.py)."""
+"""Vectors arrive as they were sent, on any distribution over the ranks. Runs under mpirun (test_under_mpirun.py)."""
 
 import time
 import types

@@ -245,7 +245,7 @@ def test_foolsgold_pardons_an_honest_client_near_sybils() -> None:
 
 
 def test_foolsgold_remembers() -> None:
-    """A pair that parted in the second round is still alike in what it did over both; a restored rule goes on alike."""
+    """Two clients that differ in the second round alone are still similar over both; so they are after a restore."""
     first = np.array([[5, 0, 0], [5, 0, 0], [0, 1, 0]], dtype=np.float32)
     second = np.array([[0.0, 0, 1], [0, 1, 0], [0, 1, 0]], dtype=np.float32)
     rule = _rule("foolsgold")

@@ -44,10 +44,10 @@ def test_a_run_that_goes_on_in_another_job_is_let_be(tmp_path: Path) -> None:
         refused = launch(2, *command[1:], "--output.resume=true")
         assert refused.status == 2
         assert refused.err.count("fedprompt_mpi: error: ") == 1
-        assert f"in which another job is at work (process {other.pid} on " in refused.err
+        assert f"which another job is using (process {other.pid} on " in refused.err
         assert refused.err.count(str(directory)) == 1
         assert other.poll() is None
-        other.send_signal(signal.SIGKILL)  # whatever way it ends, the next one may go on
+        other.send_signal(signal.SIGKILL)  # whatever way it ends, the next one may continue
     finally:
         other.kill()
         other.wait()
@@ -66,7 +66,7 @@ def test_what_another_job_has_done_meanwhile_is_seen(tmp_path: Path, monkeypatch
 
     for flags in ([], ["--output.resume=true"]):
         monkeypatch.setattr(prepare, "_claim", claim_second)
-        with pytest.raises(SettingsError, match="another job has been at work meanwhile"):
+        with pytest.raises(SettingsError, match="which another job has used meanwhile"):
             run_here(tmp_path / "run", "--federation.rounds=1", *flags)
         assert json.loads((tmp_path / "run" / "summary.json").read_text())["rounds"] == 1
         shutil.rmtree(tmp_path / "run")
