@@ -82,6 +82,7 @@ def test_a_warm_up_of_several_experiments_is_refused(directory: Path, tmp_path: 
         dispatch(
             ["report", str(directory), str(tmp_path / "other"), "--warmup=1", f"--dir={tmp_path / 'page'}"], Liveness()
         )
+    assert not (tmp_path / "page").exists()
 
 
 @pytest.mark.parametrize(

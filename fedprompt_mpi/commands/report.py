@@ -46,16 +46,17 @@ def _one(run: Path, warmup: int | None, *, watch: bool) -> None:
 
 def _several(runs: list[Path], directory: Path, warmup: int | None) -> None:
     from fedprompt_mpi.report.communication import format_communication, read_communication
-    from fedprompt_mpi.report.comparison import write_comparison
+    from fedprompt_mpi.report.comparison import read_groups, write_comparison
 
-    page, tables, experiments = write_comparison(runs, directory)
+    groups = read_groups(runs)
+    if len(groups) > 1 and warmup is not None:
+        raise SettingsError(
+            f"--warmup is {warmup}, but the runs are {len(groups)} different experiments: only the times of launches "
+            "of one job are pooled"
+        )
+    page, tables = write_comparison(groups, directory)
     print(f"page: {page}\n\n{tables}")
-    if experiments > 1:
-        if warmup is not None:
-            raise SettingsError(
-                f"--warmup is {warmup}, but the runs are {experiments} different experiments: the times of launches of "
-                "one job only are pooled"
-            )
+    if len(groups) > 1:
         return
     try:
         print(format_communication(read_communication(runs, warmup=warmup)))

@@ -19,20 +19,25 @@ MOST_CURVES = len(theme.SERIES)
 CAPTION = "Mean over seeds, and one standard deviation to each side, where there are several."
 
 
-def write_comparison(directories: Sequence[Path], out: Path) -> tuple[Path, str, int]:
-    """Write page, figures and tables of several runs.
-
-    Args:
-        directories: of runs.
-        out: a folder for `report.html`, `figures/` and `tables/`.
-
-    Returns:
-        The page, the tables as Markdown, and how many different experiments the runs are.
+def read_groups(directories: Sequence[Path]) -> list[Group]:
+    """Return the runs in some directories, one group for each experiment.
 
     Raises:
         SettingsError: if one is no run directory.
     """
-    groups = group([read_run(directory) for directory in directories])
+    return group([read_run(directory) for directory in directories])
+
+
+def write_comparison(groups: Sequence[Group], out: Path) -> tuple[Path, str]:
+    """Write page, figures and tables of several runs.
+
+    Args:
+        groups: from `read_groups`.
+        out: a folder for `report.html`, `figures/` and `tables/`.
+
+    Returns:
+        The page, and the tables as Markdown.
+    """
     names = labels(groups)
     tables = [overview(groups, names), *paper_tables(groups)]
     for folder in (RunPaths(out).figures, out / TABLES_FOLDER):
@@ -48,7 +53,7 @@ def write_comparison(directories: Sequence[Path], out: Path) -> tuple[Path, str,
             svg = theme.save(curves(groups[some], names[some]), name, RunPaths(out).figures)
             sections.append(page.Section(name=name, heading="Round by round", svg=svg, caption=CAPTION))
     html = page.render(
-        title=f"{len(directories)} runs, {len(groups)} different",
+        title=f"{sum(len(known.runs) for known in groups)} runs, {len(groups)} different",
         lead=["Tables are beside this page as Markdown, CSV and LaTeX, figures as PNG and SVG."],
         tiles=[],
         sections=sections,
@@ -57,7 +62,7 @@ def write_comparison(directories: Sequence[Path], out: Path) -> tuple[Path, str,
     file = RunPaths(out).report
     write_text(file, html)
     markdown = "\n".join(f"{table.caption}\n\n{table.markdown()}" for table in tables)
-    return file, markdown, len(groups)
+    return file, markdown
 
 
 def _section(table: Table) -> page.Section:
