@@ -95,7 +95,7 @@ class Channel(Protocol):
         ...
 
     def recover(self, error: Exception) -> bool:
-        """Go on with the remaining ranks if an error means that a rank was lost; return False if it does not.
+        """Continue with the remaining ranks if an error means that a rank was lost; return False if it does not.
 
         Rank, size and placement are those of the remaining ranks afterwards.
 

@@ -1,4 +1,4 @@
-"""What the launcher's environment tells before MPI starts: which rank this is, and whether launcher and library match.
+"""Read the launcher's environment before MPI starts: the rank, the size, and whether launcher and library match.
 
 A program that was started by one MPI's mpirun while mpi4py is bound to another's library becomes N worlds
 of one process, or aborts inside MPI_Init. Both are found here, from the environment alone, and what MPI needs to start

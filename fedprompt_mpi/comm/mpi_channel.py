@@ -245,7 +245,7 @@ class MPIChannel:
         self._folder = None
 
     def recover(self, error: Exception) -> bool:
-        """Go on with the remaining ranks if an error means that a rank was lost; return False if it does not."""
+        """Continue with the remaining ranks if an error means that a rank was lost; return False if it does not."""
         if not self.has_lost_a_rank(error):
             return False
         self._shrink()

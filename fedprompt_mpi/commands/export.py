@@ -1,4 +1,4 @@
-"""The command export: a run's global prompt as a PEFT adapter, with a card that says how it came about."""
+"""The command export: a run's global prompt as a PEFT adapter, with a model card."""
 
 import json
 from collections.abc import Sequence

@@ -229,7 +229,7 @@ def _load_model(config: RunConfig, channel: Channel, corpus: Corpus, folder: Pat
 
 
 def share_bf16(channel: Channel, backbone: "Backbone", file: Path) -> None:
-    """Let ranks that compute in bfloat16 hold their matrices in it, those on the CPU in one copy per node.
+    """Convert the matrices of ranks that compute in bfloat16; the CPU ranks of a node share one copy.
 
     Every rank calls this, also one that computes in float32: rank 0 may, beside workers on GPUs.
     """

@@ -34,7 +34,7 @@ TOKEN_BYTES = 16
 ENDED_HERE, OVER, LOST = b"h", b"o", b"l"
 """Messages: a rank ends the job (to its own watcher); the job is over, or over since a rank was lost (to others)."""
 SETTLE_S = 0.05
-"""Time until the last output of a process that has ended is through."""
+"""Time that the last output of an ended process takes to arrive."""
 ONE_EVENT_S = 1.0
 """Ranks that end so soon after another one ended because of it."""
 LOOK_EVERY_S, NEVER = 0.5, float("inf")

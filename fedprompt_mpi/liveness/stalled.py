@@ -1,4 +1,4 @@
-"""Stalled-rank detection: a rank that waits too long asks the others, and ends the job if it would wait for ever.
+"""Stalled-rank detection: a rank that waits too long asks the others, and ends the job if the wait cannot end.
 
 A rank that is stopped, or stuck where no Python runs, does not answer. Ranks that wait or train answer with the
 collective in which they wait. If two ranks wait in different collectives, neither can continue.

@@ -1,7 +1,7 @@
 """A deadline for the start of MPI, enforced by a small process beside each rank.
 
 MPI_Init waits for all ranks, some libraries in a loop that lets no Python code run: no thread and no signal handler of
-the rank can end it. If another rank ends before it comes to MPI_Init, some launchers wait for ever (MPICH's Hydra, if
+the rank can end it. If another rank ends before it reaches MPI_Init, some launchers wait for ever (MPICH's Hydra, if
 the exit status is 0). The guard is a fork of the rank that kills it when the deadline passes, or at once when the guard
 of another rank on the same host reports that its rank has ended.
 """
@@ -166,7 +166,7 @@ def _report(line: str) -> None:
 
 
 def _keep_telling(names: _Names, deadline_s: float) -> None:
-    """Tell the other guards that the job is over, also those of ranks that come later, until the launcher ends."""
+    """Tell the other guards that the job is over, also those of ranks that start later, until the launcher ends."""
     nothing = os.open(os.devnull, os.O_RDWR)
     for handle in (0, 1, 2):  # the launcher waits for the end of these
         os.dup2(nothing, handle)

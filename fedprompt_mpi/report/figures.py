@@ -123,7 +123,7 @@ def timeline(run: RunData) -> Any:
 
 
 def typical_round(run: RunData) -> int:
-    """Return the round, of those that trained, whose time is in the middle."""
+    """Return the trained round of median duration."""
     trained = [record for record in run.rounds if record.round > 0]
     recorded = {round_ for round_, _, _, _, _ in run.timings}
     by_time = sorted((record.seconds.total, record.round) for record in trained if record.round in recorded)

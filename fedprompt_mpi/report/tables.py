@@ -58,7 +58,7 @@ def _escape(text: str) -> str:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Plan:
-    """How a table comes about: which groups it takes, and where each goes."""
+    """The definition of a table: which groups it takes, and the row and column of each."""
 
     name: str
     caption: str
@@ -67,13 +67,13 @@ class _Plan:
     column: Callable[[Settings], Any]
     cell: Callable[[Group], str] = both_rates
     held: tuple[str, ...] = (LENGTH, STEPS, ROUNDS)
-    """Settings that are as in most runs."""
+    """Settings whose most common value the table's runs must have."""
     compares: tuple[str, ...] = ()
-    """Settings of which a table that has only one of each says nothing."""
+    """Settings that the table compares; it is left out if each has a single value."""
 
 
 def _is_plain(known: Group) -> bool:
-    """Tell a federation as the paper's: soft prompt, average, no privacy."""
+    """Return True for a federation as in the paper: soft prompt, FedAvg, no privacy mechanism."""
     s = known.settings
     return s["prompt.method"] == "soft" and s["federation.aggregator"] == "fedavg" and s["privacy.mechanism"] == "none"
 
@@ -156,7 +156,7 @@ def overview(groups: Sequence[Group], names: Sequence[str]) -> Table:
 
 
 def paper_tables(groups: Sequence[Group]) -> list[Table]:
-    """Return the paper's tables that have something to tell, from the groups whose runs are at their end."""
+    """Return the paper's tables that can be filled, from the groups of finished runs."""
     done = [known for known in groups if all(run.summary for run in known.runs)]
     if not done:
         return []

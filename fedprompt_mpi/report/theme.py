@@ -1,4 +1,4 @@
-"""How figures look: colours that colour-blind people tell apart, on paper and on a dark screen.
+"""Style of the figures: colours that colour-blind readers can distinguish, on paper and on a dark screen.
 
 A figure is drawn once, in the colours of paper. In a page its SVG is part of the HTML and its colours become
 variables, which the page's style sheet sets for light, dark and print.
@@ -32,7 +32,7 @@ ON_DARK = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Let figures that are made in the block look alike."""
+    """Apply the style to the figures that are made in the block."""
     import matplotlib as mpl
 
     settings: Any = {  # the stubs want each key as a literal
@@ -61,7 +61,7 @@ def save(figure: Any, name: str, folder: Path) -> str:
     drawn, pixels = io.StringIO(), io.BytesIO()
     with mpl.rc_context({"svg.hashsalt": name}):
         FigureCanvasSVG(figure).print_svg(drawn, metadata={"Date": None})
-    figure.set_layout_engine("none")  # all has its place now: it takes as long as drawing
+    figure.set_layout_engine("none")  # the layout is done, and takes as long as drawing
     figure.set_dpi(150)
     FigureCanvasAgg(figure).print_png(pixels)
     write_text(folder / f"{name}.svg", drawn.getvalue())

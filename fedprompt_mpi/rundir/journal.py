@@ -1,4 +1,4 @@
-"""The journal of a run: it writes the files of the run directory and prints what happens. Rank 0 alone has one."""
+"""The journal of a run: it writes the files of the run directory and prints the progress. Rank 0 alone has one."""
 
 import dataclasses
 import importlib.metadata
@@ -58,7 +58,7 @@ class Journal:
         write_text(paths.config, tomli_w.dumps(settings))
 
     def begin(self, environment: Environment, partition: PartitionRecord) -> None:
-        """Write where the run takes place, and which client holds which examples."""
+        """Write the environment, and the examples of each client."""
         write_record(self.paths.environment, environment)
         write_record(self.paths.partition, partition)
 
