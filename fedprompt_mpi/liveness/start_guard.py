@@ -41,12 +41,13 @@ def start_guard(rank: int, size: int, deadline_s: float) -> Iterator[None]:
         guard = os.fork()
     if guard == 0:
         try:
-            _close_all_but(reading, names.socket.fileno())
+            _close_all_but(reading, names.socket.fileno(), names.claim.fileno())
             _guard(parent, reading, names, deadline_s)
         finally:
             os._exit(0)
     os.close(reading)
     names.socket.close()
+    names.claim.close()
     try:
         with default_signals():
             yield
@@ -79,6 +80,7 @@ class _Names:
         job = os.environ.get("PMIX_NAMESPACE") or self.launcher
         self._prefix = f"\0fedprompt-start-{os.getuid()}-{job}-"
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 
     def bind(self) -> None:
         with contextlib.suppress(OSError):  # somebody else's name: this rank only counts as missing
@@ -86,13 +88,10 @@ class _Names:
 
     def claim_report(self) -> bool:
         """Return whether this guard is the one on this host that reports; the others give it the time to do so."""
-        claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
-            claim.bind(f"{self._prefix}report")
+            self.claim.bind(f"{self._prefix}report")
         except OSError:  # another guard has claimed it, and tells when it has reported
-            claim.close()
             return not self.told(LAST_WORDS_S)
-        self._claim = claim  # kept open: the kernel frees the name with this process
         return not self.told(0)
 
     def told(self, wait_s: float) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fedprompt_mpi.liveness import start_guard
 from tests.jobs import find_mpirun, is_open_mpi, launch
 
 DEADLINE_S = 4
@@ -40,6 +41,22 @@ def _ends_by_itself() -> bool:
     """Open MPI's mpirun ends the job when a rank leaves before MPI_Init with status 0, and prints its own message."""
     mpirun = find_mpirun()
     return mpirun is not None and is_open_mpi(mpirun)
+
+
+def test_one_guard_of_a_host_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first that claims the report: also if another one sees the deadline while or after that one reports."""
+    monkeypatch.setattr(start_guard, "LAST_WORDS_S", 0.1)
+    first, second, third = (start_guard._Names(rank, 3) for rank in range(3))
+    for names in (first, second, third):
+        names.bind()
+    assert first.claim_report()
+    first.tell_others()
+    assert not second.claim_report()  # the report is claimed
+    first.claim.close()
+    assert not third.claim_report()  # it is free again, but the job is over
+    for names in (first, second, third):
+        names.socket.close()
+        names.claim.close()
 
 
 def test_a_rank_that_leaves_before_it_comes_to_mpi_is_named(tmp_path: Path) -> None:
