@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fedprompt_mpi.config import CommConfig, OutputConfig, RunConfig, TaskConfig
+from fedprompt_mpi.config import CommConfig, FederationConfig, OutputConfig, RunConfig, TaskConfig
 from fedprompt_mpi.liveness.liveness import Liveness
 from fedprompt_mpi.liveness.watchdog import StalledError
 from tests.jobs import SMALL, launch, run_here
@@ -19,7 +19,7 @@ from fedprompt_mpi.liveness.liveness import Liveness
 
 launch = read_launch()
 live = Liveness(rank=launch.rank, size=launch.size, ends_job=sys.argv[1] == "command")
-with live.watched(2.0):
+with live.watched(1.0):
     channel = open_channel(launch, live)
     try:
         channel.close() if channel.rank == 0 else channel.sum(np.zeros(1))
@@ -38,11 +38,11 @@ from fedprompt_mpi.liveness.liveness import Liveness
 
 launch = read_launch()
 live = Liveness(rank=launch.rank, size=launch.size, ends_job=True)
-with live.watched(3.0):
+with live.watched(1.5):
     channel = open_channel(launch, live)
     for round_ in range(2):
         if channel.rank == 1:
-            until = time.monotonic() + 9
+            until = time.monotonic() + 4.5
             while time.monotonic() < until:
                 live.step()
                 time.sleep(0.05)
@@ -79,12 +79,13 @@ def test_the_deadline_counts_from_the_run_and_not_from_the_import(tmp_path: Path
     live.since -= 3600
     config = RunConfig(
         task=TaskConfig(max_train=40, max_test=8),
+        federation=FederationConfig(rounds=2),
         comm=CommConfig(deadline_s=30),
         output=OutputConfig(dir=str(tmp_path / "run"), report=False),
     )
     from fedprompt_mpi import run
 
-    assert run(config, liveness=live)["rounds"] == 20
+    assert run(config, liveness=live)["rounds"] == 2
 
 
 def test_a_library_call_that_stalls_raises_and_the_process_goes_on(

@@ -91,7 +91,7 @@ def test_a_signal_ends_a_job_that_waits_for_a_rank(number: signal.Signals, tmp_p
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        time.sleep(4)
+        time.sleep(2)
         assert job.poll() is None  # the ranks wait
         job.send_signal(number)
         assert job.wait(timeout=15) != 0
