@@ -34,8 +34,8 @@ def parse_settings(arguments: Sequence[str]) -> RunConfig:
     """
     import jsonargparse
 
-    if {"-h", "--help"} & set(arguments):  # reading the docstrings of all fields takes time
-        jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    asks_for_help = not {"-h", "--help"}.isdisjoint(arguments)
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=asks_for_help)  # which takes time
     parser = jsonargparse.ArgumentParser(
         prog="fedprompt_mpi run",
         parser_mode="toml",

@@ -38,11 +38,11 @@ from fedprompt_mpi.liveness.liveness import Liveness
 
 launch = read_launch()
 live = Liveness(rank=launch.rank, size=launch.size, ends_job=True)
-with live.watched(1.5):
+with live.watched(1.0):
     channel = open_channel(launch, live)
     for round_ in range(2):
         if channel.rank == 1:
-            until = time.monotonic() + 4.5
+            until = time.monotonic() + 3
             while time.monotonic() < until:
                 live.step()
                 time.sleep(0.05)
