@@ -13,13 +13,14 @@ from tests.jobs import SMALL, launch, run_here
 
 DIFFERENT = """
 import sys, numpy as np
+from mpi4py import MPI  # starts it: the deadline below is not for that
 from fedprompt_mpi.comm.launcher import read_launch
 from fedprompt_mpi.comm.start import open_channel
 from fedprompt_mpi.liveness.liveness import Liveness
 
 launch = read_launch()
 live = Liveness(rank=launch.rank, size=launch.size, ends_job=sys.argv[1] == "command")
-with live.watched(1.0):
+with live.watched(1.5):
     channel = open_channel(launch, live)
     try:
         channel.close() if channel.rank == 0 else channel.sum(np.zeros(1))
@@ -32,17 +33,18 @@ with live.watched(1.0):
 """
 SLOW_BUT_ALIVE = """
 import sys, time, numpy as np
+from mpi4py import MPI  # starts it: the deadline below is not for that
 from fedprompt_mpi.comm.launcher import read_launch
 from fedprompt_mpi.comm.start import open_channel
 from fedprompt_mpi.liveness.liveness import Liveness
 
 launch = read_launch()
 live = Liveness(rank=launch.rank, size=launch.size, ends_job=True)
-with live.watched(1.0):
+with live.watched(1.5):
     channel = open_channel(launch, live)
     for round_ in range(2):
         if channel.rank == 1:
-            until = time.monotonic() + 3
+            until = time.monotonic() + 4.5
             while time.monotonic() < until:
                 live.step()
                 time.sleep(0.05)
