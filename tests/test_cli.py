@@ -32,7 +32,7 @@ def test_the_help_names_every_command(asks: str, capsys: pytest.CaptureFixture[s
 def test_every_command_is_a_file_that_can_be_guessed(command: str) -> None:
     import fedprompt_mpi
 
-    assert (Path(fedprompt_mpi.__file__).parent / "commands" / f"{command}.py").is_file() or command == "run"
+    assert (Path(fedprompt_mpi.__file__).parent / "commands" / f"{command}.py").is_file()
 
 
 @pytest.mark.parametrize(

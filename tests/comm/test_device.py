@@ -1,5 +1,8 @@
 """Vectors on a device: the transport waits for the device before it reads them."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -24,8 +27,8 @@ def test_it_waits_for_the_device_that_has_the_vector(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("make", [np.arange, torch.arange])
-def test_a_block_of_columns_becomes_contiguous(make: object) -> None:
-    block = contiguous(make(6).reshape(2, 3)[:, 1:])  # type: ignore[operator]
+def test_a_block_of_columns_becomes_contiguous(make: Callable[[int], Any]) -> None:
+    block = contiguous(make(6).reshape(2, 3)[:, 1:])
     assert is_on_host(block) is (make is np.arange)
     assert np.asarray(block).flags.c_contiguous
     assert np.asarray(block).tolist() == [[1, 2], [4, 5]]
