@@ -1,7 +1,7 @@
 """The command line: which command runs, and how the process ends.
 
 Exit status: 0 done; 2 the user's settings or data are wrong (one message, from rank 0); 3 a rank failed;
-75 stopped by SIGUSR1, SIGTERM or SIGINT, to be resumed.
+75 stopped by SIGUSR1, SIGTERM, SIGHUP or SIGINT, to be resumed.
 """
 
 import importlib
@@ -17,6 +17,7 @@ from fedprompt_mpi.commands.settings import PrintedText
 from fedprompt_mpi.config import SettingsError
 from fedprompt_mpi.files import CannotWriteError
 from fedprompt_mpi.liveness.liveness import Liveness
+from fedprompt_mpi.liveness.output import keep_output_safe, printable
 from fedprompt_mpi.liveness.stop import STOPPED, Stopped
 
 USAGE = """\
@@ -51,6 +52,7 @@ COMMANDS = (*PARALLEL, "sweep", *SERIAL)
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and end the process with its exit status."""
+    keep_output_safe()
     launch = read_launch()
     liveness = Liveness(rank=launch.rank, size=launch.size, ends_job=True, under_srun=launch.launcher == SRUN)
     try:
@@ -59,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         pass
     except SettingsError as error:
         if launch.rank == 0:  # every rank has the same error
-            print(f"fedprompt_mpi: error: {error}", file=sys.stderr, flush=True)
+            print(printable(f"fedprompt_mpi: error: {error}"), file=sys.stderr, flush=True)
         liveness.end_together(2)
     except Stopped as stop:
         if launch.rank == 0:

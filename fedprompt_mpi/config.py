@@ -7,13 +7,14 @@ Options that belong to one aggregator, attack or server optimiser are declared b
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from fedprompt_mpi.rules.aggregators import AGGREGATORS, RuleOptions
 from fedprompt_mpi.rules.attacks import AttackName, AttackOptions
 from fedprompt_mpi.rules.server_optimizers import ServerOptimizerOptions
-from fedprompt_mpi.rules.setting import ALWAYS, Comparison, SettingsError, check, setting
+from fedprompt_mpi.rules.setting import ALWAYS, Comparison, SettingsError, check, check_table, setting, typed
 
 __all__ = ["RunConfig", "SettingsError"]
 
@@ -59,6 +60,11 @@ class TaskConfig:
 
     def __post_init__(self) -> None:
         check("task", self)
+        if not re.fullmatch(r"\w[\w.+-]{0,99}", self.name):
+            raise SettingsError(
+                f"task.name is {self.name[:100]!r}, and the run directory is named after it: give a name of letters, "
+                "digits and . _ + -"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -377,18 +383,28 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
 
 
 def from_dict(settings: Mapping[str, Any]) -> RunConfig:
-    """Return the settings of nested tables, as `to_dict` makes them.
+    """Return the settings of nested tables, as `to_dict` makes them; what is not there has its default.
+
+    This is the one way from a file or a command line to settings: nothing but the names and types that are declared
+    here has a meaning.
 
     Raises:
-        SettingsError: if one is out of bounds.
-        TypeError: if one is unknown, or a table is missing.
+        SettingsError: naming the setting that is unknown, of another type, or out of bounds.
     """
-    sections = {field.name: field.default_factory for field in dataclasses.fields(RunConfig)}
-    made = {
-        name: value if sections.get(name) in (None, dataclasses.MISSING) else sections[name](**value)  # pyright: ignore
-        for name, value in settings.items()
-    }
-    return RunConfig(**made)
+    check_names(settings)
+    return typed(RunConfig, dict(settings))
+
+
+def check_names(settings: Mapping[str, Any]) -> None:
+    """Check that nested tables hold nothing but settings, each of its own type.
+
+    Raises:
+        SettingsError: naming the one that is unknown or of another type.
+    """
+    try:
+        check_table(RunConfig, dict(settings))
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
 
 
 def without_none(table: dict[str, Any]) -> dict[str, Any]:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tomli_w
 from safetensors.numpy import save_file
 
 from fedprompt_mpi.commands.settings import parse_settings
-from fedprompt_mpi.config import RunConfig
+from fedprompt_mpi.config import ClientConfig, RunConfig, to_dict
 from fedprompt_mpi.rundir.checkpoint import Checkpoint, save_checkpoint
 from fedprompt_mpi.rundir.paths import RunPaths
 from fedprompt_mpi.rundir.records import RoundRecord
@@ -21,6 +22,7 @@ from tests.jobs import SMALL
 Make = Callable[[Path], list[str]]
 """Makes what the case needs in a folder, and returns the flags."""
 GOOD_CSV = "text,label\n" + "".join(f"fine film number {k},{k % 2}\n" for k in range(40))
+OTHER = RunConfig(seed=7, client=ClientConfig(lr=0.5))
 PARAMETERS = 2560
 """Of a soft prompt for the embedded model."""
 
@@ -224,9 +226,14 @@ CASES: dict[str, tuple[Make, str]] = {
     "a directory of another run": (_directory({"config.toml": "seed = 0\n"}), "not empty"),
     "a directory below a file": (_directory({"file": ""}, "--output.dir=tests/jobs.py/run"), "jobs.py"),
     "a place that is not ours": (_flags("--output.dir=/proc/run"), "cannot be written to"),
-    "a resume of what is no run": (_directory({"notes.txt": ""}, "--output.resume=true"), "no run of this program"),
+    "a resume of what is no run": (
+        _directory({"notes.txt": ""}, "--output.resume=true"), "notes.txt is no file of a run"
+    ),
+    "a resume of what has no settings": (
+        _directory({"config.toml": "seed = 7\n"}, "--output.resume=true"), "no run of this program"
+    ),
     "a resume with other settings": (
-        _directory({"config.toml": "seed = 7\n[client]\nlr = 0.5\nschedule = 'constant'\n"}, "--output.resume=true"),
+        _directory({"config.toml": tomli_w.dumps(to_dict(OTHER))}, "--output.resume=true"),
         "client.lr = 0.5 (now 0.3)",
     ),
     "a resume of a run that lost its records": (_run_without("rounds.jsonl"), "rounds.jsonl"),

@@ -16,7 +16,7 @@ ALLOWED = {
     "seeds": set(),
     "files": {"config"},
     "liveness": set(),
-    "text": {"config", "rules", "seeds"},
+    "text": {"files", "config", "rules", "seeds"},
     "plm": {"files", "config", "seeds"},
     "comm": {"liveness", "config"},
     "rundir": {"comm", "files", "config", "rules"},

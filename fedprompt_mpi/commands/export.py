@@ -43,11 +43,8 @@ def export(run: Path, directory: Path) -> Path:
 
     prompt, paths = load_prompt(run), RunPaths(run)
     config = prompt.config
-    try:
-        summary = read_record(paths.summary, Summary)
-        words = read_record(paths.partition, PartitionRecord).label_words
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"{run} cannot be read as a finished run ({error}): name a run directory") from error
+    summary = read_record(paths.summary, Summary)
+    words = read_record(paths.partition, PartitionRecord).label_words
     if directory.is_dir() and any(directory.iterdir()):
         raise SettingsError(f"{directory} is not empty: name a new folder for the adapter")
     plm = read_config(download(config.model.name))

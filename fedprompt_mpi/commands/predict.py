@@ -15,10 +15,11 @@ import numpy as np
 
 from fedprompt_mpi.commands.settings import command_parser, parse
 from fedprompt_mpi.config import RunConfig, SettingsError, from_dict
-from fedprompt_mpi.files import read_toml
 from fedprompt_mpi.liveness.liveness import Liveness
+from fedprompt_mpi.rundir.directory import check_content
 from fedprompt_mpi.rundir.paths import RunPaths
 from fedprompt_mpi.rundir.prompt import read_prompt
+from fedprompt_mpi.rundir.records import read_settings
 from fedprompt_mpi.text.tasks import resolve
 
 if TYPE_CHECKING:  # torch is imported when something is predicted
@@ -46,6 +47,8 @@ class Prompt:
 
     def __init__(self, directory: Path) -> None:
         """Read it; see `load_prompt`."""
+        if directory.is_dir():
+            check_content(RunPaths(directory), own_only=False)
         tensors, self.metadata = read_prompt(directory)
         self.directory = directory
         self.vector: np.ndarray = tensors.pop("vector")
@@ -58,11 +61,7 @@ class Prompt:
     @functools.cached_property
     def config(self) -> RunConfig:
         """The settings of its run."""
-        file = RunPaths(self.directory).config
-        try:
-            return from_dict(read_toml(file))
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise SettingsError(f"{file} cannot be read as settings ({error}): name a run directory") from error
+        return from_dict(read_settings(RunPaths(self.directory)))
 
     def predict(self, texts: Sequence[str], texts_b: Sequence[str] | None = None) -> list[Answer]:
         """Classify texts as the run's model would; the model is loaded at the first call.

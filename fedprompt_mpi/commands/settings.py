@@ -1,13 +1,12 @@
 """Flags and TOML files -> checked settings, and the parsers of all commands."""
 
 import dataclasses
-import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedprompt_mpi.config import PromptConfig, RunConfig, SettingsError, to_dict
+from fedprompt_mpi.config import PromptConfig, RunConfig, SettingsError, check_names, from_dict, to_dict
 from fedprompt_mpi.files import read_toml
 from fedprompt_mpi.text.tasks import check_name
 
@@ -28,13 +27,63 @@ class PrintedText(Exception):  # noqa: N818 - nothing went wrong
 def parse_settings(arguments: Sequence[str]) -> RunConfig:
     """Turn flags and TOML files into checked settings.
 
+    Files are read here, not by the flags' parser, and only names of settings reach it: its own keywords, such as
+    `class_path`, which imports, mean nothing in a file or in a flag.
+
     Raises:
         SettingsError: naming the setting, the value and the remedy.
         PrintedText: if only a text was asked for.
     """
+    flags, files = _split(arguments)
+    tables: dict[str, Any] = {}
+    for file in files:
+        check_names(own := _read_config(file))
+        _merge(tables, own)
+    _merge(tables, _parse_flags(flags))
+    config = from_dict(tables)
+    check_name(config.task)
+    if "--print_config" in arguments:
+        import tomli_w
+
+        print(tomli_w.dumps(to_dict(config)), end="")
+        raise PrintedText
+    return config
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the flags that set something, and the names of the files of settings.
+
+    Raises:
+        SettingsError: for a flag that is no setting.
+    """
+    flags, files, rest = [], [], iter(arguments)
+    known = setting_names()
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        if name == "--config":
+            files.append(value if equals else next(rest, ""))
+        elif name.removeprefix("--") in known or argument in ("-h", "--help") or not argument.startswith("--"):
+            flags.append(argument)
+        elif argument != "--print_config":
+            raise SettingsError(f"there is no setting {name!r}: run --help lists all of them")
+    return flags, files
+
+
+def setting_names() -> set[str]:
+    """Return the dotted name of every setting."""
+    names = set()
+    for section in dataclasses.fields(RunConfig):
+        kind = section.default_factory
+        fields = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
+        names |= {f"{section.name}.{field.name}" for field in fields} or {section.name}
+    return names
+
+
+def _parse_flags(flags: Sequence[str]) -> dict[str, Any]:
+    """Return the settings that are given as flags, as nested tables; environment variables are none."""
     import jsonargparse
 
-    asks_for_help = not {"-h", "--help"}.isdisjoint(arguments)
+    asks_for_help = not {"-h", "--help"}.isdisjoint(flags)
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=asks_for_help)  # which takes time
     parser = jsonargparse.ArgumentParser(
         prog="fedprompt_mpi run",
@@ -43,42 +92,32 @@ def parse_settings(arguments: Sequence[str]) -> RunConfig:
         allow_abbrev=False,
         description="Federated prompt tuning over MPI. Every setting is a flag and a TOML key of the same name.",
     )
-    parser.add_argument("--config", action="config", help="TOML file of settings; flags override it")
+    parser.add_argument("--config", help="TOML file of settings; flags override it")
     parser.add_class_arguments(RunConfig, as_group=False)
-    _check_config_files(arguments)
-    others = [argument for argument in arguments if argument != "--print_config"]  # the parser would not check them
-    config = _build(parse(parser, others))
-    check_name(config.task)
-    if len(others) < len(arguments):
-        import tomli_w
-
-        print(tomli_w.dumps(to_dict(config)), end="")
-        raise PrintedText
-    return config
+    return parse(parser, flags, defaults=False).as_dict()
 
 
-def _check_config_files(arguments: Sequence[str]) -> None:
-    """Raise SettingsError for a file that is missing, which the parser would take for TOML, or is no TOML."""
-    for argument, after in itertools.pairwise([*arguments, ""]):
-        name = after if argument == "--config" else argument.removeprefix("--config=")
-        if argument != "--config" and name == argument:
-            continue
-        if not Path(name).is_file():
-            raise SettingsError(f"--config is {name!r}, but there is no such file: name a TOML file of settings")
-        try:
-            read_toml(Path(name))
-        except (OSError, ValueError) as error:
-            raise SettingsError(f"--config is {name!r}, which cannot be read as TOML: {error}") from error
+def _read_config(name: str) -> dict[str, Any]:
+    """Return the tables of a TOML file, whatever they hold.
+
+    Raises:
+        SettingsError: if there is no such file, or it is no TOML.
+    """
+    try:
+        return read_toml(Path(name))
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise SettingsError(f"--config is {name!r}, but there is no such file: name a TOML file of settings") from error
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"--config is {name!r}, which cannot be read as TOML: {error}") from error
 
 
-def _build(parsed: Any) -> RunConfig:
-    """Make the typed settings of a parsed namespace, section by section."""
-    sections = {}
-    for field in dataclasses.fields(RunConfig):
-        value = getattr(parsed, field.name)
-        kind = field.default_factory
-        sections[field.name] = value if kind is dataclasses.MISSING else kind(**vars(value))  # pyright: ignore
-    return RunConfig(**sections)
+def _merge(tables: dict[str, Any], others: dict[str, Any]) -> None:
+    """Put settings into nested tables, over those that are there."""
+    for name, value in others.items():
+        if isinstance(value, dict):
+            tables[name] = {**tables.get(name, {}), **value}
+        else:
+            tables[name] = value
 
 
 def command_parser(command: str, description: str) -> Any:
@@ -90,8 +129,8 @@ def command_parser(command: str, description: str) -> Any:
     )
 
 
-def parse(parser: Any, arguments: Sequence[str]) -> Any:
-    """Parse the flags of a command.
+def parse(parser: Any, arguments: Sequence[str], *, defaults: bool = True) -> Any:
+    """Parse the flags of a command; with the defaults of those that are not given, if asked for.
 
     Raises:
         SettingsError: naming the flag.
@@ -100,7 +139,7 @@ def parse(parser: Any, arguments: Sequence[str]) -> Any:
     import jsonargparse
 
     try:
-        return parser.parse_args(list(arguments))
+        return parser.parse_args(list(arguments), defaults=defaults, env=False)
     except SystemExit as end:
         raise PrintedText from end
     except SettingsError:

@@ -11,14 +11,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fedprompt_mpi.commands.settings import command_parser, parse, parse_settings
-from fedprompt_mpi.config import RunConfig, SettingsError, to_dict
+from fedprompt_mpi.config import RunConfig, SettingsError, from_dict, to_dict
 from fedprompt_mpi.files import read_toml
 from fedprompt_mpi.liveness.exit import end_process
 from fedprompt_mpi.liveness.liveness import Liveness
-from fedprompt_mpi.liveness.stop import STOPPED
+from fedprompt_mpi.liveness.stop import STOPPED, requests
 from fedprompt_mpi.rules.setting import Comparison
+from fedprompt_mpi.rundir.directory import check_content
 from fedprompt_mpi.rundir.may_differ import compared, differences
 from fedprompt_mpi.rundir.paths import LOG, RunPaths
+from fedprompt_mpi.rundir.records import read_settings
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,9 +79,10 @@ def recipe_flags(recipe: Path, seed: int | None, data: str | None) -> list[str]:
         SettingsError: if the recipe cannot be read.
     """
     try:
-        task = read_toml(recipe).get("task", {}).get("name", "embedded")
-    except (OSError, ValueError, AttributeError) as error:
+        tables = read_toml(recipe)
+    except (OSError, ValueError) as error:
         raise SettingsError(f"{recipe} cannot be read as a recipe ({error})") from error
+    task = from_dict({"task": tables.get("task", {})}).task.name
     own = [f"--config={recipe}"]
     own += [] if seed is None else [f"--seed={seed}"]
     return own + ([] if data is None else [f"--task.data={Path(data) / task}"])
@@ -123,7 +126,8 @@ def _is_done(directory: Path, config: RunConfig) -> bool:
     paths = RunPaths(directory)
     if not paths.summary.exists():
         return False
-    theirs, ours = read_toml(paths.config), to_dict(config)
+    check_content(paths, own_only=False)
+    theirs, ours = read_settings(paths), to_dict(config)
     differs = differences(compared(theirs, Comparison.SWEEP), compared(ours, Comparison.SWEEP))
     if differs:
         raise SettingsError(
@@ -136,7 +140,7 @@ class _Runner:
     """Runs the plans of a sweep as processes, and passes signals on to them."""
 
     def __init__(self, launch: str, count: int, say: Callable[[str], None]) -> None:
-        self._command = [*shlex.split(launch), sys.executable, "-m", "fedprompt_mpi", "run"]
+        self._command = [*shlex.split(launch), sys.executable, "-P", "-m", "fedprompt_mpi", "run"]
         self._count, self._say = count, say
         self._running: set[subprocess.Popen[bytes]] = set()
         self.asked_to_stop = False
@@ -149,7 +153,7 @@ class _Runner:
         if is_done:
             self._say(f"{where}: is done")
             return 0
-        self._say(f"{where}: {'continues' if paths.checkpoint_folder.exists() else 'begins'}")
+        self._say(f"{where}: {'continues' if paths.checkpoints() else 'begins'}")
         plan.directory.parent.mkdir(parents=True, exist_ok=True)
         log = plan.directory.parent / f"{plan.directory.name}{LOG}"
         with log.open("ab") as output:
@@ -187,8 +191,7 @@ class _PassedOn:
         self._handler = handler
 
     def __enter__(self) -> None:
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-        self._before = {number: signal.signal(number, self._handler) for number in numbers}
+        self._before = {number: signal.signal(number, self._handler) for number in requests()}
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():

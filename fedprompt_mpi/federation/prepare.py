@@ -21,7 +21,8 @@ from fedprompt_mpi.comm.device import Vector
 from fedprompt_mpi.comm.placement import bind_device, thread_count
 from fedprompt_mpi.config import RunConfig, SettingsError
 from fedprompt_mpi.federation.setup import Setup
-from fedprompt_mpi.files import CannotWriteError
+from fedprompt_mpi.files import CannotWriteError, RunFile
+from fedprompt_mpi.liveness.output import printable
 from fedprompt_mpi.rundir.checkpoint import Checkpoint, load_checkpoint
 from fedprompt_mpi.rundir.clean_run import read_clean_run
 from fedprompt_mpi.rundir.directory import check_directory, check_records
@@ -45,7 +46,7 @@ class _Start:
     """What rank 0 finds in the run directory; the other ranks only know the directory."""
 
     paths: RunPaths
-    existing: list[Path]
+    existing: list[RunFile]
     """The checkpoints."""
     checkpoint: Checkpoint | None
     """The checkpoint, or the prompt of another run, to start from."""
@@ -138,7 +139,7 @@ def _find_start(config: RunConfig, task: Task, channel: Channel) -> _Start:
     if config.output.resume:
         found, warnings = load_checkpoint(paths, config)
         for warning in warnings:
-            print(f"fedprompt_mpi: warning: {warning}", file=sys.stderr, flush=True)
+            print(printable(f"fedprompt_mpi: warning: {warning}"), file=sys.stderr, flush=True)
     if found is not None:
         check_records(paths, found.round_)
     if found is None and config.prompt.init not in ("vocab", "random"):

@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from fedprompt_mpi.liveness.exit import FAILED, LAST_WORDS_S, end_job, end_process
 from fedprompt_mpi.liveness.node_watcher import ENDED_HERE, NodeTable, TableRow
+from fedprompt_mpi.liveness.output import printable
 from fedprompt_mpi.liveness.stop import StopRequest
 from fedprompt_mpi.liveness.watchdog import StalledError, Watchdog
 
@@ -169,7 +170,7 @@ class Liveness:
             time.sleep(min(STAGGER_S * self.rank, LONGEST_STAGGER_S))
         if self._reports and not self.is_over():
             self._mark_over()
-            print(report, end="" if report.endswith("\n") else "\n", file=sys.stderr, flush=True)
+            print(printable(report), end="" if report.endswith("\n") else "\n", file=sys.stderr, flush=True)
         end_job(FAILED)
 
     def _wait_for_the_report(self) -> None:

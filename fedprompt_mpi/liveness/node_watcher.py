@@ -215,7 +215,8 @@ class Watcher:
 
 def say(line: str) -> None:
     """Print a line for the user."""
-    print(line, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # nobody reads it
+        print(line, file=sys.stderr, flush=True)
 
 
 def describe(lost: Sequence[int], rows: Sequence[TableRow]) -> str:

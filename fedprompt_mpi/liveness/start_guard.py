@@ -21,6 +21,7 @@ from typing import NoReturn
 
 from fedprompt_mpi.liveness.exit import LAST_WORDS_S, wait_until_read
 from fedprompt_mpi.liveness.node_watcher import say
+from fedprompt_mpi.liveness.stop import requests
 
 _STARTED, _OVER = b"s", b"o"
 TELL_EVERY_S = 0.2
@@ -127,7 +128,7 @@ def _close_all_but(*kept: int) -> None:
 
 
 def _guard(parent: int, reading: int, names: _Names, deadline_s: float) -> NoReturn:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in requests():
         signal.signal(number, signal.SIG_DFL)
     names.bind()
     ready, _, _ = select.select([reading, names.socket], [], [], deadline_s)

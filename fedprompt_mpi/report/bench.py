@@ -67,5 +67,5 @@ def plot_bench(result: Mapping[str, Any], folder: Path) -> Sequence[Path]:
     axes[0].set_ylabel("seconds (median of the slowest rank)")
     axes[0].legend(fontsize=8)
     figure.suptitle(_where(result), fontsize=10)
-    save(figure, "bench", folder)
+    save(figure, "bench", folder.joinpath)
     return [folder / "bench.png", folder / "bench.svg"]

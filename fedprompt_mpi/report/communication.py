@@ -6,13 +6,10 @@ from typing import Any
 
 from fedprompt_mpi.comm.statistics import LEAST_SAMPLES, communication
 from fedprompt_mpi.config import SettingsError
-from fedprompt_mpi.files import read_json, read_toml
+from fedprompt_mpi.report.run_data import RunData, read_run
 from fedprompt_mpi.rules.setting import Comparison
 from fedprompt_mpi.rundir.console import format_seconds
 from fedprompt_mpi.rundir.may_differ import compared, differences
-from fedprompt_mpi.rundir.paths import RunPaths
-from fedprompt_mpi.rundir.records import Environment, read_record, read_rounds
-from fedprompt_mpi.rundir.timings import read_timings
 
 UNMEASURED = ("wait", "wait (rank 0)", "wait (workers)", "transfer", "broadcast", "gather", "reduce", "overhead")
 """Figures that have no meaning where nothing separates waiting from the collective."""
@@ -33,33 +30,27 @@ def read_communication(directories: Sequence[Path], *, warmup: int | None) -> di
     Raises:
         SettingsError: if one is no finished run, or they are not of one job.
     """
-    jobs, launches, figures, traffic = [], [], {}, None
-    for directory in directories:
-        try:
-            paths = RunPaths(directory)
-            figures = read_json(paths.communication)
-            jobs.append(_job(paths))
-            launches.append(list(read_timings(paths)))
-            last = read_rounds(paths)[-1].traffic
-            traffic = None if last is None else {"down": last.down, "up": last.up}
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            raise SettingsError(
-                f"{directory} cannot be read as a finished run ({error!r}): name a run directory"
-            ) from error
-        differs = differences(jobs[0], jobs[-1])
+    runs = [read_run(directory) for directory in directories]
+    jobs = [_job(run) for run in runs]
+    for directory, run, job in zip(directories, runs, jobs, strict=True):
+        if run.communication is None or not run.rounds:
+            raise SettingsError(f"{directory} is not finished, and has no statistics yet: name a finished run")
+        differs = differences(jobs[0], job)
         if differs:
             raise SettingsError(
                 f"{directory} differs from {directories[0]} in {', '.join(differs)}: pool launches of one job, which "
                 "differ in seed and output alone"
             )
-    pooled = communication(launches, warmup=figures["warmup_rounds"] if warmup is None else warmup)
-    return {"mode": figures["mode"], **pooled, "traffic": traffic}
+    figures, last = runs[-1].communication, runs[-1].rounds[-1].traffic
+    assert figures is not None
+    pooled = communication([run.timings for run in runs], warmup=figures.warmup_rounds if warmup is None else warmup)
+    traffic = None if last is None else {"down": last.down, "up": last.up}
+    return {"mode": figures.mode, **pooled, "traffic": traffic}
 
 
-def _job(paths: RunPaths) -> dict[str, Any]:
+def _job(run: RunData) -> dict[str, Any]:
     """Return what launches of one job have in common: the settings, and the node of each rank."""
-    settings = compared(read_toml(paths.config), Comparison.LAUNCHES)
-    return {**settings, "nodes": [rank.node for rank in read_record(paths.environment, Environment).ranks]}
+    return {**compared(run.settings, Comparison.LAUNCHES), "nodes": [rank.node for rank in run.environment.ranks]}
 
 
 def format_communication(figures: dict[str, Any]) -> str:

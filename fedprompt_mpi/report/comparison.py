@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fedprompt_mpi.files import write_text
+from fedprompt_mpi.files import RunFile, write_text
 from fedprompt_mpi.report import page, theme
 from fedprompt_mpi.report.figures import figure, legend_above, whole_numbers
 from fedprompt_mpi.report.groups import Group, group, labels
@@ -40,17 +40,16 @@ def write_comparison(groups: Sequence[Group], out: Path) -> tuple[Path, str]:
     """
     names = labels(groups)
     tables = [overview(groups, names), *paper_tables(groups)]
-    for folder in (RunPaths(out).figures, out / TABLES_FOLDER):
-        folder.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     for table in tables:
         for ending, content in (("md", table.markdown()), ("csv", table.csv()), ("tex", table.latex())):
-            write_text(out / TABLES_FOLDER / f"{table.name}.{ending}", content)
+            write_text(RunFile(out, f"{TABLES_FOLDER}/{table.name}.{ending}"), content)
     sections = [_section(table) for table in tables]
     with theme.style():
         for start in range(0, len(groups), MOST_CURVES):
             some = slice(start, start + MOST_CURVES)
             name = f"curves-{start // MOST_CURVES + 1}"
-            svg = theme.save(curves(groups[some], names[some]), name, RunPaths(out).figures)
+            svg = theme.save(curves(groups[some], names[some]), name, RunPaths(out).figure)
             sections.append(page.Section(name=name, heading="Round by round", svg=svg, caption=CAPTION))
     html = page.render(
         title=f"{sum(len(known.runs) for known in groups)} runs, {len(groups)} different",
@@ -62,7 +61,7 @@ def write_comparison(groups: Sequence[Group], out: Path) -> tuple[Path, str]:
     file = RunPaths(out).report
     write_text(file, html)
     markdown = "\n".join(f"{table.caption}\n\n{table.markdown()}" for table in tables)
-    return file, markdown
+    return file.path, markdown
 
 
 def _section(table: Table) -> page.Section:

@@ -58,7 +58,7 @@ def write_report(directory: Path, *, refresh_s: int | None = None) -> Path:
         SettingsError: if it is no run directory.
     """
     run, paths = read_run(directory), RunPaths(directory)
-    sections = _figures(run, paths.figures)
+    sections = _figures(run, paths)
     sections += [
         Section(name="phases", heading="Phases of a round", table=_phases(run), caption=_phases_caption(run)),
         Section(name="settings", heading="Settings", text=tomli_w.dumps(run.settings)),
@@ -72,7 +72,7 @@ def write_report(directory: Path, *, refresh_s: int | None = None) -> Path:
         refresh_s=None if run.summary else refresh_s,
     )
     write_text(paths.report, page)
-    return paths.report
+    return paths.report.path
 
 
 def watch_report(directory: Path, tell: Callable[[Path], None], every_s: float = 5.0) -> None:
@@ -113,9 +113,8 @@ def render(**parts: Any) -> str:
     )  # fmt: skip
 
 
-def _figures(run: RunData, folder: Path) -> list[Section]:
+def _figures(run: RunData, paths: RunPaths) -> list[Section]:
     """Draw what the run has so far."""
-    folder.mkdir(exist_ok=True)
     trained = any(record.round > 0 for record in run.rounds)
     timed = trained and any(round_ > 0 for round_, _, _, _, _ in run.timings)
     has = {
@@ -126,7 +125,7 @@ def _figures(run: RunData, folder: Path) -> list[Section]:
     with theme.style():
         for name, (heading, draw) in FIGURES.items():
             if has[name]:
-                svg = theme.save(draw(run), name, folder)
+                svg = theme.save(draw(run), name, paths.figure)
                 caption = " ".join((draw.__doc__ or "").split())
                 sections.append(
                     Section(name=name, heading=heading, svg=svg, caption=caption, table=_numbers(run, name))
@@ -224,9 +223,9 @@ def _phases(run: RunData) -> Numbers | None:
         return None
     keys = ("median", "low", "high", "q05", "q95")
     rows = [
-        [name, *("-" if row[key] is None else format_seconds(row[key]) for key in keys)]
-        for name, row in run.communication["seconds"].items()
-        if is_told(name, run.communication["mode"])
+        [name, *("-" if (value := getattr(row, key)) is None else format_seconds(value) for key in keys)]
+        for name, row in run.communication.seconds.items()
+        if is_told(name, run.communication.mode)
     ]
     return Numbers(head=["phase", "median", "95 % interval from", "to", "5 % quantile", "95 % quantile"], rows=rows)
 
@@ -236,12 +235,12 @@ def _phases_caption(run: RunData) -> str:
         return "Available once the run is finished."
     told = (
         "waiting and transfer are told apart by a synchronisation before each collective, whose cost is `overhead`"
-        if run.communication["mode"] == "measure"
+        if run.communication.mode == "measure"
         else "what is left of the skew is in the transfer; --comm.mode measure tells them apart"
     )
     return (
-        f"Seconds of the slowest rank, over {run.communication['rounds']} rounds after "
-        f"{run.communication['warmup_rounds']} of warm-up; {told}."
+        f"Seconds of the slowest rank, over {run.communication.rounds} rounds after "
+        f"{run.communication.warmup_rounds} of warm-up; {told}."
     )
 
 

@@ -5,10 +5,19 @@ from pathlib import Path
 from typing import Any
 
 from fedprompt_mpi.comm.statistics import TimingRow
-from fedprompt_mpi.config import SettingsError
-from fedprompt_mpi.files import read_json, read_toml
+from fedprompt_mpi.rundir.directory import check_content
 from fedprompt_mpi.rundir.paths import RunPaths
-from fedprompt_mpi.rundir.records import Environment, PartitionRecord, RoundRecord, Summary, read_record, read_rounds
+from fedprompt_mpi.rundir.records import (
+    Communication,
+    Environment,
+    PartitionRecord,
+    RoundRecord,
+    Summary,
+    read_record,
+    read_rounds,
+    read_settings,
+    reading,
+)
 from fedprompt_mpi.rundir.timings import read_timings
 
 
@@ -26,7 +35,7 @@ class RunData:
     """Of all ranks, each in order of time; up to the last checkpoint."""
     summary: Summary | None
     """None if the run is not finished."""
-    communication: dict[str, Any] | None
+    communication: Communication | None
 
     @property
     def clients(self) -> int:
@@ -48,19 +57,54 @@ def read_run(directory: Path) -> RunData:
     """Read a run directory.
 
     Raises:
-        SettingsError: if it is none.
+        SettingsError: if it is none, or its files do not fit together; the message names the file and the field.
     """
     paths = RunPaths(directory)
-    try:
-        return RunData(
-            directory=directory,
-            settings=read_toml(paths.config),
-            environment=read_record(paths.environment, Environment),
-            partition=read_record(paths.partition, PartitionRecord),
-            rounds=read_rounds(paths) if paths.rounds.exists() else [],
-            timings=list(read_timings(paths)) if paths.timings.exists() else [],
-            summary=read_record(paths.summary, Summary) if paths.summary.exists() else None,
-            communication=read_json(paths.communication) if paths.communication.exists() else None,
-        )
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"{directory} cannot be read as a run ({error!r}): name a run directory") from error
+    check_content(paths, own_only=False)
+    run = RunData(
+        directory=directory,
+        settings=read_settings(paths),
+        environment=read_record(paths.environment, Environment),
+        partition=read_record(paths.partition, PartitionRecord),
+        rounds=read_rounds(paths) if paths.rounds.exists() else [],
+        timings=list(read_timings(paths)) if paths.timings.exists() else [],
+        summary=read_record(paths.summary, Summary) if paths.summary.exists() else None,
+        communication=read_record(paths.communication, Communication) if paths.communication.exists() else None,
+    )
+    with reading(paths.partition):
+        _check_partition(run.partition)
+    with reading(paths.rounds):
+        _check_rounds(run)
+    with reading(paths.timings):
+        _check_timings(run)
+    return run
+
+
+def _check_partition(partition: PartitionRecord) -> None:
+    """Raise ValueError unless each client has a number of examples for each class."""
+    for number, record in enumerate(partition.clients):
+        if record.client != number or len(record.by_class) != len(partition.label_words):
+            raise ValueError(f"clients.{number} is client {record.client} with {len(record.by_class)} classes")
+    if not partition.clients:
+        raise ValueError("clients is an empty list")
+
+
+def _check_rounds(run: RunData) -> None:
+    """Raise ValueError unless the rounds come in order, and their lists have a place for each client of the round."""
+    for number, record in enumerate(run.rounds):
+        if record.round != number:
+            raise ValueError(f"line {number + 1}: round is {record.round}")
+        if not set(record.cohort) <= set(range(run.clients)):
+            raise ValueError(f"line {number + 1}: cohort names clients beyond 0 to {run.clients - 1}")
+        for name in ("update_norms", "shares", "client_accuracy", "client_attack_success_rate"):
+            values = getattr(record, name)
+            if values is not None and len(values) != len(record.cohort):
+                raise ValueError(f"line {number + 1}: {name} has {len(values)} values for {len(record.cohort)} clients")
+
+
+def _check_timings(run: RunData) -> None:
+    """Raise ValueError if a rank or a round of the timings is none of the run's."""
+    ranks, rounds = len(run.environment.ranks), run.settings["federation"]["rounds"] + 1
+    for round_, rank, *_ in run.timings:
+        if rank >= ranks or round_ > max(rounds, len(run.rounds)):
+            raise ValueError(f"it has rank {rank} in round {round_} of a run of {ranks} ranks and {rounds - 1} rounds")

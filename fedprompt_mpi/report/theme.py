@@ -9,12 +9,11 @@ References:
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from fedprompt_mpi.files import write_bytes, write_text
+from fedprompt_mpi.files import File, write_bytes, write_text
 
 PAPER, INK, MUTED, GRID = "#ffffff", "#1b1f24", "#57606b", "#d8dee4"
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, GREY = (
@@ -49,10 +48,10 @@ def style() -> Iterator[None]:
         yield
 
 
-def save(figure: Any, name: str, folder: Path) -> str:
+def save(figure: Any, name: str, place: Callable[[str], File]) -> str:
     """Write NAME.png and NAME.svg, and return the SVG for a page.
 
-    By the canvases' own methods: `savefig` draws each once more beforehand.
+    `place` says where a file of a name goes. By the canvases' own methods: `savefig` draws each once more beforehand.
     """
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -64,8 +63,8 @@ def save(figure: Any, name: str, folder: Path) -> str:
     figure.set_layout_engine("none")  # the layout is done, and takes as long as drawing
     figure.set_dpi(150)
     FigureCanvasAgg(figure).print_png(pixels)
-    write_text(folder / f"{name}.svg", drawn.getvalue())
-    write_bytes(folder / f"{name}.png", pixels.getvalue())
+    write_text(place(f"{name}.svg"), drawn.getvalue())
+    write_bytes(place(f"{name}.png"), pixels.getvalue())
     return for_page(drawn.getvalue(), name)
 
 

@@ -1,10 +1,14 @@
-"""How one setting is declared: default, bounds, and in which comparisons of runs it may differ."""
+"""How one setting is declared: default, bounds, and in which comparisons of runs it may differ.
+
+`typed` makes typed values of what a file holds: settings, and the records of a run.
+"""
 
 import dataclasses
 import enum
 import math
+import types
 from collections.abc import Callable
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
 class SettingsError(ValueError):
@@ -89,3 +93,97 @@ def check(section: str, settings: Any) -> None:
         choices = [choice for part in parts if get_origin(part) is Literal for choice in get_args(part)]
         if isinstance(value, str) and choices and value not in choices:
             raise SettingsError(f"{name} is {value!r}: choose one of {', '.join(choices)}")
+
+
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "nothing"}
+
+
+def typed(kind: Any, value: Any, where: str = "") -> Any:
+    """Return a value of a JSON or TOML file as a type, which is checked all the way down.
+
+    Args:
+        kind: a dataclass, a list, a dict with text keys, a choice of words, a union of those, or a plain type. Keys
+            that a dataclass does not have are ignored: a later version may have added them to a record.
+        value: as the file's parser returned it.
+        where: dotted name of the value, for the message.
+
+    Raises:
+        ValueError: if it is no such value; the message names it, and what it should be.
+    """
+    if dataclasses.is_dataclass(kind):
+        return _typed_table(kind, value, where)
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (types.UnionType, Union):
+        return _typed_union(kind, value, where)
+    if origin is list and isinstance(value, list):
+        return [typed(arguments[0], part, where) for part in value]
+    if origin is dict and isinstance(value, dict):
+        return {str(name): typed(arguments[1], part, f"{where}.{name}") for name, part in value.items()}
+    if kind is Any or (origin is Literal and isinstance(value, str) and value in arguments):
+        return value
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise ValueError(f"{where or 'it'} is a number of more than 308 digits") from error
+    if origin is None and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+        return value
+    raise ValueError(f"{where or 'it'} is {str(value)[:60]!r}: expecting {describe(kind)}")
+
+
+def check_table(kind: Any, table: Any, where: str = "") -> None:
+    """Check the names and the types of a table that need not be complete, and whose values need not fit together.
+
+    Raises:
+        ValueError: naming what is unknown or of another type.
+    """
+    if not isinstance(table, dict):
+        raise ValueError(f"{where or 'it'} is {str(table)[:60]!r}: expecting a table")
+    hints = get_type_hints(kind)
+    for name, value in table.items():
+        dotted = f"{where}.{name}".lstrip(".")
+        if name not in {field.name for field in dataclasses.fields(kind)}:
+            raise ValueError(f"there is no setting {dotted[:80]!r}")
+        if dataclasses.is_dataclass(hints[name]):
+            check_table(hints[name], value, dotted)
+        else:
+            typed(hints[name], value, dotted)
+
+
+def describe(kind: Any) -> str:
+    """Return in words what a type is."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (types.UnionType, Union):
+        return " or ".join(describe(part) for part in arguments if part is not type(None))
+    if origin is Literal:
+        return f"one of {', '.join(arguments)}" if len(arguments) > 1 else repr(*arguments)
+    if origin is list:
+        return f"a list, each of its parts {describe(arguments[0])}"
+    return _KINDS.get(kind, "a table")
+
+
+def _typed_union(kind: Any, value: Any, where: str) -> Any:
+    plain = [part for part in get_args(kind) if part is not type(None)]
+    if value is None and len(plain) < len(get_args(kind)):
+        return None
+    if len(plain) == 1:
+        return typed(plain[0], value, where)
+    for part in plain:
+        try:
+            return typed(part, value, where)
+        except ValueError:
+            continue
+    raise ValueError(f"{where or 'it'} is {str(value)[:60]!r}: expecting {describe(kind)}")
+
+
+def _typed_table(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where or 'it'} is {str(value)[:60]!r}: expecting a table")
+    hints, made = get_type_hints(kind), {}
+    for field in dataclasses.fields(kind):
+        given = value.get(field.name, value.get(f"{field.name}_", dataclasses.MISSING))  # older files have `round_`
+        if given is not dataclasses.MISSING:
+            made[field.name] = typed(hints[field.name], given, f"{where}.{field.name}".lstrip("."))
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise ValueError(f"{where or 'it'} has no {field.name}")
+    return kind(**made)

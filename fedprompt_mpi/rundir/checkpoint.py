@@ -12,19 +12,18 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fedprompt_mpi.comm.device import Vector
 from fedprompt_mpi.config import RunConfig, SettingsError, to_dict
-from fedprompt_mpi.files import read_toml, write_tensors
-from fedprompt_mpi.rules.setting import Comparison
+from fedprompt_mpi.files import RunFile, write_tensors
+from fedprompt_mpi.rules.setting import Comparison, typed
 from fedprompt_mpi.rundir.may_differ import compared, differences
 from fedprompt_mpi.rundir.paths import RunPaths
-from fedprompt_mpi.rundir.prompt import read_prompt
-from fedprompt_mpi.rundir.records import RoundRecord, parse
+from fedprompt_mpi.rundir.prompt import read_vector_file
+from fedprompt_mpi.rundir.records import RoundRecord, read_settings
 
 KEPT = 2
 MOST_NAMED = 6
@@ -54,10 +53,9 @@ def save_checkpoint(paths: RunPaths, checkpoint: Checkpoint, config: RunConfig) 
         "settings": json.dumps(compared(to_dict(config), Comparison.RESUME), sort_keys=True),
     }
     file = paths.checkpoint(checkpoint.round_)
-    file.parent.mkdir(exist_ok=True)
     write_tensors(file, tensors, {**metadata, "sha256": _checksum(tensors, metadata)})
     for old in paths.checkpoints()[KEPT:]:
-        old.unlink()
+        old.unlink(missing_ok=True)
 
 
 def load_checkpoint(paths: RunPaths, config: RunConfig) -> tuple[Checkpoint | None, list[str]]:
@@ -82,9 +80,11 @@ def load_checkpoint(paths: RunPaths, config: RunConfig) -> tuple[Checkpoint | No
         raise SettingsError(f"output.resume: {'; '.join(damaged)}: start anew in another output.dir")
     if paths.directory.is_dir() and not paths.is_empty():
         try:
-            theirs = compared(read_toml(paths.config), Comparison.RESUME)
-        except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
-            raise SettingsError(f"output.resume: {paths.directory} is not empty, and no run of this program") from error
+            theirs = compared(read_settings(paths), Comparison.RESUME)
+        except SettingsError as error:
+            raise SettingsError(
+                f"output.resume: {paths.directory} is not empty, and no run of this program: {error}"
+            ) from error
         _check_settings(paths, theirs, config)
     return None, []
 
@@ -122,19 +122,19 @@ class _DamagedError(Exception):
     """A file is not what was written."""
 
 
-def _read(file: Path) -> tuple[Checkpoint, dict[str, Any]]:
+def _read(file: RunFile) -> tuple[Checkpoint, dict[str, Any]]:
     """Return a checkpoint and the settings that it belongs to.
 
     Raises:
         SettingsError: if it is no file of tensors.
         _DamagedError: if its content is not what was written.
     """
-    tensors, metadata = read_prompt(file)
+    tensors, metadata = read_vector_file(file)
     if _checksum(tensors, metadata) != metadata.pop("sha256", None):
         raise _DamagedError("its checksum differs")
     if metadata.keys() != {"round", "record", "settings"}:
         raise _DamagedError("it is no checkpoint")
-    settings, record = json.loads(metadata["settings"]), parse(RoundRecord, json.loads(metadata["record"]))
+    settings, record = json.loads(metadata["settings"]), typed(RoundRecord, json.loads(metadata["record"]))
     vector = tensors.pop("vector")
     return Checkpoint(vector=vector, round_=int(metadata["round"]), record=record, state=tensors), settings
 

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from fedprompt_mpi.config import RunConfig, SettingsError, to_dict
-from fedprompt_mpi.files import read_toml
 from fedprompt_mpi.rules.setting import Comparison
+from fedprompt_mpi.rundir.directory import check_content
 from fedprompt_mpi.rundir.may_differ import compared, differences
 from fedprompt_mpi.rundir.paths import RunPaths
-from fedprompt_mpi.rundir.records import read_rounds
+from fedprompt_mpi.rundir.records import read_rounds, read_settings
 
 
 def read_clean_run(config: RunConfig) -> dict[int, float]:
@@ -21,10 +21,11 @@ def read_clean_run(config: RunConfig) -> dict[int, float]:
     named, paths = f"poison.clean_run is {config.poison.clean_run!r}", RunPaths(Path(config.poison.clean_run))
     ours = compared(to_dict(config), Comparison.CLEAN_RUN)
     try:
-        settings, rounds = read_toml(paths.config), read_rounds(paths)
-        malicious, theirs = settings["poison"]["clients"], compared(settings, Comparison.CLEAN_RUN)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SettingsError(f"{named}, which cannot be read as a run ({error!r}): name a run directory") from error
+        check_content(paths, own_only=False)
+        settings, rounds = read_settings(paths), read_rounds(paths)
+    except SettingsError as error:
+        raise SettingsError(f"{named}, which cannot be read as a run: {error}") from error
+    malicious, theirs = settings["poison"]["clients"], compared(settings, Comparison.CLEAN_RUN)
     if malicious:
         raise SettingsError(f"{named}, whose clients {malicious} are malicious: name a run without any")
     for name, (there, here) in differences(theirs, ours).items():

@@ -1,11 +1,10 @@
 """Checks of a run directory before a run begins or continues in it."""
 
 import collections
-import csv
 import uuid
 
 from fedprompt_mpi.config import SettingsError
-from fedprompt_mpi.rundir.paths import ROUNDS, TIMINGS, RunPaths
+from fedprompt_mpi.rundir.paths import RunPaths
 from fedprompt_mpi.rundir.records import read_rounds
 from fedprompt_mpi.rundir.timings import read_timings
 
@@ -17,6 +16,7 @@ def check_directory(paths: RunPaths, *, resume: bool) -> None:
         SettingsError: if another run is there already, or the place cannot be written to.
     """
     directory = paths.directory
+    check_content(paths, own_only=resume)
     if not resume and directory.is_dir() and not paths.is_empty():
         raise SettingsError(
             f"output.dir is {str(directory)!r}, which is not empty: name another, or resume the run in it"
@@ -32,20 +32,43 @@ def check_directory(paths: RunPaths, *, resume: bool) -> None:
         ) from error
 
 
+def check_content(paths: RunPaths, *, own_only: bool) -> None:
+    """Check that nothing in a run directory leads out of it.
+
+    Args:
+        paths: of the directory, which need not exist.
+        own_only: True if a run is to continue there, where it also writes and removes files: then there may be nothing
+            that this program has not written.
+
+    Raises:
+        SettingsError: naming what is a link, a pipe or a device, or foreign.
+    """
+    try:
+        links, foreign = paths.links(), paths.foreign() if own_only and not paths.is_empty() else []
+    except OSError as error:
+        raise SettingsError(f"{paths.directory} cannot be read ({error.strerror}): name a run directory") from error
+    if links:
+        raise SettingsError(
+            f"{links[0]} is a link, a pipe or a device, and nothing in a run directory may lead out of it: remove it"
+        )
+    if foreign:
+        raise SettingsError(
+            f"{foreign[0]} is no file of a run, and a run continues only where there is nothing else: move it elsewhere"
+        )
+
+
 def check_records(paths: RunPaths, done: int) -> None:
     """Check that a run which continues after round `done` has the lines of the rounds before.
 
     Raises:
         SettingsError: if they cannot be read, or one is missing.
     """
-    file = ROUNDS
     try:
         if [record.round for record in read_rounds(paths)][:done] != list(range(done)):
-            raise ValueError(f"it has not all of the rounds 0 to {done - 1}")
-        file = TIMINGS
+            raise SettingsError(f"{paths.rounds} has not all of the rounds 0 to {done - 1}")
         collections.deque(read_timings(paths), maxlen=0)
-    except (OSError, ValueError, csv.Error) as error:
+    except SettingsError as error:
         raise SettingsError(
-            f"output.resume: {paths.directory / file} cannot be read ({error}): put it back, or start anew in another "
-            f"output.dir, with the last file in {paths.checkpoint_folder} as prompt.init"
+            f"output.resume: {error}; put it back, or start anew in another output.dir, with the last file in "
+            f"{paths.checkpoint(done).path.parent} as prompt.init"
         ) from error

@@ -49,7 +49,7 @@ class Journal:
         self.console = Console(config.federation.rounds)
         self._scalars = Scalars(paths, first_round=done) if config.output.tensorboard else None
         # files that only a finished run has, and files that a killed run left half written
-        for old in (paths.summary, paths.communication, *paths.checkpoint_folder.glob(".*")):
+        for old in (paths.summary, paths.communication, *paths.unfinished_checkpoints()):
             old.unlink(missing_ok=True)
         write_rounds(paths, [record for record in read_rounds(paths) if record.round < done] if done else [])
         keep_timings(paths, done if done else None)

@@ -11,7 +11,7 @@ import socket
 import time
 from pathlib import Path
 
-from fedprompt_mpi.files import CannotWriteError
+from fedprompt_mpi.files import CannotWriteError, parent_of
 from fedprompt_mpi.rundir.paths import RunPaths
 
 WAIT_S, LOOK_EVERY_S = 100.0, 2.0
@@ -38,9 +38,12 @@ class DirectoryLock:
         """
         file = RunPaths(directory).lock
         try:
-            handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+            with parent_of(file) as (folder, name):
+                # nobody else can open it, and with that lock it
+                flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+                handle = os.open(name, flags, 0o600, dir_fd=folder)
         except OSError as error:
-            raise CannotWriteError(f"{file} ({error.strerror})") from error
+            raise CannotWriteError(file, error) from error
         until = time.monotonic() + WAIT_S
         while not _lock(handle):
             holder = os.pread(handle, 256, 0).decode(errors="replace").strip()

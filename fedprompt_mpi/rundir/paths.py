@@ -1,15 +1,34 @@
-"""The run directory: the name of every file in it."""
+"""The run directory: the name of every file in it, and what in it is not this program's."""
 
+import re
+import stat
+from collections.abc import Iterator
 from pathlib import Path
 
+from fedprompt_mpi.files import RunFile, modes_in
+
 ROUNDS, TIMINGS, PROMPT, REPORT, LOG = "rounds.jsonl", "timings.csv", "prompt.safetensors", "report.html", ".log"
+CHECKPOINTS, FIGURES, SCALARS, LOCK = "checkpoint", "figures", "tensorboard", ".lock"
+_CHECKPOINT = r"round-\d{8}\.safetensors"
+_OWN = {
+    "": "|".join(
+        (r"(config\.toml|environment\.json|partition\.json|rounds\.jsonl|timings\.csv|communication\.json)",
+         r"(prompt\.safetensors|summary\.json|report\.html|\.lock)")
+    ),
+    CHECKPOINTS: _CHECKPOINT,
+    FIGURES: r"[\w-]+\.(png|svg)",
+    SCALARS: r"events\.out\.tfevents\..+",
+}  # fmt: skip
+"""What this program writes: folder below the run directory -> names of its files."""
+_UNFINISHED = r"\.[0-9a-z_]{8}"
+"""Ends the name of a file that a killed run left half written; NFS keeps a removed file that is open as .nfs*."""
 
 
 class RunPaths:
     """The files of one run.
 
     config.toml          the resolved settings: --config of it repeats the run
-    environment.json     versions, MPI library, rank -> host, device, threads
+    environment.json     versions, MPI library, rank -> host, device, threads; and of each job before a resume
     partition.json       client -> examples, by class, and which are poisoned
     rounds.jsonl         a line per round; 0 is before training
     timings.csv          round,rank,phase,seconds,bytes
@@ -25,28 +44,57 @@ class RunPaths:
     def __init__(self, directory: Path) -> None:
         """Name the files of the run in a directory, which need not exist."""
         self.directory = directory
-        self.config = directory / "config.toml"
-        self.environment = directory / "environment.json"
-        self.partition = directory / "partition.json"
-        self.rounds = directory / ROUNDS
-        self.timings = directory / TIMINGS
-        self.communication = directory / "communication.json"
-        self.prompt = directory / PROMPT
-        self.summary = directory / "summary.json"
-        self.report = directory / REPORT
-        self.figures = directory / "figures"
-        self.tensorboard = directory / "tensorboard"
-        self.checkpoint_folder = directory / "checkpoint"
-        self.lock = directory / ".lock"
+        self.config = RunFile(directory, "config.toml")
+        self.environment = RunFile(directory, "environment.json")
+        self.partition = RunFile(directory, "partition.json")
+        self.rounds = RunFile(directory, ROUNDS)
+        self.timings = RunFile(directory, TIMINGS)
+        self.communication = RunFile(directory, "communication.json")
+        self.prompt = RunFile(directory, PROMPT)
+        self.summary = RunFile(directory, "summary.json")
+        self.report = RunFile(directory, REPORT)
+        self.tensorboard = directory / SCALARS
+        self.lock = RunFile(directory, LOCK)
 
-    def checkpoint(self, round_: int) -> Path:
+    def checkpoint(self, round_: int) -> RunFile:
         """Return the file of the checkpoint after a round."""
-        return self.checkpoint_folder / f"round-{round_:08d}.safetensors"
+        return RunFile(self.directory, f"{CHECKPOINTS}/round-{round_:08d}.safetensors")
 
-    def checkpoints(self) -> list[Path]:
+    def checkpoints(self) -> list[RunFile]:
         """Return the existing checkpoints, the latest first."""
-        return sorted(self.checkpoint_folder.glob("round-*.safetensors"), reverse=True)
+        return self._checkpoints(_CHECKPOINT)
+
+    def unfinished_checkpoints(self) -> list[RunFile]:
+        """Return checkpoints that a killed run left half written."""
+        return self._checkpoints(rf"\.{_CHECKPOINT}{_UNFINISHED}")
+
+    def figure(self, name: str) -> RunFile:
+        """Return a file in the folder of figures."""
+        return RunFile(self.directory, f"{FIGURES}/{name}")
 
     def is_empty(self) -> bool:
         """Return True if the directory, which exists, has nothing but perhaps a lock."""
-        return all(path == self.lock for path in self.directory.iterdir())
+        return set(modes_in(self.directory)) <= {LOCK}
+
+    def links(self) -> list[Path]:
+        """Return what is neither a regular file nor a folder: links, pipes, devices."""
+        return [path for path, is_plain, _ in self._content() if not is_plain]
+
+    def foreign(self) -> list[Path]:
+        """Return the files and folders that this program does not write."""
+        return [path for path, _, is_own in self._content() if not is_own]
+
+    def _content(self) -> Iterator[tuple[Path, bool, bool]]:
+        """Yield what is here, one level deep: path, is it a regular file or folder, is it this program's."""
+        for below, pattern in _OWN.items():
+            own = rf"({pattern})|\.({pattern}){_UNFINISHED}|\.nfs[0-9a-f]+"
+            for name, mode in modes_in(self.directory, below).items():
+                is_own = re.fullmatch(own, name) is not None
+                if stat.S_ISDIR(mode):
+                    is_own = not below and name in _OWN
+                yield self.directory / below / name, stat.S_ISREG(mode) or stat.S_ISDIR(mode), is_own
+
+    def _checkpoints(self, pattern: str) -> list[RunFile]:
+        found = modes_in(self.directory, CHECKPOINTS)
+        named = sorted((name for name in found if re.fullmatch(pattern, name)), reverse=True)
+        return [RunFile(self.directory, f"{CHECKPOINTS}/{name}") for name in named]

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from fedprompt_mpi.config import RunConfig, SettingsError
-from fedprompt_mpi.files import read_tensors, write_tensors
+from fedprompt_mpi.files import File, read_tensors, write_tensors
 from fedprompt_mpi.rundir.paths import PROMPT, RunPaths
 
 
@@ -31,7 +31,11 @@ def read_prompt(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]
     Raises:
         SettingsError: if there is no such file, or it is no prompt.
     """
-    file = Path(path) / PROMPT if Path(path).is_dir() else Path(path)
+    return read_vector_file(RunPaths(Path(path)).prompt if Path(path).is_dir() else Path(path))
+
+
+def read_vector_file(file: File) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Read a file of tensors that has a `vector` `[P]`, and its metadata; raises as `read_prompt` does."""
     tensors, metadata = read_tensors(file, f"a prompt: name a run directory or its {PROMPT}")
     if "vector" not in tensors or tensors["vector"].ndim != 1:
         raise SettingsError(f"{file} is no prompt: it has no vector")

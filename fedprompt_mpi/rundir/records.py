@@ -5,15 +5,26 @@ and takes the default of a missing one if it has a default.
 """
 
 import collections
+import contextlib
 import dataclasses
 import json
-import types
-from collections.abc import Iterable
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
 
 from fedprompt_mpi.comm.placement import MPILibrary
 from fedprompt_mpi.comm.traffic import Traffic
-from fedprompt_mpi.files import MOST_LINES_BYTES, append_text, read_json, read_text, write_json, write_text
+from fedprompt_mpi.config import RunConfig, SettingsError, from_dict, to_dict
+from fedprompt_mpi.files import (
+    MOST_LINES_BYTES,
+    File,
+    append_text,
+    read_json,
+    read_text,
+    read_toml,
+    write_json,
+    write_text,
+)
+from fedprompt_mpi.rules.setting import typed
 from fedprompt_mpi.rundir.paths import RunPaths
 
 Record = TypeVar("Record")
@@ -151,6 +162,33 @@ class Environment:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Quantiles:
+    """A figure over rounds or launches, in its unit."""
+
+    median: float
+    q05: float
+    q25: float
+    q75: float
+    q95: float
+    low: float | None
+    """Of the confidence interval of the median; None of too few samples."""
+    high: float | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Communication:
+    """communication.json: the phases of a round."""
+
+    mode: str
+    """comm.mode."""
+    launches: int
+    rounds: int
+    warmup_rounds: int
+    seconds: dict[str, Quantiles]
+    """Figure -> seconds."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Closing:
     """The figures of a whole run that its rounds do not hold."""
 
@@ -193,11 +231,15 @@ def read_rounds(paths: RunPaths) -> list[RoundRecord]:
     """Return the lines of rounds.jsonl; a last line that was not written to its end is left out.
 
     Raises:
-        OSError: if there is no such file.
-        ValueError: if it is too large, or a line is no record.
+        SettingsError: if there is no such file, it is too large, or a line is no record; it names file, line and field.
     """
-    *whole, _ = read_text(paths.rounds, MOST_LINES_BYTES).split("\n")
-    return [parse(RoundRecord, json.loads(line)) for line in whole]
+    records = []
+    with reading(paths.rounds):
+        *whole, _ = read_text(paths.rounds, MOST_LINES_BYTES).split("\n")
+    for number, line in enumerate(whole, 1):
+        with reading(paths.rounds, f"line {number}: "):
+            records.append(typed(RoundRecord, json.loads(line)))
+    return records
 
 
 def append_round(paths: RunPaths, record: RoundRecord) -> None:
@@ -210,19 +252,54 @@ def write_rounds(paths: RunPaths, records: Iterable[RoundRecord]) -> None:
     write_text(paths.rounds, _lines(records))
 
 
-def write_record(file: Any, record: Any) -> None:
+def write_record(file: File, record: Any) -> None:
     """Write a record as a JSON file."""
     write_json(file, dataclasses.asdict(record))
 
 
-def read_record(file: Any, kind: type[Record]) -> Record:
+def read_record(file: File, kind: type[Record]) -> Record:
     """Read a record of a kind from a JSON file.
 
     Raises:
-        OSError: if there is no such file.
-        ValueError: if it is too large, no JSON, or no such record; the message names the field.
+        SettingsError: if there is no such file, it is too large, no JSON, or no such record; it names file and field.
     """
-    return parse(kind, read_json(file))
+    with reading(file):
+        return typed(kind, read_json(file))
+
+
+def read_settings(paths: RunPaths) -> dict[str, Any]:
+    """Return the settings of a run as nested tables; a setting that the run's version did not have has its default.
+
+    Raises:
+        SettingsError: if there is no such file, or it holds no settings; it names file and setting.
+    """
+    with reading(paths.config):
+        tables = read_toml(paths.config)
+        if missing := [field.name for field in dataclasses.fields(RunConfig) if field.name not in tables]:
+            raise ValueError(f"it has no {missing[0]}")
+        return to_dict(from_dict(tables))
+
+
+@contextlib.contextmanager
+def reading(file: File, where: str = "") -> Iterator[None]:
+    """Turn what goes wrong while a file of a run is read into one message.
+
+    Args:
+        file: which one.
+        where: in it, in front of the reason.
+
+    Raises:
+        SettingsError: naming file, reason and remedy.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise SettingsError(f"there is no {file}: name a run directory, of a finished run if need be") from error
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise SettingsError(
+            f"{file} cannot be read ({where}{reason}): name a run directory as a run has written it"
+        ) from error
 
 
 def summarise(rounds: list[RoundRecord], closing: Closing) -> Summary:
@@ -258,39 +335,3 @@ def summarise(rounds: list[RoundRecord], closing: Closing) -> Summary:
 
 def _lines(records: Iterable[RoundRecord]) -> str:
     return "".join(json.dumps(record.to_json(), allow_nan=False) + "\n" for record in records)
-
-
-def parse(kind: Any, value: Any, where: str = "") -> Any:
-    """Return a JSON value as a type: a dataclass, a list, a dict with text keys, a union, or a plain type.
-
-    Raises:
-        ValueError: if it is no such value; the message names the field.
-    """
-    if dataclasses.is_dataclass(kind):
-        return _parse_record(kind, value, where)
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin is types.UnionType:
-        plain = [part for part in arguments if part is not type(None)]
-        return None if value is None and len(plain) < len(arguments) else parse(plain[0], value, where)
-    if origin is list and isinstance(value, list):
-        return [parse(arguments[0], part, where) for part in value]
-    if origin is dict and isinstance(value, dict):
-        return {str(name): parse(arguments[1], part, f"{where}.{name}") for name, part in value.items()}
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if origin is None and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
-        return value
-    raise ValueError(f"{where or 'it'} is {str(value)[:60]!r}")
-
-
-def _parse_record(kind: Any, value: Any, where: str) -> Any:
-    if not isinstance(value, dict):
-        raise ValueError(f"{where or 'it'} is no table")
-    hints, made = get_type_hints(kind), {}
-    for field in dataclasses.fields(kind):
-        given = value.get(field.name, value.get(f"{field.name}_", dataclasses.MISSING))  # older files have `round_`
-        if given is not dataclasses.MISSING:
-            made[field.name] = parse(hints[field.name], given, f"{where}.{field.name}".lstrip("."))
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise ValueError(f"{where or 'it'} has no {field.name}")
-    return kind(**made)

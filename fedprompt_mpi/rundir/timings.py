@@ -1,6 +1,6 @@
 """timings.csv: the records of all ranks, a line per phase."""
 
-import csv
+import math
 from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
@@ -9,6 +9,7 @@ from fedprompt_mpi.comm.statistics import TimingRow
 from fedprompt_mpi.comm.timing import PHASES, is_done
 from fedprompt_mpi.files import append_text, bounded_lines, write_text
 from fedprompt_mpi.rundir.paths import RunPaths
+from fedprompt_mpi.rundir.records import reading
 
 HEAD = "round,rank,phase,seconds,bytes\n"
 MOST_TIMINGS_BYTES = 2**34
@@ -19,15 +20,27 @@ def read_timings(paths: RunPaths) -> Iterator[TimingRow]:
     """Yield the records; a last line that was not written to its end is left out.
 
     Raises:
-        OSError: if there is no such file.
-        ValueError: if it is larger than `MOST_TIMINGS_BYTES`, or a line is no record.
+        SettingsError: if there is no such file, it is larger than `MOST_TIMINGS_BYTES`, or a line is no record; it
+            names the file and the line.
     """
-    lines = (line for line in bounded_lines(paths.timings, MOST_TIMINGS_BYTES) if line.endswith("\n"))
-    for row in csv.DictReader(lines):
-        try:
-            yield int(row["round"]), int(row["rank"]), row["phase"], float(row["seconds"]), int(row["bytes"])
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"a line of it is {row}") from error
+    with reading(paths.timings):
+        lines = bounded_lines(paths.timings, MOST_TIMINGS_BYTES)
+        if (head := next(lines, HEAD)) != HEAD:
+            raise ValueError(f"line 1 is {head[:60]!r}: expecting {HEAD.strip()!r}")
+        for number, line in enumerate(lines, 2):
+            if line.endswith("\n"):
+                yield _parse(line, number)
+
+
+def _parse(line: str, number: int) -> TimingRow:
+    try:
+        round_, rank, phase, seconds, size = line.split(",")
+        row = int(round_), int(rank), phase, float(seconds), int(size)
+    except ValueError:
+        row = -1, -1, "", math.nan, -1
+    if min(row[0], row[1], row[4]) < 0 or row[2] not in PHASES or not 0 <= row[3] < math.inf:
+        raise ValueError(f"line {number} is {line[:60]!r}: expecting {HEAD.strip()!r}, of numbers from 0")
+    return row
 
 
 def append_timings(paths: RunPaths, by_rank: Mapping[int, np.ndarray]) -> None:

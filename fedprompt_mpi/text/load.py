@@ -4,7 +4,7 @@ Only one process of a node loads. It checks columns and labels, so that a wrong 
 """
 
 import dataclasses
-import tempfile
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,11 @@ import numpy as np
 
 from fedprompt_mpi import seeds
 from fedprompt_mpi.config import SettingsError, TaskConfig
+from fedprompt_mpi.files import is_hub_id
 from fedprompt_mpi.text import embedded
+from fedprompt_mpi.text.read import FORMATS, Table, Value, check_type, read_table, values_of
 from fedprompt_mpi.text.tasks import Task
 
-FORMATS = {".csv": "csv", ".csv.gz": "csv", ".jsonl": "json", ".parquet": "parquet"}
 EMBEDDED_TRAIN, EMBEDDED_TEST = 2000, 400
 
 
@@ -57,8 +58,8 @@ def load(task: Task, config: TaskConfig, seed: int) -> tuple[Examples, Examples]
         train = _generate(task, "embedded train", EMBEDDED_TRAIN)
         test = _generate(task, "embedded test", EMBEDDED_TEST)
     else:
-        train_table, test_table = _tables(task.data, config.eval_split)
-        if config.user is None and task.user not in train_table.column_names:
+        train_table, test_table = _tables(task, config.eval_split)
+        if config.user is None and task.user not in train_table.names:
             task = dataclasses.replace(task, user=None)  # the users of a known task are optional
         train = _examples(train_table, task, "train", need_all_classes=True)
         test = _examples(test_table, task, config.eval_split, need_all_classes=False)
@@ -81,52 +82,34 @@ def _at_most(examples: Examples, limit: int | None, rng: np.random.Generator) ->
     return examples.take(np.sort(rng.permutation(len(examples))[:limit]))
 
 
-def _tables(data: str, eval_split: str) -> tuple[Any, Any]:
-    """Read the training and evaluation split as `datasets.Dataset` objects."""
+def _tables(task: Task, eval_split: str) -> tuple[Table, Table]:
+    """Read the columns of the training and of the evaluation split."""
+    data, wanted = str(task.data), [c for c in (task.text, task.text_b, task.label, task.user) if c is not None]
     if Path(data).is_dir():
         files = {split: _split_file(Path(data), split) for split in ("train", "dev", "test")}
-        wanted = ("test", "dev") if eval_split == "auto" else (eval_split,)
-        held_out = next((files[split] for split in wanted if files[split]), None)
+        splits = ("test", "dev") if eval_split == "auto" else (eval_split,)
+        held_out = next((files[split] for split in splits if files[split]), None)
         if files["train"] is None or held_out is None:
             there = ", ".join(sorted(path.name for path in files.values() if path)) or "none of them"
             raise SettingsError(
-                f"task.data is {data!r}, which needs a train file and a {' or '.join(wanted)} file "
+                f"task.data is {data!r}, which needs a train file and a {' or '.join(splits)} file "
                 f"({', '.join(FORMATS)}) but has {there}"
             )
-        return _read_file(files["train"]), _read_file(held_out)
-    if data.startswith((".", "/", "~")) or data.count("/") > 1:
+        return read_table(files["train"], wanted), read_table(held_out, wanted)
+    if not is_hub_id(data.partition(":")[0]) or data.count(":") > 1:
         raise SettingsError(f"task.data is {data!r}, but there is no such folder")
-    return _read_hub(data, eval_split)
+    return _read_hub(data, eval_split, wanted)
 
 
 def _split_file(folder: Path, split: str) -> Path | None:
     return next((folder / (split + suffix) for suffix in FORMATS if (folder / (split + suffix)).is_file()), None)
 
 
-def _quiet_datasets() -> Any:
+def _read_hub(name: str, eval_split: str, wanted: Sequence[str]) -> tuple[Table, Table]:
     import datasets
 
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity_error()
-    return datasets
-
-
-def _read_file(path: Path) -> Any:
-    datasets = _quiet_datasets()
-    suffix = next(suffix for suffix in FORMATS if path.name.endswith(suffix))
-    with tempfile.TemporaryDirectory(prefix="fedprompt-data-") as cache:
-        options: dict[str, Any] = {"data_files": str(path), "split": "train", "cache_dir": cache}
-        if FORMATS[suffix] == "csv":
-            options["keep_default_na"] = False  # a text may well be "NA" or "null"
-        try:
-            return datasets.load_dataset(FORMATS[suffix], keep_in_memory=True, **options)
-        except Exception as error:  # datasets raises many kinds; the user needs the file and the reason
-            cause = error.__cause__ or error
-            raise SettingsError(f"{path} cannot be read: {str(cause).strip().splitlines()[0]}") from error
-
-
-def _read_hub(name: str, eval_split: str) -> tuple[Any, Any]:
-    datasets = _quiet_datasets()
     path, _, subset = name.partition(":")
     try:
         splits = datasets.load_dataset(path, subset or None)
@@ -135,22 +118,36 @@ def _read_hub(name: str, eval_split: str) -> tuple[Any, Any]:
             f"task.data is {name!r}: no such folder, and it cannot be had as a hub data set "
             f"({str(error).strip().splitlines()[0]})"
         ) from error
-    wanted = {"auto": ("test", "validation", "dev"), "dev": ("validation", "dev"), "test": ("test",)}[eval_split]
-    held_out = next((splits[split] for split in wanted if split in splits), None)
+    candidates = {"auto": ("test", "validation", "dev"), "dev": ("validation", "dev"), "test": ("test",)}[eval_split]
+    held_out = next((splits[split] for split in candidates if split in splits), None)
     if "train" not in splits or held_out is None:
-        raise SettingsError(f"task.data {name!r} has the splits {list(splits)}: train and {' or '.join(wanted)} needed")
-    return splits["train"], held_out
+        raise SettingsError(
+            f"task.data {name!r} has the splits {list(splits)}: train and {' or '.join(candidates)} needed"
+        )
+    return _from_hub(name, splits["train"], wanted), _from_hub(name, held_out, wanted)
 
 
-def _examples(table: Any, task: Task, split: str, *, need_all_classes: bool) -> Examples:
+def _from_hub(name: str, split: Any, wanted: Sequence[str]) -> Table:
+    """Take columns out of a split of a hub data set, from the Arrow table below it: nothing is decoded."""
+    table = split.data.table
+    columns = {}
+    for column in (column for column in wanted if column in table.column_names):
+        try:
+            check_type(column, table.schema.field(column).type)
+        except ValueError as error:
+            raise SettingsError(f"task.data is {name!r}, whose {error}") from error
+        columns[column] = [value for chunk in table.column(column).chunks for value in values_of(chunk)]
+    return Table(names=list(table.column_names), columns=columns)
+
+
+def _examples(table: Table, task: Task, split: str, *, need_all_classes: bool) -> Examples:
     columns = {"task.text": task.text, "task.text_b": task.text_b, "task.label": task.label}
     if need_all_classes:
         columns["task.user"] = task.user
     for setting, column in columns.items():
-        if column is not None and column not in table.column_names:
+        if column is not None and column not in table.names:
             raise SettingsError(
-                f"{setting} is {column!r}, but the {split} data of {task.data} has the columns "
-                f"{', '.join(table.column_names)}"
+                f"{setting} is {column!r}, but the {split} data of {task.data} has the columns {', '.join(table.names)}"
             )
     if len(table) == 0:
         raise SettingsError(f"the {split} data of {task.data} has no examples")
@@ -166,7 +163,7 @@ def _examples(table: Any, task: Task, split: str, *, need_all_classes: bool) -> 
     def strings(column: str | None) -> list[str] | None:
         if column is None:
             return None
-        values = list(table[column])
+        values = table.columns[column]
         if None in values:
             raise SettingsError(
                 f"row {values.index(None) + 1} of the {split} data of {task.data} has nothing in column {column!r}: "
@@ -182,16 +179,18 @@ def _examples(table: Any, task: Task, split: str, *, need_all_classes: bool) -> 
     )
 
 
-def _label_ids(table: Any, task: Task, split: str) -> np.ndarray:
+def _label_ids(table: Table, task: Task, split: str) -> np.ndarray:
     """Return labels as `[N]` int64, from integers or from names that stand in `task.label_words`."""
     words = {word: i for i, word in enumerate(task.label_words)}
     ids = np.empty(len(table), dtype=np.int64)
-    for row, value in enumerate(table[task.label]):
+    for row, value in enumerate(_numbers(table.columns[task.label])):
         try:
-            ids[row] = words[value] if isinstance(value, str) and value in words else int(value)
-            if not isinstance(value, str) and ids[row] != value:  # 0.9 is no label
-                ids[row] = -1
-        except (TypeError, ValueError, OverflowError):
+            if isinstance(value, str) and value in words:
+                number = words[value]
+            else:
+                number = math.nan if value is None else float(value)
+            ids[row] = number if number == int(number) else -1  # 0.9 is no label
+        except (ValueError, OverflowError):
             ids[row] = -1
         if not 0 <= ids[row] < len(words):
             raise SettingsError(
@@ -199,3 +198,11 @@ def _label_ids(table: Any, task: Task, split: str) -> np.ndarray:
                 f"task.label_words is {list(words)}, for the labels 0 to {len(words) - 1}"
             )
     return ids
+
+
+def _numbers(values: list[Value]) -> list[Value]:
+    """Return the values of a column of text as numbers if all of them are: CSV has no types."""
+    try:
+        return [float(value) if isinstance(value, str) else value for value in values]
+    except ValueError:
+        return values

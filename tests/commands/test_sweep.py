@@ -55,7 +55,7 @@ def test_seeds_and_a_failure_that_keeps_no_other_from_running(recipes: Path) -> 
     finished = launch(1, "-m", "fedprompt_mpi", "sweep", str(recipes / "one.toml"), *flags)
     assert finished.status == 2
     assert "one-seed3: exit status 2, see" in finished.out
-    assert "no run of this program" in (recipes / "runs" / "one-seed3.log").read_text()
+    assert "is no file of a run" in (recipes / "runs" / "one-seed3.log").read_text()
     assert len(read_rounds(recipes / "runs" / "one-seed4")) == 2
     assert tomllib.loads((recipes / "runs" / "one-seed4" / "config.toml").read_text())["seed"] == 4
 

@@ -57,4 +57,4 @@ def test_the_command(runs: list[Path], tmp_path: Path) -> None:
     assert "\n2 launches" in finished.out
     wrong = launch(1, "-m", "fedprompt_mpi", "report", str(tmp_path))
     assert wrong.status == 2
-    assert "cannot be read as a run" in wrong.err
+    assert "config.toml: name a run directory" in wrong.err

@@ -45,7 +45,7 @@ def _round_of(directory: Path, config: RunConfig = CONFIG) -> tuple[int, list[st
 
 
 def test_the_last_two_are_kept(directory: Path) -> None:
-    assert [file.name for file in RunPaths(directory).checkpoints()] == [
+    assert [file.path.name for file in RunPaths(directory).checkpoints()] == [
         "round-00000004.safetensors", "round-00000003.safetensors"
     ]  # fmt: skip
     assert _round_of(directory) == (4, [])
@@ -56,7 +56,7 @@ def test_the_last_two_are_kept(directory: Path) -> None:
 def test_any_damage_is_noticed(directory: Path, data: st.DataObject) -> None:
     """A bit flipped, an end cut off, or bytes put in, anywhere: the checkpoint before is used, with a warning."""
     latest = RunPaths(directory).checkpoints()[0]
-    content = latest.read_bytes()
+    content = latest.path.read_bytes()
     at = data.draw(st.integers(0, len(content) - 1))
     match data.draw(st.sampled_from(["flip", "cut", "insert", "zeros"])):
         case "flip":
@@ -68,7 +68,7 @@ def test_any_damage_is_noticed(directory: Path, data: st.DataObject) -> None:
             damaged = content[:at] + data.draw(st.binary(min_size=1, max_size=9)) + content[at:]
         case _:
             damaged = content[:at] + bytes(len(content) - at)
-    latest.write_bytes(damaged)
+    latest.path.write_bytes(damaged)
     try:
         if damaged != content:
             round_, warnings = _round_of(directory)
@@ -76,17 +76,17 @@ def test_any_damage_is_noticed(directory: Path, data: st.DataObject) -> None:
             assert len(warnings) == 1
             assert "damaged" in warnings[0]
     finally:
-        latest.write_bytes(content)
+        latest.path.write_bytes(content)
 
 
 def test_a_foreign_file_is_no_checkpoint(directory: Path) -> None:
-    save_file({"vector": np.zeros(5, dtype=np.float32)}, RunPaths(directory).checkpoints()[0])
+    save_file({"vector": np.zeros(5, dtype=np.float32)}, RunPaths(directory).checkpoints()[0].path)
     assert _round_of(directory)[0] == 3
 
 
 def test_if_none_can_be_read_it_says_so(directory: Path) -> None:
     for file in RunPaths(directory).checkpoints():
-        file.write_bytes(b"torn")
+        file.path.write_bytes(b"torn")
     with pytest.raises(SettingsError, match=r"round-00000004.* is damaged .*round-00000003.* is damaged .*start anew"):
         load_checkpoint(RunPaths(directory), CONFIG)
 

@@ -33,7 +33,7 @@ def test_a_run_that_goes_on_repeats_what_comes_after_its_checkpoint(paths: RunPa
 
 def test_a_line_without_end_is_left_out(paths: RunPaths) -> None:
     before = list(read_timings(paths))
-    with paths.timings.open("a") as file:
+    with paths.timings.path.open("a") as file:
         file.write("3,0,train,0.5")
     assert list(read_timings(paths)) == before
 
@@ -45,6 +45,6 @@ def test_a_file_without_end_is_not_read_to_its_end(paths: RunPaths, monkeypatch:
 
 
 def test_what_is_no_record_is_named(paths: RunPaths) -> None:
-    paths.timings.write_text("round,rank,phase\n1,2,train\n")
-    with pytest.raises(ValueError, match="a line of it is"):
+    paths.timings.path.write_text("round,rank,phase\n1,2,train\n")
+    with pytest.raises(ValueError, match=r"timings\.csv cannot be read \(line"):
         list(read_timings(paths))

@@ -1,0 +1,225 @@
+"""Read the columns of a data file: CSV, CSV in gzip, JSON lines or Parquet.
+
+The file may come from somebody else. Only text, whole numbers and booleans are taken out of it, and nothing is decoded:
+no image, no audio, no path, no address. What it expands to in memory has a limit, that goes with its size.
+"""
+
+import contextlib
+import csv
+import dataclasses
+import gzip
+import io
+import json
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from fedprompt_mpi.config import SettingsError
+from fedprompt_mpi.files import open_regular
+
+FORMATS = (".csv", ".csv.gz", ".jsonl", ".parquet")
+MOST_TEXT = 2**20
+"""Longest text, in characters."""
+MOST_EXPANSION, FREE_BYTES = 100, 2**26
+"""A file may take so many times its size in memory, and that much in any case; texts in gzip or Parquet take 10."""
+ROW_BYTES = 64
+"""What a row takes beside its texts."""
+PARQUET_ROWS = 256
+"""Rows that are read at a time."""
+Value = str | int | float | bool | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """The columns of a file that were asked for; all have the same length."""
+
+    names: list[str]
+    """Of all columns that the file has."""
+    columns: dict[str, list[Value]]
+    """Name -> values; a name that was asked for and is not there is missing."""
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values()), []))
+
+
+class Room:
+    """What a file may still expand to, in bytes of memory."""
+
+    def __init__(self, size: int) -> None:
+        """Start with the room for a file of some bytes."""
+        self.left = max(FREE_BYTES, MOST_EXPANSION * size)
+        self._most = self.left
+
+    def take(self, size: int) -> None:
+        """Take some bytes.
+
+        Raises:
+            ValueError: if they are not left.
+        """
+        self.left -= size
+        if self.left < 0:
+            raise ValueError(f"it expands to more than {self._most:,} bytes, over {MOST_EXPANSION} times its size")
+
+    def take_row(self, row: int, values: Sequence[Value]) -> None:
+        """Take the room of a row; raises as `take` does, also if a text of it is too long."""
+        lengths = [len(value) for value in values if isinstance(value, str)]
+        if max(lengths, default=0) > MOST_TEXT:
+            raise ValueError(f"row {row} has a text of {max(lengths):,} characters, more than {MOST_TEXT:,}")
+        self.take(ROW_BYTES + sum(lengths))
+
+
+def read_table(path: Path, wanted: Sequence[str]) -> Table:
+    """Read some columns of a file.
+
+    Args:
+        path: its name ends like one of `FORMATS`; a path means itself, it is no pattern.
+        wanted: names of columns.
+
+    Raises:
+        SettingsError: if it cannot be read, is too large, or a column holds anything else than text and numbers.
+    """
+    try:
+        with open(open_regular(path), "rb") as file:  # noqa: PTH123 - a handle
+            room = Room(os.fstat(file.fileno()).st_size)
+            if path.name.endswith(".parquet"):
+                return _read_parquet(file, wanted, room)
+            rows = _read_jsonl(file, room) if path.name.endswith(".jsonl") else _read_csv(path, file, room)
+            return _collect(rows, wanted, room)
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{path} cannot be read: it is no UTF-8 ({error.reason}): save it as UTF-8") from error
+    except (OSError, ValueError, LookupError, csv.Error, zlib.error, EOFError, RecursionError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise SettingsError(f"{path} cannot be read: {reason[0]}") from error
+
+
+def _collect(rows: Iterator[dict[str, Any]], wanted: Sequence[str], room: Room) -> Table:
+    names: dict[str, None] = {}
+    columns: dict[str, list[Value]] = {name: [] for name in wanted}
+    for number, row in enumerate(rows, 1):
+        names |= dict.fromkeys(row)
+        values = [row.get(name) for name in wanted]
+        for name, value in zip(wanted, values, strict=True):
+            if not isinstance(value, Value):
+                raise ValueError(f"row {number} has {_kind(value)} in column {name!r}: only text and numbers are read")
+            columns[name].append(value)
+        room.take_row(number, values)
+    if not names:
+        raise ValueError("it has no examples")
+    return Table(names=list(names), columns={name: columns[name] for name in wanted if name in names})
+
+
+def _kind(value: object) -> str:
+    return "a list" if isinstance(value, list) else "a table"
+
+
+class _Limited(io.RawIOBase):
+    """The bytes of a stream, as far as there is room for them."""
+
+    def __init__(self, stream: Any, room: Room) -> None:
+        self._stream, self._left = stream, room.left
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        read = self._stream.readinto(buffer)
+        self._left -= read
+        if self._left < 0:
+            raise ValueError(f"it expands to over {MOST_EXPANSION} times its size")
+        return read
+
+
+def _lines(stream: Any, room: Room) -> IO[str]:
+    return io.TextIOWrapper(io.BufferedReader(_Limited(stream, room)), encoding="utf-8-sig", newline="")
+
+
+def _read_csv(path: Path, file: IO[bytes], room: Room) -> Iterator[dict[str, Any]]:
+    stream = gzip.GzipFile(fileobj=file) if path.name.endswith(".gz") else file
+    with _long_fields():
+        rows = csv.reader(_without_nul(_lines(stream, room)), strict=True)
+        head = next(rows, [])
+        if not head:
+            raise ValueError("it is empty")
+        if len(set(head)) < len(head):
+            raise ValueError(f"it has two columns of the same name: {', '.join(head)[:200]}")
+        for number, row in enumerate((row for row in rows if row), 1):
+            if len(row) != len(head):
+                raise ValueError(f"row {number} has {len(row)} fields, and the header {len(head)}")
+            yield dict(zip(head, row, strict=True))
+
+
+def _without_nul(lines: IO[str]) -> Iterator[str]:
+    for line in lines:
+        if "\0" in line:
+            raise ValueError("it holds NUL bytes: it is no text file")
+        yield line
+
+
+@contextlib.contextmanager
+def _long_fields() -> Iterator[None]:
+    before = csv.field_size_limit(MOST_TEXT)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def _read_jsonl(file: IO[bytes], room: Room) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(_lines(file, room), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"line {number} is no JSON ({error})") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"line {number} is no table of column names and values")
+        yield row
+
+
+def _read_parquet(file: IO[bytes], wanted: Sequence[str], room: Room) -> Table:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        opened = parquet.ParquetFile(file, memory_map=False, read_dictionary=list(wanted))
+        schema, metadata = opened.schema_arrow, opened.metadata
+        there = [name for name in wanted if name in schema.names]
+        for name in there:
+            check_type(name, schema.field(name).type)
+        room.take(ROW_BYTES * metadata.num_rows)
+        groups = [metadata.row_group(k) for k in range(metadata.num_row_groups)]
+        if sum(group.total_byte_size for group in groups) > room.left:
+            room.take(room.left + 1)
+        columns: dict[str, list[Value]] = {name: [] for name in there}
+        row = 0
+        for batch in opened.iter_batches(batch_size=PARQUET_ROWS, columns=there, use_threads=False):
+            for name in there:
+                columns[name] += values_of(batch.column(name))
+            for row in range(row + 1, row + 1 + batch.num_rows):  # noqa: B020 - it goes on from batch to batch
+                room.take_row(row, [columns[name][row - 1] for name in there])
+        return Table(names=list(schema.names), columns=columns)
+    except pyarrow.ArrowException as error:
+        raise ValueError(str(error)) from error
+
+
+def check_type(name: str, kind: Any) -> None:
+    """Raise ValueError if a column's Arrow type is neither text nor a number nor a boolean."""
+    from pyarrow import types
+
+    plain = kind.value_type if types.is_dictionary(kind) else kind
+    is_text = types.is_string(plain) or types.is_large_string(plain) or types.is_string_view(plain)
+    if not (is_text or types.is_integer(plain) or types.is_boolean(plain) or types.is_floating(plain)):
+        raise ValueError(f"column {name!r} is of type {str(kind)[:60]}: only text and numbers are read")
+
+
+def values_of(column: Any) -> list[Value]:
+    """Return the values of an Arrow array; equal texts of a dictionary are one object."""
+    from pyarrow import types
+
+    if not types.is_dictionary(column.type):
+        return column.to_pylist()
+    words = column.dictionary.to_pylist()
+    return [None if k is None else words[k] for k in column.indices.to_pylist()]
