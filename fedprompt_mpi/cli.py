@@ -4,6 +4,7 @@ Exit status: 0 done; 2 the user's settings or data are wrong (one message, from 
 75 stopped by SIGUSR1, SIGTERM, SIGHUP or SIGINT, to be resumed.
 """
 
+import errno
 import importlib
 import importlib.metadata
 import sys
@@ -15,7 +16,7 @@ from fedprompt_mpi.comm.channel import RankLost
 from fedprompt_mpi.comm.launcher import SRUN, read_launch
 from fedprompt_mpi.commands.settings import PrintedText
 from fedprompt_mpi.config import SettingsError
-from fedprompt_mpi.files import CannotWriteError
+from fedprompt_mpi.files import CannotWriteError, ChangedFileError
 from fedprompt_mpi.liveness.liveness import Liveness
 from fedprompt_mpi.liveness.output import keep_output_safe, printable
 from fedprompt_mpi.liveness.stop import STOPPED, Stopped
@@ -45,6 +46,7 @@ COMMAND --help lists the flags of a command; run --help lists every setting with
 --config FILE.toml is read first, flags override it; lists are written as JSON: --poison.clients '[0, 3]'.
 --print_config prints the resolved settings and stops. --version prints the version.
 """
+CONTINUE = "--output.resume true continues with the last checkpoint."
 PARALLEL, SERIAL = ("run", "bench", "doctor"), ("report", "predict", "export", "cost", "help")
 """Commands that all ranks run, and commands that rank 0 runs alone if they are started under mpirun."""
 COMMANDS = (*PARALLEL, "sweep", *SERIAL)
@@ -68,14 +70,31 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             print(f"{stop}; --output.resume true continues", flush=True)
         liveness.end_together(STOPPED)
     except RankLost as lost:
-        liveness.fail(f"cannot continue: {lost}", "--output.resume true continues with the last checkpoint.")
+        liveness.fail(f"cannot continue: {lost}", CONTINUE)
+    except ChangedFileError as error:
+        liveness.fail(
+            f"cannot continue: {error}", "Put it back; --output.resume true continues with the last checkpoint."
+        )
     except CannotWriteError as error:
         liveness.fail(f"cannot write {error}", error.remedy)
     except KeyboardInterrupt:
         liveness.end_job(130)
-    except Exception:
-        liveness.fail("failed", traceback.format_exc())
+    except Exception as error:
+        limit = exhausted(error)
+        liveness.fail(f"failed: {limit}" if limit else "failed", CONTINUE if limit else traceback.format_exc())
     liveness.end()
+
+
+def exhausted(error: BaseException) -> str:
+    """Return which limit of the system an error comes from, and what to do; empty if from none."""
+    number = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, MemoryError) or number == errno.ENOMEM or "failed to map segment" in str(error):
+        return "there is no memory left for it (the node's, the batch system's or that of ulimit -v): ask for more"
+    if number in (errno.EMFILE, errno.ENFILE):
+        return "it may open no more files: raise the limit (ulimit -n)"
+    if number == errno.EAGAIN or "can't start new thread" in str(error):
+        return "it may start no more processes and threads: raise the limit (ulimit -u)"
+    return exhausted(error.__cause__) if error.__cause__ is not None else ""
 
 
 def dispatch(arguments: list[str], liveness: Liveness) -> None:

@@ -306,6 +306,10 @@ class OutputConfig:
     resume: bool = setting(False)
     """Continue the run in output.dir from its last checkpoint; begin it if there is none yet."""
 
+    other_versions: bool = setting(False)
+    """Continue a run under other versions of the packages, or in another arithmetic, than it was begun with; the result
+    may then differ. environment.json lists them all."""
+
     def __post_init__(self) -> None:
         check("output", self)
         if self.resume and self.dir is None:

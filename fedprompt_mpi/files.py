@@ -54,15 +54,25 @@ _REMEDIES = {
 class CannotWriteError(Exception):
     """A file of the run cannot be written; the message names the file and the reason, `remedy` what to do."""
 
-    def __init__(self, file: object, error: Exception) -> None:
-        """Describe an error, an OSError or one of safetensors, that writing a file has raised."""
+    def __init__(self, file: object, error: Exception, *, remedy: str = "") -> None:
+        """Describe an error, an OSError or one of safetensors, that writing a file has raised.
+
+        Args:
+            file: which one, or its folder.
+            error: what was raised.
+            remedy: by default what fits the error.
+        """
         reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
         super().__init__(f"{file} ({reason})")
         number = error.errno if isinstance(error, OSError) else None
         if number is None and "os error" in str(error).lower():
             number = next((int(found) for found in re.findall(r"os error (\d+)", str(error))), None)
         do = _REMEDIES.get(number or 0, "Make the file writable")
-        self.remedy = f"{do}; --output.resume true continues with the last checkpoint."
+        self.remedy = remedy or f"{do}; --output.resume true continues with the last checkpoint."
+
+
+class ChangedFileError(Exception):
+    """A file that a run has mapped was changed, moved or removed; the message names it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, order=True)

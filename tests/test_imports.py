@@ -18,7 +18,7 @@ ALLOWED = {
     "liveness": set(),
     "text": {"files", "config", "rules", "seeds"},
     "plm": {"files", "config", "seeds"},
-    "comm": {"liveness", "config"},
+    "comm": {"liveness", "files", "config"},
     "rundir": {"comm", "files", "config", "rules"},
     "federation": {"rundir", "comm", "liveness", "plm", "text", "files", "config", "rules", "seeds"},
     "report": {"rundir", "comm", "files", "config", "rules"},

@@ -1,7 +1,6 @@
 """One process that is server and worker at once: nothing travels, and the bits are those of a job of many ranks."""
 
 import contextlib
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from fedprompt_mpi.comm.device import Vector
 from fedprompt_mpi.comm.exact_sum import in_units
 from fedprompt_mpi.comm.placement import MOST_PROCESSORS, MPILibrary, Placement, host_name, share_of_cores
 from fedprompt_mpi.comm.progress import Progress
+from fedprompt_mpi.comm.temporary import explained, make_folder, remove_folder
 from fedprompt_mpi.comm.timing import Phases, Timing
 from fedprompt_mpi.liveness.liveness import Liveness
 
@@ -80,8 +80,12 @@ class LocalChannel:
     @contextlib.contextmanager
     def node_folder(self) -> Iterator[Path]:
         """Make a temporary folder, and remove it."""
-        with tempfile.TemporaryDirectory(prefix="fedprompt-", ignore_cleanup_errors=True) as folder:
-            yield Path(folder)
+        folder, lock = make_folder()
+        try:
+            with explained(folder):
+                yield folder
+        finally:
+            remove_folder(folder, lock)
 
     def recover(self, error: Exception) -> bool:
         """Return False: there is no other rank to lose."""

@@ -13,8 +13,6 @@ Legend: R ranks, K rows of all ranks, k rows of this rank, P length of a vector.
 
 import contextlib
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +27,7 @@ from fedprompt_mpi.comm.communicators import Communicators
 from fedprompt_mpi.comm.device import Vector, contiguous, synchronise
 from fedprompt_mpi.comm.exact_sum import in_units
 from fedprompt_mpi.comm.progress import Progress
+from fedprompt_mpi.comm.temporary import explained, make_folder, remove_folder
 from fedprompt_mpi.comm.timing import Phases, Timing
 from fedprompt_mpi.comm.tree import sum_to_root
 from fedprompt_mpi.liveness.liveness import Liveness
@@ -64,6 +63,7 @@ class MPIChannel:
         self.phases = Phases(Timing(clock=MPI.Wtime), liveness)
         self._collectives = 0
         self._folder: Path | None = None
+        self._folder_lock: int | None = None
         self._buffers = [np.empty(0, dtype=np.uint8), np.empty(0, dtype=np.uint8)]
         self._open(world, np.arange(world.size))
 
@@ -82,18 +82,19 @@ class MPIChannel:
 
     def _sleep_until(self, request: Any, name: str) -> None:
         """Wait for a request and leave the processor to others; after a long wait ask which rank is missing."""
-        pause, start = SHORTEST_SLEEP_S, time.monotonic()
+        pause, clock = SHORTEST_SLEEP_S, self._liveness.clock
+        start = clock()
         self._collectives += 1
         self._liveness.wait_in(self._collectives, name)
         while not request.Test():
-            if time.monotonic() - start < AWAKE_S:
+            if clock() - start < AWAKE_S:
                 os.sched_yield()
                 continue
             self.progress.receive()
             time.sleep(pause)
             pause = min(1.5 * pause, LONGEST_SLEEP_S)
             if pause == LONGEST_SLEEP_S:
-                self._stalled.wait(time.monotonic() - start)
+                self._stalled.wait(clock() - start)
         self._liveness.arrived()
 
     def _collective(self, phase: str, payload_bytes: int, call: Callable[..., Any], *arguments: Any) -> Any:
@@ -232,17 +233,19 @@ class MPIChannel:
         """
         name = np.zeros(MESSAGE_BYTES, dtype=np.uint8)
         if self._node.rank == 0:
-            name = _as_bytes(tempfile.mkdtemp(prefix="fedprompt-"))
+            folder, self._folder_lock = make_folder()
+            name = _as_bytes(str(folder))
         self._sleep_until(self._node.Ibcast(name, root=0), "node_folder")
         self._folder = Path(_as_text(name))
-        yield self._folder
+        with explained(self._folder):
+            yield self._folder
         self._sleep_until(self._node.Ibarrier(), "node_folder")
         self._remove_folder()
 
     def _remove_folder(self) -> None:
-        if self._folder is not None and self._node.rank == 0:
-            shutil.rmtree(self._folder, ignore_errors=True)
-        self._folder = None
+        if self._folder is not None and self._folder_lock is not None:
+            remove_folder(self._folder, self._folder_lock)
+        self._folder, self._folder_lock = None, None
 
     def recover(self, error: Exception) -> bool:
         """Continue with the remaining ranks if an error means that a rank was lost; return False if it does not."""

@@ -7,6 +7,8 @@ from collections.abc import Collection
 
 import numpy as np
 
+from fedprompt_mpi.config import SettingsError
+
 MOST_PROCESSORS = 8192
 """More than any node has."""
 
@@ -93,12 +95,24 @@ def bind_device(gpus: int, placement: Placement, *, is_worker: bool) -> str:
     return f"cuda:{(placement.local_rank - int(placement.server_here and placement.rank > 0)) % gpus}"
 
 
+MOST_THREADS_PER_PROCESSOR = 8
+
+
 def thread_count(placement: Placement, environment_threads: str | None, *, one_client_a_pass: bool) -> int:
     """Return the number of threads with which a rank computes.
 
     `OMP_NUM_THREADS` decides where it is set. Otherwise a rank takes as many threads as it has cores. With one client
     a pass, which promises the same bits on any number of ranks, it takes one.
+
+    Raises:
+        SettingsError: if `OMP_NUM_THREADS` is far beyond what the host has.
     """
     if environment_threads and environment_threads.isdigit() and int(environment_threads) > 0:
+        most = MOST_THREADS_PER_PROCESSOR * (os.cpu_count() or 1)
+        if int(environment_threads) > most:
+            raise SettingsError(
+                f"OMP_NUM_THREADS is {environment_threads}, and this host has {os.cpu_count()} processors: "
+                f"give at most {most}, or leave it out"
+            )
         return int(environment_threads)
     return 1 if one_client_a_pass else max(1, int(placement.cores + 1e-6))

@@ -122,6 +122,7 @@ class Federation:
             rates = evaluate(self.setup, self.server.vector, round_)
             if rates is None:
                 raise StopRound
+            self._check_weights()
         self._finish_line(round_, rates)
 
     def draw_cohort(self, round_: int) -> Cohort:
@@ -146,10 +147,16 @@ class Federation:
         headers, deltas = train_rank(setup, vector, jobs, round_, may_give_up=may_give_up)
         own = evaluate_clients(setup, vector, deltas, cohort) if evaluates_clients else []
         updates = LocalUpdates(cohort=cohort, headers=headers, deltas=deltas, own_rates=own)
+        self._check_weights()
         with self.phases.time("pack"):
             finish_updates(self.config, updates, attacks, self._feedback, round_)
         headers["asked_to_stop"] = self.phases.liveness.stop.requested
         return updates
+
+    def _check_weights(self) -> None:
+        """Raise ChangedFileError if the PLM's weights are not what was loaded."""
+        if self.setup.backbone.weights is not None:
+            self.setup.backbone.weights.check()
 
     def aggregate(self, updates: LocalUpdates, round_: int) -> RoundResult:
         """Gather the updates of all ranks at rank 0 and apply them to the global vector.
@@ -260,7 +267,13 @@ class Federation:
 
     def _checkpoint(self, residuals: dict[str, np.ndarray]) -> Checkpoint:
         state = {**self.server.state(), **self._observer.state(), **residuals}
-        return Checkpoint(vector=self.server.vector, round_=self.rounds_done, record=self._record, state=state)
+        return Checkpoint(
+            vector=self.server.vector,
+            round_=self.rounds_done,
+            record=self._record,
+            state=state,
+            numerics=self.setup.numerics,
+        )
 
     def _collect_timings(self) -> None:
         timing, ranks = self.phases.timing, self.channel.placement.original_ranks.tolist()
@@ -309,25 +322,25 @@ class Federation:
         return RoundTraffic(down=journey.down(self._down), up=up)
 
     def _describe_rank(self) -> tuple[object, ...]:
-        """Return rank, host, device, threads, cores and dtype of this rank."""
+        """Return rank, host, device, threads and cores of this rank."""
         setup, placement = self.setup, self.channel.placement
-        dtype = "bfloat16" if setup.backbone.bf16 else "float32"
         rank = placement.original_ranks[placement.rank]
         cores = describe_processors(own_processors())
-        return rank, placement.host, setup.backbone.device, setup.threads, cores, dtype
+        return rank, placement.host, setup.backbone.device, setup.threads, cores
 
     def _introduce(self, journal: Journal, rows: list[list[str]], failures: Sequence[RankFailure]) -> None:
         """Write environment.json and partition.json, and print the settings, or the ranks that were lost."""
         config, setup, placement = self.config, self.setup, self.channel.placement
-        dtype = rows[-1][5]  # a worker's: rank 0 may be on the CPU while they are on GPUs
+        dtype = setup.numerics["arithmetic"]
         ranks = [
             RankRecord(rank=int(rank), host=host, node=int(node), device=device, threads=int(threads), cores=cores)
-            for (rank, host, device, threads, cores, _), node in zip(rows, placement.nodes, strict=True)
+            for (rank, host, device, threads, cores), node in zip(rows, placement.nodes, strict=True)
         ]
         environment = Environment(versions=versions(), mpi=placement.mpi, compute_dtype=dtype, ranks=ranks)
         corpus, workers, parameters = setup.corpus, max(1, self.channel.size - 1), setup.method.layout.size
         words, malicious = corpus.label_words.tolist(), config.poison.malicious(config.federation.clients)
-        journal.begin(environment, partition_record(corpus.class_counts, corpus.poisoned, words, malicious))
+        partition = partition_record(corpus.class_counts, corpus.poisoned, words, malicious)
+        journal.begin(environment, partition, is_new_job=not failures)
         self._account = self._open_account()
         if failures:
             lost = failures[-1]

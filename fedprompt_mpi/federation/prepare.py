@@ -23,9 +23,10 @@ from fedprompt_mpi.config import RunConfig, SettingsError
 from fedprompt_mpi.federation.setup import Setup
 from fedprompt_mpi.files import CannotWriteError, RunFile
 from fedprompt_mpi.liveness.output import printable
-from fedprompt_mpi.rundir.checkpoint import Checkpoint, load_checkpoint
+from fedprompt_mpi.rundir.checkpoint import Checkpoint, check_numerics, load_checkpoint
 from fedprompt_mpi.rundir.clean_run import read_clean_run
 from fedprompt_mpi.rundir.directory import check_directory, check_records
+from fedprompt_mpi.rundir.journal import numeric_versions
 from fedprompt_mpi.rundir.lock import DirectoryInUseError, DirectoryLock
 from fedprompt_mpi.rundir.paths import RunPaths
 from fedprompt_mpi.rundir.prompt import read_prompt
@@ -78,7 +79,14 @@ def prepare(
         threads, backbone, method = run_on_all_ranks(channel, lambda: _load_model(config, channel, corpus, folder))
         if config.prompt.method != "full":
             share_bf16(channel, backbone, folder / "bf16.safetensors")
-    checkpoint = run_on_all_ranks(channel, lambda: _first_state(config, channel, backbone, method, start.checkpoint))
+    numerics = {**numeric_versions(), "arithmetic": _arithmetic(channel, backbone)}
+
+    def first_state() -> Checkpoint:
+        if start.checkpoint is not None and not config.output.other_versions:
+            check_numerics(start.checkpoint, numerics)
+        return _first_state(config, channel, backbone, method, start.checkpoint)
+
+    checkpoint = run_on_all_ranks(channel, first_state)
     done = np.array([checkpoint.round_])
     channel.tell(done)
     run_on_all_ranks(channel, lambda: _claim(config, channel, lock, start))
@@ -93,6 +101,7 @@ def prepare(
         threads=threads,
         shard=shard_of(channel, on_gpu=backbone.device.type == "cuda"),
         clean_rates=start.clean_rates,
+        numerics=numerics,
         started=started,
     )
     return setup, dataclasses.replace(checkpoint, round_=int(done[0]))
@@ -244,6 +253,13 @@ def share_bf16(channel: Channel, backbone: "Backbone", file: Path) -> None:
         map_matrices(backbone, file)
     elif backbone.bf16:
         cast_matrices(backbone)
+
+
+def _arithmetic(channel: Channel, backbone: "Backbone") -> str:
+    """Return the arithmetic of the workers' PLM; every rank calls this."""
+    trains = channel.rank > 0 or channel.size == 1
+    in_bf16 = channel.sum(np.array([float(backbone.bf16 and trains)]))
+    return "bfloat16" if in_bf16.any() else "float32"
 
 
 def _first_state(

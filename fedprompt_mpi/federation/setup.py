@@ -31,6 +31,8 @@ class Setup:
     """This rank's (index, count) among the ranks that evaluate; None if it does not evaluate."""
     clean_rates: dict[int, float]
     """Round -> attack success rate of the clean run; on rank 0."""
+    numerics: dict[str, str]
+    """What beside the settings decides the bits: see `Checkpoint`."""
     started: float
     """Time of the start of the run, on the clock of `time.perf_counter`."""
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
+from fedprompt_mpi.liveness.clock import RunningClock
 from fedprompt_mpi.liveness.exit import FAILED, LAST_WORDS_S, end_job, end_process
 from fedprompt_mpi.liveness.node_watcher import ENDED_HERE, NodeTable, TableRow
 from fedprompt_mpi.liveness.output import printable
@@ -55,6 +56,10 @@ class Liveness:
         self.patience_s: float | None = None
         """Longest duration of this phase, if that is not the deadline."""
         self.since = time.monotonic()
+        """Time of the last progress, on the node's clock."""
+        self.clock = RunningClock()
+        self.ran_since = self.clock()
+        """The same on the clock of this process, which stands still while it does not run."""
         self.answer: Callable[[], None] = lambda: None
         """Answers ranks that ask whether this one is alive; set by the channel."""
         self._table: NodeTable | None = None
@@ -76,7 +81,7 @@ class Liveness:
 
     def alive(self) -> None:
         """Note that there is progress; any thread may call this."""
-        self.since = time.monotonic()
+        self.since, self.ran_since = time.monotonic(), self.clock()
         if not self.is_over():
             self._write(os.getpid())
 

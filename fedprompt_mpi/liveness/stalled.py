@@ -80,7 +80,7 @@ class StalledRanks:
             if not missing:
                 self._called_at, self._next_call_s = None, waited_s + self.patience_s
                 self._compare()
-            elif time.monotonic() - self._called_at > self._answer_within_s:
+            elif self._liveness.clock() - self._called_at > self._answer_within_s:
                 names = " and ".join(f"rank {rank}" for rank in missing)
                 here = f"rank {self.comm.rank} on {socket.gethostname()}"
                 self._liveness.stalled(
@@ -90,7 +90,7 @@ class StalledRanks:
 
     def _call(self, others: set[int]) -> None:
         self._number += 1
-        self._called_at, self._answers = time.monotonic(), {}
+        self._called_at, self._answers = self._liveness.clock(), {}
         for rank in others:
             self._send(rank, CALL, (self._number, _NOT_WAITING, b""))
 

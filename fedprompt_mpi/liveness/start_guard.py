@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
+from fedprompt_mpi.liveness.clock import RunningClock
 from fedprompt_mpi.liveness.exit import LAST_WORDS_S, wait_until_read
 from fedprompt_mpi.liveness.node_watcher import say
 from fedprompt_mpi.liveness.stop import requests
@@ -131,7 +132,9 @@ def _guard(parent: int, reading: int, names: _Names, deadline_s: float) -> NoRet
     for number in requests():
         signal.signal(number, signal.SIG_DFL)
     names.bind()
-    ready, _, _ = select.select([reading, names.socket], [], [], deadline_s)
+    clock, ready = RunningClock(), []
+    while not ready and clock() < deadline_s:
+        ready, _, _ = select.select([reading, names.socket], [], [], min(1.0, deadline_s))
     ended = reading in ready
     if ended and os.read(reading, 1) == _STARTED:
         os._exit(0)

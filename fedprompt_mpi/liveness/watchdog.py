@@ -6,7 +6,6 @@ It cannot judge a rank that waits for others, nor one that is stopped or stuck w
 import ctypes
 import sys
 import threading
-import time
 import traceback
 from typing import TYPE_CHECKING
 
@@ -30,8 +29,9 @@ class Watchdog(threading.Thread):
         """Look at the progress a few times in each deadline."""
         live = self._liveness
         while not self._over.wait(min(live.deadline_s / 10, 1.0)):
-            since, allowed_s = live.since, live.deadline_s if live.patience_s is None else live.patience_s
-            if live.collective is None and time.monotonic() - since > allowed_s:
+            ran_s = live.clock()  # before the progress is read, which another thread may make meanwhile
+            allowed_s = live.deadline_s if live.patience_s is None else live.patience_s
+            if live.collective is None and ran_s - live.ran_since > allowed_s:
                 setting = " (comm.deadline_s)" if allowed_s >= live.deadline_s else ""
                 self._bark(f"has made no progress for {min(allowed_s, live.deadline_s):g} s{setting}")
                 return

@@ -16,7 +16,9 @@ import torch
 from torch import nn
 
 from fedprompt_mpi.config import Family, ModelConfig, SettingsError
+from fedprompt_mpi.files import is_hub_id
 from fedprompt_mpi.plm import shortcuts
+from fedprompt_mpi.plm.model_folder import Weights, check_folder
 
 EMBEDDED = Path(__file__).parent / "embedded"
 BF16_PAYS_FROM_WIDTH = 256  # below, casting costs more than the faster arithmetic gains
@@ -53,12 +55,17 @@ def read_config(name: str) -> Any:
     """
     from transformers import AutoConfig  # which asks at the terminal whether to run a model's code, unless told
 
+    place = EMBEDDED if name == "embedded" else Path(name)
+    if is_here := place.exists():
+        check_folder(place)
+    elif not is_hub_id(name):
+        raise SettingsError(f"model.name is {name!r}, but there is no such folder")
     try:
-        return AutoConfig.from_pretrained(EMBEDDED if name == "embedded" else name, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+        return AutoConfig.from_pretrained(place if is_here else name, trust_remote_code=False, local_files_only=is_here)
+    except Exception as error:  # transformers raises what its classes happen to raise
         raise SettingsError(
             f"model.name is {name!r}, whose config cannot be read "
-            f"({str(error).strip().splitlines()[0]}): name a hub id, a folder in Hugging Face form, or embedded"
+            f"({first_line(error)}): name a hub id, a folder in Hugging Face form, or embedded"
         ) from error
 
 
@@ -125,7 +132,7 @@ def download(name: str) -> str:
         return str(EMBEDDED)
     if Path(name).is_dir():
         return name
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+    if not is_hub_id(name):
         raise SettingsError(f"model.name is {name!r}, but there is no such folder")
     from huggingface_hub import snapshot_download
 
@@ -133,9 +140,13 @@ def download(name: str) -> str:
         return snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"])
     except Exception as error:  # network, spelling, permission, offline without a copy: all end here
         raise SettingsError(
-            f"model.name is {name!r}: no such folder, and it cannot be had from the hub "
-            f"({str(error).strip().splitlines()[0]})"
+            f"model.name is {name!r}: no such folder, and it cannot be had from the hub ({first_line(error)})"
         ) from error
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its type if it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def load_tokenizer(folder: str) -> Any:
@@ -147,10 +158,10 @@ def load_tokenizer(folder: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # transformers raises what its classes happen to raise
         raise SettingsError(
-            f"model.name is {folder!r}, whose tokenizer cannot be read ({str(error).strip().splitlines()[0]})"
+            f"model.name is {folder!r}, whose tokenizer cannot be read ({first_line(error)})"
         ) from error
 
 
@@ -190,6 +201,8 @@ class Backbone:
         self.model = model.eval().requires_grad_(False)
         self.family: Family = family
         self.bf16 = bf16
+        self.weights: Weights | None = None
+        """The files that the model's weights are mapped from."""
         self.geometry = geometry_of(model.config)
         self._embedding = self.model.get_input_embeddings()
         self.device: torch.device = self._embedding.weight.device
@@ -306,14 +319,19 @@ def load_backbone(
     transformers.utils.logging.disable_progress_bar()
     plm_config = read_config(folder)
     family = family_of(plm_config)
+    weights = Weights(Path(folder))
     try:
         model, info = model_class(family).from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            folder,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # transformers raises what its classes happen to raise
         raise SettingsError(
-            f"model.name is {folder!r}, whose weights cannot be read as safetensors "
-            f"({str(error).strip().splitlines()[0]})"
+            f"model.name is {folder!r}, whose weights cannot be read as safetensors ({first_line(error)})"
         ) from error
     if info["missing_keys"]:
         raise SettingsError(
@@ -321,7 +339,9 @@ def load_backbone(
             "use a checkpoint with its language-model head"
         )
     bf16 = use_bf16(config.dtype, device, plm_config.hidden_size)
-    return Backbone(model.to(device), family, label_ids, bf16=bf16, sentinel=sentinel)
+    backbone = Backbone(model.to(device), family, label_ids, bf16=bf16, sentinel=sentinel)
+    backbone.weights = weights
+    return backbone
 
 
 def use_bf16(dtype: str, device: torch.device, width: int) -> bool:

@@ -42,6 +42,8 @@ class Checkpoint:
     """The record of the last round, which is written once its vector has been evaluated."""
     state: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     """State of the server, of an attacker and of the clients' error feedback, by name; float32."""
+    numerics: dict[str, str] = dataclasses.field(default_factory=dict)
+    """What beside the settings decides the bits: versions of the packages that compute, arithmetic of the PLM."""
 
 
 def save_checkpoint(paths: RunPaths, checkpoint: Checkpoint, config: RunConfig) -> None:
@@ -51,6 +53,7 @@ def save_checkpoint(paths: RunPaths, checkpoint: Checkpoint, config: RunConfig) 
         "round": str(checkpoint.round_),
         "record": json.dumps(checkpoint.record.to_json()),
         "settings": json.dumps(compared(to_dict(config), Comparison.RESUME), sort_keys=True),
+        "numerics": json.dumps(checkpoint.numerics, sort_keys=True),
     }
     file = paths.checkpoint(checkpoint.round_)
     write_tensors(file, tensors, {**metadata, "sha256": _checksum(tensors, metadata)})
@@ -132,11 +135,27 @@ def _read(file: RunFile) -> tuple[Checkpoint, dict[str, Any]]:
     tensors, metadata = read_vector_file(file)
     if _checksum(tensors, metadata) != metadata.pop("sha256", None):
         raise _DamagedError("its checksum differs")
-    if metadata.keys() != {"round", "record", "settings"}:
+    if metadata.keys() - {"numerics"} != {"round", "record", "settings"}:
         raise _DamagedError("it is no checkpoint")
     settings, record = json.loads(metadata["settings"]), typed(RoundRecord, json.loads(metadata["record"]))
     vector = tensors.pop("vector")
-    return Checkpoint(vector=vector, round_=int(metadata["round"]), record=record, state=tensors), settings
+    numerics = typed(dict[str, str], json.loads(metadata.get("numerics", "{}")))
+    checkpoint = Checkpoint(
+        vector=vector, round_=int(metadata["round"]), record=record, state=tensors, numerics=numerics
+    )
+    return checkpoint, settings
+
+
+def check_numerics(found: Checkpoint, now: Mapping[str, str]) -> None:
+    """Raise SettingsError if a checkpoint was made under versions or in an arithmetic that may give other bits."""
+    differs = [
+        f"{name} {there} (now {here})" for name, (there, here) in differences(found.numerics, now).items() if there
+    ]
+    if differs:
+        raise SettingsError(
+            f"output.resume: the run was made with {', '.join(differs)}, and may give other numbers now: use what it "
+            "was made with, or continue all the same with --output.other_versions true"
+        )
 
 
 def _check_settings(paths: RunPaths, theirs: Mapping[str, Any], config: RunConfig) -> None:

@@ -10,19 +10,21 @@ import numpy as np
 import tomli_w
 
 from fedprompt_mpi.comm.statistics import communication, slowest_by_round
-from fedprompt_mpi.config import RunConfig, to_dict
+from fedprompt_mpi.config import RunConfig, SettingsError, to_dict
 from fedprompt_mpi.files import write_json, write_text
 from fedprompt_mpi.rundir.console import Console
 from fedprompt_mpi.rundir.paths import RunPaths
 from fedprompt_mpi.rundir.prompt import write_prompt
 from fedprompt_mpi.rundir.records import (
     Closing,
+    EarlierJob,
     Environment,
     PartitionRecord,
     RoundRecord,
     Seconds,
     Summary,
     append_round,
+    read_record,
     read_rounds,
     summarise,
     write_record,
@@ -31,7 +33,9 @@ from fedprompt_mpi.rundir.records import (
 from fedprompt_mpi.rundir.tensorboard import Scalars
 from fedprompt_mpi.rundir.timings import append_timings, keep_timings, read_timings
 
-PACKAGES = ("fedprompt_mpi", "torch", "transformers", "tokenizers", "safetensors", "datasets", "mpi4py", "numpy")
+NUMERIC = ("fedprompt_mpi", "torch", "transformers", "tokenizers", "numpy")
+"""The packages whose version may change a bit of the result."""
+PACKAGES = (*NUMERIC, "safetensors", "datasets", "pyarrow", "mpi4py")
 
 
 class Journal:
@@ -45,7 +49,7 @@ class Journal:
             config: the resolved settings.
             done: rounds done; the line of round `done` is written again once its vector has been evaluated.
         """
-        self.paths, self.config = paths, config
+        self.paths, self.config, self._done = paths, config, done
         self.console = Console(config.federation.rounds)
         self._scalars = Scalars(paths, first_round=done) if config.output.tensorboard else None
         # files that only a finished run has, and files that a killed run left half written
@@ -57,10 +61,30 @@ class Journal:
         settings["output"]["resume"] = False
         write_text(paths.config, tomli_w.dumps(settings))
 
-    def begin(self, environment: Environment, partition: PartitionRecord) -> None:
-        """Write the environment, and the examples of each client."""
-        write_record(self.paths.environment, environment)
+    def begin(self, environment: Environment, partition: PartitionRecord, *, is_new_job: bool) -> None:
+        """Write the environment, behind those of the jobs before, and the examples of each client.
+
+        Args:
+            environment: of this job.
+            partition: the examples.
+            is_new_job: False if this job continues without ranks that it has lost.
+        """
+        earlier = self._earlier(is_new_job=is_new_job)
+        write_record(self.paths.environment, dataclasses.replace(environment, earlier=earlier))
         write_record(self.paths.partition, partition)
+
+    def _earlier(self, *, is_new_job: bool) -> list[EarlierJob]:
+        """Return the environments of the jobs that have done the rounds before."""
+        if not self._done or not self.paths.environment.exists():
+            return []
+        try:
+            last = read_record(self.paths.environment, Environment)
+        except SettingsError:  # the run does not depend on it
+            return []
+        job = EarlierJob(
+            versions=last.versions, mpi=last.mpi, compute_dtype=last.compute_dtype, ranks=last.ranks, until=self._done
+        )
+        return [*last.earlier, job] if is_new_job else last.earlier
 
     def finish_round(self, record: RoundRecord) -> None:
         """Write and print the line of a round."""
@@ -114,6 +138,12 @@ def settled(record: RoundRecord, slowest: Mapping[str, float] | None) -> RoundRe
     return dataclasses.replace(
         record, seconds=Seconds(**parts, total=max(record.seconds.total, slowest["total"], *parts.values()))
     )
+
+
+def numeric_versions() -> dict[str, str]:
+    """Return the versions of the packages that compute."""
+    found = versions()
+    return {name: found[name] for name in NUMERIC if name in found}
 
 
 def versions() -> dict[str, str]:

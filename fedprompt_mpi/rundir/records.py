@@ -152,13 +152,30 @@ class RankRecord:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Environment:
-    """environment.json: versions, MPI library, and where each rank ran."""
+class Job:
+    """Versions, MPI library, and where each rank ran."""
 
     versions: dict[str, str]
     mpi: MPILibrary
     compute_dtype: str
+    """Arithmetic of the PLM on the workers."""
     ranks: list[RankRecord]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EarlierJob(Job):
+    """A job that did the first rounds of a run, which was resumed."""
+
+    until: int
+    """The last round that it did."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Environment(Job):
+    """environment.json: the job that did the last rounds, and those before it."""
+
+    earlier: list[EarlierJob] = dataclasses.field(default_factory=list)
+    """The first one first."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

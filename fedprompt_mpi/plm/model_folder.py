@@ -1,0 +1,119 @@
+"""A model's folder before any library reads it, and whether its weights are still the ones that were loaded.
+
+transformers interprets what it finds in a folder: a config can name an attention function to be fetched from a hub and
+run, a way to quantise, other files; an adapter's config names another model. Nothing of that is wanted here, so a
+folder that asks for it is refused. Code beside a model (`auto_map`) is never used, a chat template never rendered.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fedprompt_mpi.config import SettingsError
+from fedprompt_mpi.files import ChangedFileError, read_json
+
+ADAPTER_CONFIG = "adapter_config.json"
+INTERPRETED = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
+HARMLESS = (None, "eager", "sdpa")
+"""Attention that is part of the model and of torch."""
+REFUSED = (
+    "quantization_config", "compression_config", "fusion_config", "kernel_config", "use_kernels", "distributed_config",
+    "transformers_weights", "gguf_file", "custom_generate",
+)  # fmt: skip
+
+
+def check_folder(folder: Path) -> None:
+    """Check that a model's folder asks for nothing but its own weights, by means of transformers' own code.
+
+    Args:
+        folder: of the model, or a config file alone.
+
+    Raises:
+        SettingsError: naming the file and what it asks for.
+    """
+    if folder.is_file():
+        _check_config(folder)
+        return
+    if (folder / ADAPTER_CONFIG).exists():
+        raise SettingsError(
+            f"model.name is {str(folder)!r}, which is an adapter of another model: name the model itself "
+            f"(an adapter of virtual tokens goes into prompt.init)"
+        )
+    for name in INTERPRETED:
+        if (folder / name).exists():
+            _check_config(folder / name)
+    for index in folder.glob("*.index.json"):
+        shards = _read(index).get("weight_map")
+        for shard in shards.values() if isinstance(shards, dict) else ():
+            if not _is_plain(shard):
+                raise SettingsError(
+                    f"{index} names the file {str(shard)[:80]!r}: weights lie in the model's own folder"
+                )
+
+
+def _check_config(file: Path) -> None:
+    for name, value in _settings(_read(file)):
+        attention = name.strip("_").removesuffix("_internal") in ("attn_implementation", "experts_implementation")
+        if (name in REFUSED and value) or (attention and value not in HARMLESS):
+            raise SettingsError(
+                f"{file} asks for {name} = {str(value)[:80]!r}, which may fetch or run what is not in transformers: "
+                "take it out, or use another model"
+            )
+        if name.endswith("_file") and isinstance(value, str) and not _is_plain(value):
+            raise SettingsError(f"{file} asks for {name} = {value[:80]!r}: a model's files lie in its own folder")
+
+
+def _settings(table: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield every name and value of nested tables, in lists too."""
+    waiting: list[Any] = [table]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict):
+            yield from ((str(name), value) for name, value in part.items())
+            waiting += part.values()
+        elif isinstance(part, list):
+            waiting += part
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = read_json(file)
+    except (OSError, ValueError) as error:
+        raise SettingsError(
+            f"model.name is {str(file.parent)!r}, whose {file.name} cannot be read ({error})"
+        ) from error
+    if not isinstance(content, dict):
+        raise SettingsError(f"model.name is {str(file.parent)!r}, whose {file.name} is no table")
+    return content
+
+
+def _is_plain(name: object) -> bool:
+    return isinstance(name, str) and name == os.path.basename(name) and name not in ("", ".", "..")  # noqa: PTH119
+
+
+class Weights:
+    """The files of a model's weights, which a run maps and must not change meanwhile."""
+
+    def __init__(self, folder: Path) -> None:
+        """Note device, inode, size and time of the last change of each file."""
+        self._before = {file: self._identity(file) for file in sorted(folder.glob("*.safetensors"))}
+
+    def check(self) -> None:
+        """Check that the files are what they were.
+
+        Raises:
+            ChangedFileError: naming the one that is not.
+        """
+        for file, before in self._before.items():
+            if (now := self._identity(file)) != before:
+                what = "was moved or removed" if now is None else "was changed"
+                raise ChangedFileError(f"{file} {what} while the run had it mapped")
+
+    @staticmethod
+    def _identity(file: Path) -> tuple[int, ...] | None:
+        try:
+            seen = file.stat()
+        except OSError:
+            return None
+        return seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns
