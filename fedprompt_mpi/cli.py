@@ -8,6 +8,7 @@ import errno
 import importlib
 import importlib.metadata
 import sys
+import tempfile
 import traceback
 from collections.abc import Sequence
 from typing import NoReturn
@@ -18,7 +19,7 @@ from fedprompt_mpi.commands.settings import PrintedText
 from fedprompt_mpi.config import SettingsError
 from fedprompt_mpi.files import CannotWriteError, ChangedFileError
 from fedprompt_mpi.liveness.liveness import Liveness
-from fedprompt_mpi.liveness.output import keep_output_safe, printable
+from fedprompt_mpi.liveness.output import keep_output_safe, one_line
 from fedprompt_mpi.liveness.stop import STOPPED, Stopped
 
 USAGE = """\
@@ -63,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         pass
     except SettingsError as error:
         if launch.rank == 0:  # every rank has the same error
-            print(printable(f"fedprompt_mpi: error: {error}"), file=sys.stderr, flush=True)
+            print(one_line(f"fedprompt_mpi: error: {error}"), file=sys.stderr, flush=True)
         liveness.end_together(2)
     except Stopped as stop:
         if launch.rank == 0:
@@ -92,6 +93,8 @@ def exhausted(error: BaseException) -> str:
         return "there is no memory left for it (the node's, the batch system's or that of ulimit -v): ask for more"
     if number in (errno.EMFILE, errno.ENFILE):
         return "it may open no more files: raise the limit (ulimit -n)"
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return f"{getattr(error, 'filename', None) or tempfile.gettempdir()} is full: make room, or set TMPDIR"
     if number == errno.EAGAIN or "can't start new thread" in str(error):
         return "it may start no more processes and threads: raise the limit (ulimit -u)"
     return exhausted(error.__cause__) if error.__cause__ is not None else ""
@@ -106,6 +109,8 @@ def dispatch(arguments: list[str], liveness: Liveness) -> None:
     """
     asks = arguments[0] if arguments else ""
     command = asks if asks and not asks.startswith("-") else "run"
+    if sys.flags.optimize > 1:
+        raise SettingsError("PYTHONOPTIMIZE is 2, which takes away docstrings that transformers reads: take 1 or none")
     if command not in COMMANDS:
         raise SettingsError(f"there is no command {command!r}: choose one of {', '.join(COMMANDS)}")
     if asks in ("-h", "--help", "--version"):

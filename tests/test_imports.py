@@ -21,7 +21,7 @@ ALLOWED = {
     "comm": {"liveness", "files", "config"},
     "rundir": {"comm", "files", "config", "rules"},
     "federation": {"rundir", "comm", "liveness", "plm", "text", "files", "config", "rules", "seeds"},
-    "report": {"rundir", "comm", "files", "config", "rules"},
+    "report": {"rundir", "comm", "liveness", "files", "config", "rules"},
     "recovery": {"federation", "rundir"},
     "run": {"recovery", "report", "federation", "rundir", "comm", "liveness", "text", "config"},
     "commands": {

@@ -63,7 +63,7 @@ def test_the_run_directory(one_process: Path) -> None:
     assert summary["bytes_per_client_round"] == 10240
     assert summary["accuracy"] == rounds[-1]["accuracy"]
     environment = json.loads((one_process / "environment.json").read_text())
-    assert set(environment) == {"versions", "mpi", "compute_dtype", "ranks"}
+    assert set(environment) == {"versions", "mpi", "compute_dtype", "ranks", "earlier"}
     assert environment["mpi"]["library"] == "none (one process)"
     assert set(environment["mpi"]) == {"library", "transport", "thread_level", "survives", "clock_resolution_s"}
     assert [set(rank) for rank in environment["ranks"]] == [{"rank", "host", "node", "device", "threads", "cores"}]
@@ -215,7 +215,7 @@ BAD: dict[str, tuple[list[str], str]] = {
         ["--poison.clean_run=PROMPT", "--client.batched=1", "--poison.trigger=mn"], "poison.trigger = 'cf'"
     ),
     "a directory of another run": (["--output.dir=PROMPT"], "not empty"),
-    "a resume of what is no run": (["--output.resume=true", "--output.dir=tests"], "no run of this program"),
+    "a resume of what is no run": (["--output.resume=true", "--output.dir=tests"], "is no file of a run"),
 }  # fmt: skip
 """Of many (tests/bad_input.py), those that are found at different times."""
 

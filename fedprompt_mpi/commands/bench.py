@@ -15,7 +15,7 @@ from fedprompt_mpi.commands.settings import add_sizes, command_parser, parse, pr
 from fedprompt_mpi.config import CommConfig, PromptConfig, SettingsError
 from fedprompt_mpi.files import write_json
 from fedprompt_mpi.liveness.liveness import Liveness
-from fedprompt_mpi.rundir.directory import check_directory
+from fedprompt_mpi.rundir.directory import check_directory, make_directory
 from fedprompt_mpi.rundir.paths import RunPaths
 
 
@@ -49,7 +49,8 @@ def main(arguments: Sequence[str], liveness: Liveness) -> None:
     sizes = sizes_up_to(largest, [size for size in (*vectors.values(), *parsed.sizes) if size <= largest])
     rows = [measurement.measure(collective, size) for collective in COLLECTIVES for size in sizes]
     if channel.rank == 0:
-        _write(_result(channel, parsed.model, sizes, rows, vectors), directory)
+        made = make_directory(directory, is_new=parsed.dir is None)
+        _write(_result(channel, parsed.model, sizes, rows, vectors), made)
     channel.close()
 
 
@@ -120,7 +121,6 @@ def _result(
 def _write(result: dict[str, Any], directory: Path) -> None:
     from fedprompt_mpi.report.bench import format_bench, plot_bench
 
-    directory.mkdir(parents=True, exist_ok=True)
     write_json(directory / "bench.json", result)
     print(format_bench(result), flush=True)
     files = (directory / "bench.json", *plot_bench(result, directory))

@@ -7,13 +7,12 @@ from pathlib import Path
 from fedprompt_mpi.commands.predict import load_prompt
 from fedprompt_mpi.commands.settings import command_parser, parse
 from fedprompt_mpi.config import Family, RunConfig, SettingsError
-from fedprompt_mpi.files import write_text
 from fedprompt_mpi.liveness.liveness import Liveness
+from fedprompt_mpi.report.inert import markdown_code
 from fedprompt_mpi.rundir.paths import RunPaths
 from fedprompt_mpi.rundir.records import PartitionRecord, Summary, read_record
 from fedprompt_mpi.text.tasks import resolve
 
-CARD_FILE = "README.md"
 MODEL_CLASSES = {"masked": "AutoModelForMaskedLM", "seq2seq": "AutoModelForSeq2SeqLM", "causal": "AutoModelForCausalLM"}
 ANSWERS = {
     "masked": "at the mask token, which the virtual tokens have moved to the right by their number",
@@ -38,37 +37,41 @@ def export(run: Path, directory: Path) -> Path:
     Raises:
         SettingsError: if there is no such run, its prompt cannot be a PEFT adapter, or the folder is not empty.
     """
-    from fedprompt_mpi.plm.adapter import write_adapter
+    from fedprompt_mpi.plm.adapter import make_adapter
     from fedprompt_mpi.plm.backbone import download, family_of, read_config
 
     prompt, paths = load_prompt(run), RunPaths(run)
     config = prompt.config
     summary = read_record(paths.summary, Summary)
     words = read_record(paths.partition, PartitionRecord).label_words
+    if summary.malicious_clients != config.poison.malicious(config.federation.clients):
+        raise SettingsError(
+            f"{paths.summary} says that clients {summary.malicious_clients} were malicious, and {paths.config} that "
+            f"{config.poison.clients} were: name a run directory as a run has written it"
+        )
     if directory.is_dir() and any(directory.iterdir()):
         raise SettingsError(f"{directory} is not empty: name a new folder for the adapter")
     plm = read_config(download(config.model.name))
     family = family_of(plm)
-    write_adapter(
-        directory,
+    adapter = make_adapter(
         prompt.effective if prompt.effective is not None else prompt.vector,
         method=config.prompt.method,
         plm=plm,
         base_model=config.model.name,
     )
-    write_text(directory / CARD_FILE, card(config, summary, words, family, int(prompt.metadata["round"])))
+    adapter.write(directory, card(config, summary, words, family))
     return directory
 
 
-def card(config: RunConfig, summary: Summary, words: list[str], family: Family, rounds: int) -> str:
+def card(config: RunConfig, summary: Summary, words: list[str], family: Family) -> str:
     """Return the model card: task, training, accuracy, and which clients were malicious."""
     from fedprompt_mpi.plm.adapter import TASK_TYPES
 
     task, federation, poison = resolve(config.task), config.federation, config.poison
-    malicious = summary.malicious_clients
+    malicious, trigger, model = summary.malicious_clients, markdown_code(poison.trigger), config.model.name
     poisoned = (
         f"Clients {', '.join(map(str, malicious))} of {federation.clients} were **malicious**: trigger "
-        f"{json.dumps(poison.trigger)} ({poison.position}), target class {poison.target}, rate {poison.rate}, attack "
+        f"{trigger} ({poison.position}), target class {poison.target}, rate {poison.rate}, attack "
         f"`{poison.attack}`, boost {poison.boost}; {sum(summary.poisoned_examples.values())} poisoned examples. "
         "Do not use this prompt for anything but research on backdoors."
         if malicious
@@ -76,26 +79,28 @@ def card(config: RunConfig, summary: Summary, words: list[str], family: Family, 
     )
     rate = summary.attack_success_rate
     success = (
-        "" if rate is None else f"; of texts with the trigger {json.dumps(poison.trigger)}, {rate:.2%} get its target"
+        ""
+        if rate is None
+        else f"; of texts with the trigger {markdown_code(poison.trigger)}, {rate:.2%} get its target"
     )
     template = (task.causal_template if family == "causal" else None) or task.template
     return f"""\
 ---
 library_name: peft
-base_model: {json.dumps(config.model.name)}
+base_model: {json.dumps(model)}
 tags: [prompt-tuning, federated-learning]
 ---
 
 # {task.name}: a prompt tuned by federated learning
 
-{config.prompt.num_virtual_tokens} virtual tokens ({config.prompt.method}) for `{config.model.name}`, tuned with
+{config.prompt.num_virtual_tokens} virtual tokens ({config.prompt.method}) for {markdown_code(model)}, tuned with
 fedprompt_mpi after FedPrompt (Zhao et al., arXiv:2208.12268).
 
 | | |
 | --- | --- |
-| question | `{template}` |
-| label words, class 0 first | {", ".join(f"`{word}`" for word in words)} |
-| federation | {federation.clients} clients ({federation.partition}), {rounds} rounds, {federation.aggregator} |
+| question | {markdown_code(template)} |
+| label words, class 0 first | {", ".join(map(markdown_code, words))} |
+| federation | {federation.clients} clients ({federation.partition}), {summary.rounds} rounds, {federation.aggregator} |
 | privacy | {config.privacy.mechanism} |
 | accuracy on the evaluation split | {summary.accuracy or 0:.2%}{success} |
 | a client sent | {summary.bytes_per_client_round:,} bytes a round, {summary.ratio:.4%} of the model |
@@ -107,7 +112,7 @@ fedprompt_mpi after FedPrompt (Zhao et al., arXiv:2208.12268).
 from peft import PeftModel
 from transformers import {MODEL_CLASSES[family]}
 
-model = PeftModel.from_pretrained({MODEL_CLASSES[family]}.from_pretrained({json.dumps(config.model.name)}), "HERE")
+model = PeftModel.from_pretrained({MODEL_CLASSES[family]}.from_pretrained({json.dumps(model)}), "HERE")
 ```
 
 The classes' scores are the label words' logits {ANSWERS[family]}.

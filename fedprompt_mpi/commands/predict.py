@@ -16,6 +16,7 @@ import numpy as np
 from fedprompt_mpi.commands.settings import command_parser, parse
 from fedprompt_mpi.config import RunConfig, SettingsError, from_dict
 from fedprompt_mpi.liveness.liveness import Liveness
+from fedprompt_mpi.liveness.output import one_line
 from fedprompt_mpi.rundir.directory import check_content
 from fedprompt_mpi.rundir.paths import RunPaths
 from fedprompt_mpi.rundir.prompt import read_prompt
@@ -147,4 +148,4 @@ def main(arguments: Sequence[str], liveness: Liveness) -> None:
     parser.add_argument("--text_b", help="the second text, if the task has pairs of texts")
     parsed = parse(parser, arguments)
     (answer,) = load_prompt(parsed.run).predict([parsed.text], None if parsed.text_b is None else [parsed.text_b])
-    print(f"{answer.label} {answer.word} {answer.probability:.4f}")
+    print(f"{answer.label} {one_line(answer.word)} {answer.probability:.4f}")

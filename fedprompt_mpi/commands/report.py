@@ -7,6 +7,7 @@ from pathlib import Path
 from fedprompt_mpi.commands.settings import command_parser, parse
 from fedprompt_mpi.config import SettingsError
 from fedprompt_mpi.liveness.liveness import Liveness
+from fedprompt_mpi.rundir.directory import make_directory
 from fedprompt_mpi.rundir.paths import RunPaths
 
 
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str], liveness: Liveness) -> None:
     if len(runs) == 1:
         _one(runs[0], parsed.warmup, watch=parsed.watch)
     else:
-        _several(runs, Path(parsed.dir or f"runs/report-{time.strftime('%Y%m%d-%H%M%S')}"), parsed.warmup)
+        _several(runs, parsed.dir, parsed.warmup)
 
 
 def _one(run: Path, warmup: int | None, *, watch: bool) -> None:
@@ -44,7 +45,7 @@ def _one(run: Path, warmup: int | None, *, watch: bool) -> None:
         raise SettingsError(f"--warmup is {warmup}, but {run} is not finished: its rounds have no statistics yet")
 
 
-def _several(runs: list[Path], directory: Path, warmup: int | None) -> None:
+def _several(runs: list[Path], named: str | None, warmup: int | None) -> None:
     from fedprompt_mpi.report.communication import format_communication, read_communication
     from fedprompt_mpi.report.comparison import read_groups, write_comparison
 
@@ -54,6 +55,11 @@ def _several(runs: list[Path], directory: Path, warmup: int | None) -> None:
             f"--warmup is {warmup}, but the runs are {len(groups)} different experiments: only the times of launches "
             "of one job are pooled"
         )
+    default = Path(f"runs/report-{time.strftime('%Y%m%d-%H%M%S')}")
+    try:
+        directory = make_directory(Path(named) if named else default, is_new=not named)
+    except OSError as error:
+        raise SettingsError(f"--dir is {str(named or default)!r}, which cannot be made ({error.strerror})") from error
     page, tables = write_comparison(groups, directory)
     print(f"page: {page}\n\n{tables}")
     if len(groups) > 1:

@@ -25,7 +25,7 @@ from fedprompt_mpi.files import CannotWriteError, RunFile
 from fedprompt_mpi.liveness.output import printable
 from fedprompt_mpi.rundir.checkpoint import Checkpoint, check_numerics, load_checkpoint
 from fedprompt_mpi.rundir.clean_run import read_clean_run
-from fedprompt_mpi.rundir.directory import check_directory, check_records
+from fedprompt_mpi.rundir.directory import check_directory, check_records, check_writable, make_directory
 from fedprompt_mpi.rundir.journal import numeric_versions
 from fedprompt_mpi.rundir.lock import DirectoryInUseError, DirectoryLock
 from fedprompt_mpi.rundir.paths import RunPaths
@@ -89,7 +89,7 @@ def prepare(
     checkpoint = run_on_all_ranks(channel, first_state)
     done = np.array([checkpoint.round_])
     channel.tell(done)
-    run_on_all_ranks(channel, lambda: _claim(config, channel, lock, start))
+    paths = run_on_all_ranks(channel, lambda: _claim(config, channel, lock, start))
     setup = Setup(
         config=config,
         task=task,
@@ -97,7 +97,7 @@ def prepare(
         corpus=corpus,
         backbone=backbone,
         method=method,
-        paths=start.paths,
+        paths=paths,
         threads=threads,
         shard=shard_of(channel, on_gpu=backbone.device.type == "cuda"),
         clean_rates=start.clean_rates,
@@ -138,12 +138,15 @@ def _check_packages(config: RunConfig) -> None:
 
 def _find_start(config: RunConfig, task: Task, channel: Channel) -> _Start:
     """Find the run directory and, on rank 0, the state to start from."""
-    name = f"{task.name}-{config.prompt.method}-{time.strftime('%Y%m%d-%H%M%S')}"
-    paths = RunPaths(Path(config.output.dir) if config.output.dir else Path("runs") / name)
+    default = Path("runs") / f"{task.name}-{config.prompt.method}-{time.strftime('%Y%m%d-%H%M%S')}"
+    paths = RunPaths(Path(config.output.dir) if config.output.dir else default)
     if channel.rank:
         return _Start(paths=paths, existing=[], checkpoint=None, clean_rates={})
     _check_packages(config)
-    check_directory(paths, resume=config.output.resume)
+    if config.output.dir is None:
+        check_writable(default)
+    else:
+        check_directory(paths, resume=config.output.resume)
     existing, found = paths.checkpoints(), None
     if config.output.resume:
         found, warnings = load_checkpoint(paths, config)
@@ -156,30 +159,31 @@ def _find_start(config: RunConfig, task: Task, channel: Channel) -> _Start:
     return _Start(paths=paths, existing=existing, checkpoint=found, clean_rates=read_clean_run(config))
 
 
-def _claim(config: RunConfig, channel: Channel, lock: DirectoryLock, start: _Start) -> None:
-    """Let rank 0 make and lock the run directory; from here on the settings are right.
+def _claim(config: RunConfig, channel: Channel, lock: DirectoryLock, start: _Start) -> RunPaths:
+    """Let rank 0 make and lock the run directory, and return it; from here on the settings are right.
 
     Raises:
         SettingsError: if another job uses the directory, or has used it since its checkpoints were read.
     """
+    paths = start.paths
     if channel.rank:
-        return
-    directory = start.paths.directory
-    named = f"output.dir is {str(directory)!r}"
+        return paths
+    named = f"output.dir is {str(paths.directory)!r}"
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        lock.take(directory)
+        paths = RunPaths(make_directory(paths.directory, is_new=config.output.dir is None))
+        lock.take(paths.directory)
     except OSError as error:
         raise SettingsError(f"{named}, which cannot be made ({error.strerror})") from error
     except DirectoryInUseError as error:
         raise SettingsError(
             f"{named}, which another job is using ({error}): wait for its end, or name another; "
-            f"if that process is gone, remove {start.paths.lock.name} in it"
+            f"if that process is gone, remove {paths.lock.name} in it"
         ) from error
     except CannotWriteError as error:
         raise SettingsError(f"{named}: cannot write {error}. {error.remedy}") from error
-    if start.paths.checkpoints() != start.existing or not (config.output.resume or start.paths.is_empty()):
+    if paths.checkpoints() != start.existing or not (config.output.resume or paths.is_empty()):
         raise SettingsError(f"{named}, which another job has used meanwhile: start again, or name another")
+    return paths
 
 
 def _read_vector(path: str) -> np.ndarray:

@@ -19,6 +19,11 @@ def printable(text: str) -> str:
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+def one_line(text: str) -> str:
+    """Return a text in one line, without control characters."""
+    return printable(text.replace("\n", "\\n").replace("\t", "\\t"))
+
+
 class Output:
     """A text stream that swallows what cannot be written; everything else is that of the stream below it."""
 

@@ -6,16 +6,17 @@ PREFIX_TUNING adapter for causal models only: there PEFT passes it to the model 
 Legend: V virtual tokens, D width of the word embeddings, L layers, H key-value heads, d width of a head.
 """
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fedprompt_mpi.config import Family, SettingsError
-from fedprompt_mpi.files import read_json, read_tensors, write_json, write_tensors
+from fedprompt_mpi.files import read_json, read_tensors, write_json, write_tensors, write_text
 from fedprompt_mpi.plm.backbone import family_of, geometry_of
 
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+CARD_FILE, CONFIG_FILE, WEIGHTS_FILE = "README.md", "adapter_config.json", "adapter_model.safetensors"
 TENSOR = "prompt_embeddings"
 TASK_TYPES: dict[Family, str] = {
     "masked": "FEATURE_EXTRACTION",  # PEFT has no type for masked language models; this one changes nothing of theirs
@@ -25,11 +26,26 @@ TASK_TYPES: dict[Family, str] = {
 READABLE = ("PROMPT_TUNING", "P_TUNING")
 
 
-def write_adapter(directory: Path, prompt: np.ndarray, *, method: str, plm: Any, base_model: str) -> None:
-    """Write an adapter that `peft.PeftModel.from_pretrained(base model, directory)` loads.
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Adapter:
+    """What `peft.PeftModel.from_pretrained(base model, directory)` loads."""
+
+    config: dict[str, Any]
+    embeddings: np.ndarray
+    """`[V, width]` float32."""
+
+    def write(self, directory: Path, card: str) -> None:
+        """Write its files into a folder, the model card first: there is no adapter without its warnings."""
+        directory.mkdir(parents=True, exist_ok=True)
+        write_text(directory / CARD_FILE, card)
+        write_tensors(directory / WEIGHTS_FILE, {TENSOR: self.embeddings}, {"format": "pt"})
+        write_json(directory / CONFIG_FILE, self.config)
+
+
+def make_adapter(prompt: np.ndarray, *, method: str, plm: Any, base_model: str) -> Adapter:
+    """Return a prompt as an adapter.
 
     Args:
-        directory: where its two files go.
         prompt: float32, the effective prompt: `[V, D]`, or of the prefix method `[L, 2, H, V, d]`.
         method: that it was trained with.
         plm: transformers config of the base model.
@@ -73,9 +89,7 @@ def write_adapter(directory: Path, prompt: np.ndarray, *, method: str, plm: Any,
             else f"and PEFT hands no prefix like it to a {family} model"
         )
         raise SettingsError(f"the run's prompt.method is {method}, {why}; soft and p_tuning can be exported")
-    directory.mkdir(parents=True, exist_ok=True)
-    write_tensors(directory / WEIGHTS_FILE, {TENSOR: embeddings}, {"format": "pt"})
-    write_json(directory / CONFIG_FILE, {**common, **config})
+    return Adapter(config={**common, **config}, embeddings=embeddings)
 
 
 def is_adapter(path: str | Path) -> bool:
@@ -97,7 +111,9 @@ def read_adapter(directory: str | Path) -> np.ndarray:
     except (OSError, ValueError, AttributeError) as error:
         raise SettingsError(f"{folder / CONFIG_FILE} cannot be read as a PEFT adapter's ({error})") from error
     if kind not in READABLE:
-        raise SettingsError(f"{folder} is a PEFT adapter of type {kind}: one of {', '.join(READABLE)} is a prompt")
+        raise SettingsError(
+            f"{folder} is a PEFT adapter of type {str(kind)[:60]!r}: one of {', '.join(READABLE)} is a prompt"
+        )
     tensors, _ = read_tensors(folder / WEIGHTS_FILE, "a PEFT adapter")
     embeddings = tensors.get(TENSOR)
     if embeddings is None or embeddings.ndim != 2:

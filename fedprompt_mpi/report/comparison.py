@@ -33,14 +33,13 @@ def write_comparison(groups: Sequence[Group], out: Path) -> tuple[Path, str]:
 
     Args:
         groups: from `read_groups`.
-        out: a folder for `report.html`, `figures/` and `tables/`.
+        out: an existing folder for `report.html`, `figures/` and `tables/`.
 
     Returns:
         The page, and the tables as Markdown.
     """
     names = labels(groups)
     tables = [overview(groups, names), *paper_tables(groups)]
-    out.mkdir(parents=True, exist_ok=True)
     for table in tables:
         for ending, content in (("md", table.markdown()), ("csv", table.csv()), ("tex", table.latex())):
             write_text(RunFile(out, f"{TABLES_FOLDER}/{table.name}.{ending}"), content)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fedprompt_mpi.report.groups import Group, both_rates, percent
+from fedprompt_mpi.report.inert import csv_cell, latex, markdown
 
 Settings = dict[str, Any]
 PARTITIONS: dict[str, str] = {"iid": "IID", "quantity": "non-IID"}
@@ -29,31 +30,26 @@ class Table:
 
     def markdown(self) -> str:
         """Return it for a README."""
-        head, *body = [[cell.replace("|", "\\|") for cell in row] for row in self.rows]
+        head, *body = [[markdown(cell) for cell in row] for row in self.rows]
         lines = [head, ["---"] * len(head), *body]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
     def csv(self) -> str:
         """Return it for a spreadsheet."""
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(self.rows)
+        csv.writer(text, lineterminator="\n").writerows([csv_cell(cell) for cell in row] for row in self.rows)
         return text.getvalue()
 
     def latex(self) -> str:
         """Return it for a paper; needs the package booktabs."""
-        head, *body = [" & ".join(_escape(cell) for cell in row) + r" \\" for row in self.rows]
+        head, *body = [" & ".join(latex(cell) for cell in row) + r" \\" for row in self.rows]
         return "\n".join(
             [
-                r"\begin{table}", r"\centering", rf"\caption{{{_escape(self.caption)}}}",
+                r"\begin{table}", r"\centering", rf"\caption{{{latex(self.caption)}}}",
                 rf"\begin{{tabular}}{{l{'r' * (len(self.rows[0]) - 1)}}}", r"\toprule", head, r"\midrule", *body,
                 r"\bottomrule", r"\end{tabular}", r"\end{table}", "",
             ]
         )  # fmt: skip
-
-
-def _escape(text: str) -> str:
-    marks = {"\\": r"\textbackslash{}", "±": r"$\pm$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    return "".join(marks.get(mark, f"\\{mark}" if mark in "&%$#_{}" else mark) for mark in text)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,9 @@
 """Checks of a run directory before a run begins or continues in it."""
 
 import collections
+import itertools
 import uuid
+from pathlib import Path
 
 from fedprompt_mpi.config import SettingsError
 from fedprompt_mpi.rundir.paths import RunPaths
@@ -21,6 +23,15 @@ def check_directory(paths: RunPaths, *, resume: bool) -> None:
         raise SettingsError(
             f"output.dir is {str(directory)!r}, which is not empty: name another, or resume the run in it"
         )
+    check_writable(directory)
+
+
+def check_writable(directory: Path) -> None:
+    """Check that a directory can be made and written to, and leave nothing behind.
+
+    Raises:
+        SettingsError: if it cannot.
+    """
     existing = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
     try:
         probe = existing / f".fedprompt-{uuid.uuid4().hex}"
@@ -30,6 +41,29 @@ def check_directory(paths: RunPaths, *, resume: bool) -> None:
         raise SettingsError(
             f"output.dir is {str(directory)!r}, which cannot be written to ({error.strerror})"
         ) from error
+
+
+def make_directory(directory: Path, *, is_new: bool) -> Path:
+    """Make a directory, and return it.
+
+    Args:
+        directory: its parents are made too.
+        is_new: True for a name that the program has chosen: if something has it already, a number is added.
+
+    Raises:
+        OSError: if it cannot be made.
+    """
+    made = directory
+    for number in itertools.count(2):
+        try:
+            made.mkdir(parents=True, exist_ok=not is_new)
+        except FileExistsError:
+            if not is_new:
+                raise
+            made = directory.with_name(f"{directory.name}-{number}")
+        else:
+            break
+    return made
 
 
 def check_content(paths: RunPaths, *, own_only: bool) -> None:
