@@ -112,7 +112,7 @@ def read_adapter(directory: str | Path) -> np.ndarray:
         raise SettingsError(f"{folder / CONFIG_FILE} cannot be read as a PEFT adapter's ({error})") from error
     if kind not in READABLE:
         raise SettingsError(
-            f"{folder} is a PEFT adapter of type {str(kind)[:60]!r}: one of {', '.join(READABLE)} is a prompt"
+            f"{folder} is a PEFT adapter of type {str(kind)[:60]}: one of {', '.join(READABLE)} is a prompt"
         )
     tensors, _ = read_tensors(folder / WEIGHTS_FILE, "a PEFT adapter")
     embeddings = tensors.get(TENSOR)

@@ -47,9 +47,7 @@ def check_folder(folder: Path) -> None:
         shards = _read(index).get("weight_map")
         for shard in shards.values() if isinstance(shards, dict) else ():
             if not _is_plain(shard):
-                raise SettingsError(
-                    f"{index} names the file {str(shard)[:80]!r}: weights lie in the model's own folder"
-                )
+                raise SettingsError(f"{index} names {str(shard)[:80]!r}: a model's weights lie in its own folder")
 
 
 def _check_config(file: Path) -> None:

@@ -126,6 +126,8 @@ def typed(kind: Any, value: Any, where: str = "") -> Any:
             return float(value)
         except OverflowError as error:
             raise ValueError(f"{where or 'it'} is a number of more than 308 digits") from error
+    if kind is int and isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError(f"{where or 'it'} is a number of more than 64 bits: expecting {describe(kind)}")
     if origin is None and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value
     raise ValueError(f"{where or 'it'} is {str(value)[:60]!r}: expecting {describe(kind)}")

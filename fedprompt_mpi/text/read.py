@@ -184,11 +184,12 @@ def _read_parquet(file: IO[bytes], wanted: Sequence[str], room: Room) -> Table:
     from pyarrow import parquet
 
     try:
-        opened = parquet.ParquetFile(file, memory_map=False, read_dictionary=list(wanted))
-        schema, metadata = opened.schema_arrow, opened.metadata
+        schema = parquet.read_schema(file, memory_map=False)
         there = [name for name in wanted if name in schema.names]
         for name in there:
             check_type(name, schema.field(name).type)
+        opened = parquet.ParquetFile(file, memory_map=False, read_dictionary=there)
+        metadata = opened.metadata
         room.take(ROW_BYTES * metadata.num_rows)
         groups = [metadata.row_group(k) for k in range(metadata.num_row_groups)]
         if sum(group.total_byte_size for group in groups) > room.left:
