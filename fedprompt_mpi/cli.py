@@ -47,6 +47,8 @@ COMMAND --help lists the flags of a command; run --help lists every setting with
 --config FILE.toml is read first, flags override it; lists are written as JSON: --poison.clients '[0, 3]'.
 --print_config prints the resolved settings and stops. --version prints the version.
 """
+_NO_MEMORY = ("failed to map segment", "can't allocate memory")
+"""What the dynamic linker and torch say."""
 CONTINUE = "--output.resume true continues with the last checkpoint."
 PARALLEL, SERIAL = ("run", "bench", "doctor"), ("report", "predict", "export", "cost", "help")
 """Commands that all ranks run, and commands that rank 0 runs alone if they are started under mpirun."""
@@ -89,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def exhausted(error: BaseException) -> str:
     """Return which limit of the system an error comes from, and what to do; empty if from none."""
     number = error.errno if isinstance(error, OSError) else None
-    if isinstance(error, MemoryError) or number == errno.ENOMEM or "failed to map segment" in str(error):
+    if isinstance(error, MemoryError) or number == errno.ENOMEM or any(words in str(error) for words in _NO_MEMORY):
         return "there is no memory left for it (the node's, the batch system's or that of ulimit -v): ask for more"
     if number in (errno.EMFILE, errno.ENFILE):
         return "it may open no more files: raise the limit (ulimit -n)"

@@ -22,6 +22,8 @@ PREFIX = f"fedprompt-{os.getuid()}-"
 YOUNG_S = 60.0
 """A folder that is younger may have been made just now, and not be locked yet."""
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_NO_ROOM_IN_WORDS = ("No space left", "requested and")
+"""As safetensors and numpy say it, without a number."""
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
 
 
@@ -84,7 +86,7 @@ def explained(folder: Path | None) -> Iterator[None]:
         if isinstance(error, FileNotFoundError) and folder is None:  # tempfile has found no place at all
             raise CannotWriteError(os.environ.get("TMPDIR", "/tmp"), error, remedy=REMEDY) from error
         number = error.errno if isinstance(error, OSError) else None
-        if number not in _NO_ROOM and "No space left" not in str(error):
+        if number not in _NO_ROOM and not any(words in str(error) for words in _NO_ROOM_IN_WORDS):
             raise
         raise CannotWriteError(folder or tempfile.gettempdir(), error, remedy=REMEDY) from error
 

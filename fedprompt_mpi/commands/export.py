@@ -10,7 +10,7 @@ from fedprompt_mpi.config import Family, RunConfig, SettingsError
 from fedprompt_mpi.liveness.liveness import Liveness
 from fedprompt_mpi.report.inert import markdown_code
 from fedprompt_mpi.rundir.paths import RunPaths
-from fedprompt_mpi.rundir.records import PartitionRecord, Summary, read_record
+from fedprompt_mpi.rundir.records import Summary, read_partition, read_record
 from fedprompt_mpi.text.tasks import resolve
 
 MODEL_CLASSES = {"masked": "AutoModelForMaskedLM", "seq2seq": "AutoModelForSeq2SeqLM", "causal": "AutoModelForCausalLM"}
@@ -43,7 +43,7 @@ def export(run: Path, directory: Path) -> Path:
     prompt, paths = load_prompt(run), RunPaths(run)
     config = prompt.config
     summary = read_record(paths.summary, Summary)
-    words = read_record(paths.partition, PartitionRecord).label_words
+    words = read_partition(paths).label_words
     if summary.malicious_clients != config.poison.malicious(config.federation.clients):
         raise SettingsError(
             f"{paths.summary} says that clients {summary.malicious_clients} were malicious, and {paths.config} that "

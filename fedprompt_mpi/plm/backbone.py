@@ -9,6 +9,7 @@ L layers, H key-value heads, d width of a head.
 
 import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +61,20 @@ def read_config(name: str) -> Any:
         check_folder(place)
     elif not is_hub_id(name):
         raise SettingsError(f"model.name is {name!r}, but there is no such folder")
-    try:
+    with _as_one_message(f"model.name is {name!r}, whose config cannot be read"):
         return AutoConfig.from_pretrained(place if is_here else name, trust_remote_code=False, local_files_only=is_here)
-    except Exception as error:  # transformers raises what its classes happen to raise
+
+
+@contextlib.contextmanager
+def _as_one_message(what: str) -> Iterator[None]:
+    """Raise SettingsError, with the first line of the reason, for whatever transformers' classes happen to raise."""
+    try:
+        yield
+    except (SettingsError, MemoryError, SystemError):
+        raise
+    except Exception as error:
         raise SettingsError(
-            f"model.name is {name!r}, whose config cannot be read "
-            f"({first_line(error)}): name a hub id, a folder in Hugging Face form, or embedded"
+            f"{what} ({first_line(error)}): name a hub id, a folder in Hugging Face form, or embedded"
         ) from error
 
 
@@ -157,12 +166,8 @@ def load_tokenizer(folder: str) -> Any:
     """
     from transformers import AutoTokenizer
 
-    try:
+    with _as_one_message(f"model.name is {folder!r}, whose tokenizer cannot be read"):
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # transformers raises what its classes happen to raise
-        raise SettingsError(
-            f"model.name is {folder!r}, whose tokenizer cannot be read ({first_line(error)})"
-        ) from error
 
 
 class LabelWordHead(nn.Module):
@@ -320,7 +325,7 @@ def load_backbone(
     plm_config = read_config(folder)
     family = family_of(plm_config)
     weights = Weights(Path(folder))
-    try:
+    with _as_one_message(f"model.name is {folder!r}, whose weights cannot be read as safetensors"):
         model, info = model_class(family).from_pretrained(
             folder,
             dtype=torch.float32,
@@ -329,10 +334,6 @@ def load_backbone(
             local_files_only=True,
             output_loading_info=True,
         )
-    except Exception as error:  # transformers raises what its classes happen to raise
-        raise SettingsError(
-            f"model.name is {folder!r}, whose weights cannot be read as safetensors ({first_line(error)})"
-        ) from error
     if info["missing_keys"]:
         raise SettingsError(
             f"model.name is {folder!r}, which lacks the weights {sorted(info['missing_keys'])[:3]}: "

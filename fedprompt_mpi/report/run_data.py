@@ -13,6 +13,7 @@ from fedprompt_mpi.rundir.records import (
     PartitionRecord,
     RoundRecord,
     Summary,
+    read_partition,
     read_record,
     read_rounds,
     read_settings,
@@ -65,28 +66,17 @@ def read_run(directory: Path) -> RunData:
         directory=directory,
         settings=read_settings(paths),
         environment=read_record(paths.environment, Environment),
-        partition=read_record(paths.partition, PartitionRecord),
+        partition=read_partition(paths),
         rounds=read_rounds(paths) if paths.rounds.exists() else [],
         timings=list(read_timings(paths)) if paths.timings.exists() else [],
         summary=read_record(paths.summary, Summary) if paths.summary.exists() else None,
         communication=read_record(paths.communication, Communication) if paths.communication.exists() else None,
     )
-    with reading(paths.partition):
-        _check_partition(run.partition)
     with reading(paths.rounds):
         _check_rounds(run)
     with reading(paths.timings):
         _check_timings(run)
     return run
-
-
-def _check_partition(partition: PartitionRecord) -> None:
-    """Raise ValueError unless each client has a number of examples for each class."""
-    for number, record in enumerate(partition.clients):
-        if record.client != number or len(record.by_class) != len(partition.label_words):
-            raise ValueError(f"clients.{number} is client {record.client} with {len(record.by_class)} classes")
-    if not partition.clients:
-        raise ValueError("clients is an empty list")
 
 
 def _check_rounds(run: RunData) -> None:

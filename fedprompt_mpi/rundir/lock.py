@@ -5,6 +5,7 @@ releases it after a lease, so a lock held on another host is waited for. A file 
 one; some know only the locks of their own host.
 """
 
+import contextlib
 import fcntl
 import os
 import socket
@@ -44,6 +45,8 @@ class DirectoryLock:
                 handle = os.open(name, flags, 0o600, dir_fd=folder)
         except OSError as error:
             raise CannotWriteError(file, error) from error
+        with contextlib.suppress(OSError):  # somebody else's, of an older version
+            os.fchmod(handle, 0o600)
         until = time.monotonic() + WAIT_S
         while not _lock(handle):
             holder = os.pread(handle, 256, 0).decode(errors="replace").strip()

@@ -284,6 +284,22 @@ def read_record(file: File, kind: type[Record]) -> Record:
         return typed(kind, read_json(file))
 
 
+def read_partition(paths: RunPaths) -> PartitionRecord:
+    """Return which client holds what.
+
+    Raises:
+        SettingsError: as `read_record` does, also unless each client has a number of examples for each class.
+    """
+    partition = read_record(paths.partition, PartitionRecord)
+    with reading(paths.partition):
+        if not partition.clients:
+            raise ValueError("clients is an empty list")
+        for number, record in enumerate(partition.clients):
+            if record.client != number or len(record.by_class) != len(partition.label_words):
+                raise ValueError(f"clients.{number} is client {record.client} with {len(record.by_class)} classes")
+    return partition
+
+
 def read_settings(paths: RunPaths) -> dict[str, Any]:
     """Return the settings of a run as nested tables; a setting that the run's version did not have has its default.
 

@@ -1,5 +1,6 @@
 """Nobody hangs: exceptions, ranks that are stuck or stopped, and requests to stop. Every job has a deadline."""
 
+import contextlib
 import os
 import re
 import signal
@@ -168,3 +169,38 @@ def _processes_with(word: str) -> list[int]:
         except OSError:
             continue  # gone meanwhile
     return found
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_job_that_was_stopped_as_a_whole_goes_on(ranks: int, tmp_path: Path) -> None:
+    """All of its processes sleep for longer than its deadline."""
+    deadline_s = 6.0 if ranks == 1 else 15.0  # which the start on few cores must not exceed
+    command = [sys.executable, "-m", "fedprompt_mpi", *SMALL, *FLAGS, "--federation.rounds=40"]
+    command += [f"--output.dir={tmp_path / 'run'}", f"--comm.deadline_s={deadline_s}"]
+    if ranks > 1:
+        mpirun = find_mpirun()
+        assert mpirun is not None
+        options = ["--allow-run-as-root", "--oversubscribe"] if is_open_mpi(mpirun) else []
+        command = [mpirun, *options, "-n", str(ranks), *command]
+    job = subprocess.Popen(
+        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    try:
+        until = time.monotonic() + 60
+        while not (tmp_path / "run" / "rounds.jsonl").exists() or len(read_rounds(tmp_path / "run")) < 3:
+            assert time.monotonic() < until and job.poll() is None
+            time.sleep(0.05)
+        listed = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True, check=True).stdout
+        processes = [int(number) for number in listed.split()]
+        assert len(processes) >= ranks
+        for number in (signal.SIGSTOP, signal.SIGCONT):
+            for process in processes:
+                os.kill(process, number)
+            if number == signal.SIGSTOP:
+                time.sleep(deadline_s + 3)
+        out, _ = job.communicate(timeout=100)
+        assert job.returncode == 0, out
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(job.pid, signal.SIGKILL)

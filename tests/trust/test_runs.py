@@ -1,0 +1,201 @@
+"""Run directories that were changed by somebody: one message that names the file, from every command that reads it."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fedprompt_mpi.commands import export, predict, report
+from fedprompt_mpi.commands.settings import parse_settings
+from fedprompt_mpi.commands.sweep import Plan, sweep
+from fedprompt_mpi.config import SettingsError
+from fedprompt_mpi.liveness.liveness import Liveness
+from tests.jobs import SMALL, run_here
+
+Damage = Callable[[str], str]
+
+
+def _report(run: Path, out: Path) -> None:
+    report.main([str(run)], Liveness())
+
+
+def _compare(run: Path, out: Path) -> None:
+    report.main([str(run), str(run), f"--dir={out}"], Liveness())
+
+
+def _export(run: Path, out: Path) -> None:
+    export.main([str(run), str(out)], Liveness())
+
+
+def _predict(run: Path, out: Path) -> None:
+    predict.main([str(run), "--text=a fine film"], Liveness())
+
+
+def _sweep(run: Path, out: Path) -> None:
+    sweep([Plan(directory=run, flags=[*SMALL, "--federation.rounds=1"])], say=lambda line: None)
+
+
+def _continue(run: Path, out: Path) -> None:
+    run_here(run, "--federation.rounds=1", "--output.resume=true")
+
+
+COMMANDS = {
+    "report": _report, "compare": _compare, "export": _export, "predict": _predict, "sweep": _sweep, "run": _continue
+}  # fmt: skip
+ALL_PAGES = ("report", "compare")
+READERS = {
+    "config.toml": (*ALL_PAGES, "export", "predict", "sweep"),
+    "environment.json": ALL_PAGES,
+    "partition.json": (*ALL_PAGES, "export"),
+    "rounds.jsonl": (*ALL_PAGES, "run"),
+    "timings.csv": (*ALL_PAGES, "run"),
+    "communication.json": ALL_PAGES,
+    "summary.json": (*ALL_PAGES, "export"),
+    "prompt.safetensors": ("export", "predict"),
+}
+
+
+def _json(change: Callable[[dict], object]) -> Damage:
+    def damage(text: str) -> str:
+        content = json.loads(text)
+        change(content)
+        return json.dumps(content)
+
+    return damage
+
+
+def _line(number: int, change: Callable[[dict], object]) -> Damage:
+    def damage(text: str) -> str:
+        lines = text.splitlines()
+        lines[number] = _json(change)(lines[number])
+        return "".join(f"{line}\n" for line in lines)
+
+    return damage
+
+
+def _replaced(old: str, new: str) -> Damage:
+    def damage(text: str) -> str:
+        assert old in text
+        return text.replace(old, new, 1)
+
+    return damage
+
+
+DAMAGES: dict[str, tuple[str, Damage, str]] = {
+    "an empty file of settings": ("config.toml", lambda _: "", "it has no seed"),
+    "no section": ("config.toml", lambda text: text[: text.index("[federation]")], "it has no federation"),
+    "words for a number": ("config.toml", _replaced("rounds = 1", 'rounds = "many"'), "federation.rounds is 'many'"),
+    "a table for a number": ("config.toml", _replaced("lr = 0.3", "lr = {a = 1}"), "client.lr is"),
+    "a list for a name": ("config.toml", _replaced('method = "soft"', 'method = ["soft"]'), "prompt.method is"),
+    "an unknown method": ("config.toml", _replaced('"soft"', '"hard"'), "prompt.method is 'hard'"),
+    "an unknown setting": ("config.toml", _replaced("[client]", "[client]\ncolour = 1"), "client.colour"),
+    "a rule that is none": ("config.toml", _replaced('"fedavg"', '"none"'), "federation.aggregator is 'none'"),
+    "a list for an environment": ("environment.json", lambda _: "[]", "expecting a table"),
+    "no ranks": ("environment.json", _json(lambda made: made.pop("ranks")), "has no ranks"),
+    "ranks of words": ("environment.json", _json(lambda made: made.update(ranks="all")), "ranks is 'all'"),
+    "a rank without a host": ("environment.json", _json(lambda made: made["ranks"][0].pop("host")), "has no host"),
+    "a version that is a list": ("environment.json", _json(lambda made: made["versions"].update(a=[])), "versions.a"),
+    "no clients": ("partition.json", _json(lambda made: made.update(clients=[])), "clients is an empty list"),
+    "a class too few": ("partition.json", _json(lambda made: made["clients"][0]["by_class"].pop()), "with 1 classes"),
+    "a client twice": ("partition.json", _json(lambda made: made["clients"][1].update(client=0)), "clients.1"),
+    "words of numbers": ("partition.json", _json(lambda made: made.update(label_words=[1, 2])), "label_words"),
+    "a half line of nonsense": ("rounds.jsonl", lambda text: "nonsense\n" + text, "line 1"),
+    "a round of words": ("rounds.jsonl", _line(1, lambda made: made.update(round="one")), "line 2: round is 'one'"),
+    "seconds of words": ("rounds.jsonl", _line(0, lambda made: made["seconds"].update(total="x")), "seconds.total"),
+    "norms that are missing": ("rounds.jsonl", _line(1, lambda made: made["update_norms"].pop()), "update_norms has 9"),
+    "clients that are none": ("rounds.jsonl", _line(1, lambda made: made["cohort"].append(77)), "beyond 0 to 9"),
+    "rounds without order": ("rounds.jsonl", _line(1, lambda made: made.update(round=7)), "round is 7"),
+    "numbers that are none": ("rounds.jsonl", _line(1, lambda made: made.update(train_loss=[])), "train_loss"),
+    "timings of words": ("timings.csv", lambda text: text + "1,0,train,long,0\n", "timings.csv cannot be read"),
+    "an unknown phase": ("timings.csv", lambda text: text + "1,0,dance,1.0,0\n", "dance"),
+    "a negative rank": ("timings.csv", lambda text: text + "1,-1,train,1.0,0\n", "timings.csv cannot be read"),
+    "endless seconds": ("timings.csv", lambda text: text + "1,0,train,inf,0\n", "timings.csv cannot be read"),
+    "another head": ("timings.csv", lambda text: "a,b\n" + text, "line 1"),
+    "phases of words": ("communication.json", _json(lambda made: made.update(seconds="x")), "seconds is 'x'"),
+    "a phase without a median": (
+        "communication.json", lambda _: '{"mode": "observe", "launches": 1, "rounds": 1, "warmup_rounds": 0, '
+        '"seconds": {"train": {}}}', "seconds.train has no median",
+    ),
+    "a list for a summary": ("summary.json", lambda _: "[]", "expecting a table"),
+    "an accuracy of words": ("summary.json", _json(lambda made: made.update(accuracy="best")), "accuracy is 'best'"),
+    "a ratio that is missing": ("summary.json", _json(lambda made: made.pop("ratio")), "has no ratio"),
+    "clients of words": ("summary.json", _json(lambda made: made.update(malicious_clients="0")), "malicious_clients"),
+    "a tensor file of text": ("prompt.safetensors", lambda _: "nonsense", "cannot be read as a prompt"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("runs") / "run"
+    run_here(directory, "--federation.rounds=1", "--comm.warmup=0")
+    return directory
+
+
+@pytest.mark.parametrize("case", DAMAGES)
+def test_one_message_names_the_file(case: str, finished: Path, tmp_path: Path) -> None:
+    name, damage, says = DAMAGES[case]
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    text = (run / name).read_bytes().decode(errors="replace")
+    (run / name).write_text(damage(text))
+    for command in READERS[name]:
+        if command == "run" and case in ("norms that are missing", "clients that are none", "rounds without order"):
+            continue  # the last round's line is written again from the checkpoint
+        with pytest.raises(SettingsError) as caught:
+            COMMANDS[command](run, tmp_path / "out")
+        message = str(caught.value)
+        assert "\n" not in message and len(message) < 1000, command
+        assert name in message or command in ("run", "sweep"), command
+        if command != "run":
+            assert says in message, command
+
+
+def test_a_card_cannot_lose_its_warning(finished: Path, tmp_path: Path) -> None:
+    """The summary says that nobody was malicious, the settings say who was."""
+    run = tmp_path / "run"
+    run_here(run, "--federation.rounds=1", "--poison.clients=[3]")
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps({**summary, "malicious_clients": []}))
+    with pytest.raises(SettingsError, match=r"clients \[\] were malicious"):
+        export.export(run, tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_link_in_a_received_run_is_named(name: str, finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    (run / name).rename(tmp_path / "elsewhere")
+    (run / name).symlink_to(tmp_path / "elsewhere")
+    for command in COMMANDS:
+        with pytest.raises(SettingsError, match=f"{name} is a link"):
+            COMMANDS[command](run, tmp_path / "out")
+
+
+def test_other_versions_are_both_named(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    monkeypatch.setattr("fedprompt_mpi.rundir.journal.versions", lambda: {"torch": "9.9", "numpy": "1.0"})
+    again = ("--federation.rounds=2", "--output.resume=true")
+    with pytest.raises(SettingsError, match=r"torch \d\S+ \(now 9\.9\)"):
+        run_here(run, *again)
+    run_here(run, *again, "--output.other_versions=true")
+    environment = json.loads((run / "environment.json").read_text())
+    (earlier,) = environment["earlier"]
+    assert earlier["until"] == 1 and earlier["versions"]["torch"] != "9.9"
+
+
+def test_another_arithmetic_is_refused(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    settings = parse_settings([*SMALL, f"--output.dir={run}"])
+    from fedprompt_mpi.rundir.checkpoint import check_numerics, load_checkpoint
+    from fedprompt_mpi.rundir.paths import RunPaths
+
+    checkpoint, _ = load_checkpoint(RunPaths(run), settings)
+    assert checkpoint is not None and checkpoint.numerics["arithmetic"] == "float32"
+    check_numerics(checkpoint, checkpoint.numerics)
+    with pytest.raises(SettingsError, match=r"arithmetic float32 \(now bfloat16\)"):
+        check_numerics(checkpoint, {**checkpoint.numerics, "arithmetic": "bfloat16"})
