@@ -12,7 +12,11 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
 class SettingsError(ValueError):
-    """The user's settings or data are wrong; the message names the setting, the value and the remedy."""
+    """The user's settings or data are wrong; the message names the setting, the value and the remedy, in one line."""
+
+    def __init__(self, message: str) -> None:
+        """Keep a message; line ends in it, as of a name in a file, become spaces."""
+        super().__init__(" ".join(message.splitlines()))
 
 
 class Comparison(enum.Flag):
