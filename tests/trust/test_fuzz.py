@@ -118,8 +118,8 @@ def test_data_files(data: st.DataObject, name: str, tmp_path: Path) -> None:
 
 TYPES = [
     pa.string(), pa.large_string(), pa.int8(), pa.uint64(), pa.bool_(), pa.float32(), pa.binary(), pa.date32(),
-    pa.null(), pa.timestamp("s"), pa.list_(pa.string()), pa.dictionary(pa.int8(), pa.string()), pa.struct([("path", pa.string())]),
-    pa.decimal128(5, 2), pa.map_(pa.string(), pa.int8()),
+    pa.null(), pa.timestamp("s"), pa.list_(pa.string()), pa.dictionary(pa.int8(), pa.string()),
+    pa.struct([("path", pa.string())]), pa.decimal128(5, 2), pa.map_(pa.string(), pa.int8()),
 ]  # fmt: skip
 
 
