@@ -4,13 +4,15 @@ Exit status: 0 done; 2 the user's settings or data are wrong (one message, from 
 75 stopped by SIGUSR1, SIGTERM, SIGHUP or SIGINT, to be resumed.
 """
 
+import contextlib
 import errno
 import importlib
 import importlib.metadata
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 from fedprompt_mpi.comm.channel import RankLost
@@ -58,6 +60,8 @@ COMMANDS = (*PARALLEL, "sweep", *SERIAL)
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and end the process with its exit status."""
     keep_output_safe()
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # of libraries, about numbers that are named where they matter
     launch = read_launch()
     liveness = Liveness(rank=launch.rank, size=launch.size, ends_job=True, under_srun=launch.launcher == SRUN)
     try:
@@ -82,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         liveness.fail(f"cannot write {error}", error.remedy)
     except KeyboardInterrupt:
         liveness.end_job(130)
-    except Exception as error:
+    except BaseException as error:  # a panic of a library in Rust is no Exception
         limit = exhausted(error)
         liveness.fail(f"failed: {limit}" if limit else "failed", CONTINUE if limit else traceback.format_exc())
     liveness.end()
@@ -128,4 +132,26 @@ def dispatch(arguments: list[str], liveness: Liveness) -> None:
         print(USAGE, end="")
     else:
         rest = arguments[1:] if asks == command else arguments
-        importlib.import_module(f"fedprompt_mpi.commands.{command}").main(rest, liveness)
+        main = importlib.import_module(f"fedprompt_mpi.commands.{command}").main
+        if command in PARALLEL:
+            main(rest, liveness)
+        else:
+            with told_as_settings():
+                main(rest, liveness)
+
+
+@contextlib.contextmanager
+def told_as_settings() -> Iterator[None]:
+    """Say of a place that cannot be read or written, in a command of one process, that another is to be named.
+
+    Raises:
+        SettingsError: naming it.
+    """
+    try:
+        yield
+    except CannotWriteError as error:
+        raise SettingsError(f"cannot write {error}: name another place") from error
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise SettingsError(f"{str(error.filename)[:200]!r}: {error.strerror}: name another place") from error

@@ -91,11 +91,11 @@ class PromptConfig:
     method: Method = setting("soft")
     """soft (virtual tokens), p_tuning (virtual tokens through an LSTM), prefix (keys and values of every layer),
     full (the whole model, the baseline)."""
-    num_virtual_tokens: int = setting(20, at_least=1)
+    num_virtual_tokens: int = setting(20, at_least=1, at_most=10**5)
     """Length of the prompt in tokens."""
     init: str = setting("vocab")
     """vocab (embeddings of random words), random, or the prompt.safetensors (or run directory) of an earlier run."""
-    prefix_hidden_size: int = setting(512, at_least=1)
+    prefix_hidden_size: int = setting(512, at_least=1, at_most=10**6)
     """Width of the prefix method's two-layer perceptron."""
 
     def __post_init__(self) -> None:
@@ -104,7 +104,7 @@ class PromptConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Federation:
-    clients: int = setting(10, at_least=1)
+    clients: int = setting(10, at_least=1, at_most=10**7)
     """Number of clients; they are spread over the worker ranks in contiguous blocks."""
     rounds: int = setting(20, at_least=0)
     """Rounds of broadcast, local training and aggregation."""
@@ -277,10 +277,10 @@ class CommConfig:
     of the host."""
     warmup: int = setting(1, at_least=0, may_differ=_SAME_BITS | _SEEDS)
     """Rounds that the statistics of communication leave out."""
-    deadline_s: float = setting(1800.0, above=0, may_differ=_SAME_BITS | _SEEDS)
+    deadline_s: float = setting(1800.0, at_least=0.01, may_differ=_SAME_BITS | _SEEDS)
     """Seconds that a rank may be without progress (a local step, a batch, a chunk of a vector, the loading of a model)
     before the job ends with a report."""
-    start_deadline_s: float = setting(600.0, above=0, may_differ=_SAME_BITS | _SEEDS)
+    start_deadline_s: float = setting(600.0, at_least=0.01, may_differ=_SAME_BITS | _SEEDS)
     """Seconds that MPI may take to start on all ranks before the job ends with a report."""
 
     def __post_init__(self) -> None:
@@ -340,7 +340,7 @@ class RunConfig:
                 f"poison.clients names {len(named)} clients but federation.clients is {clients}: "
                 "poison fewer, or have more clients"
             )
-        for client in self.poison.malicious(clients):
+        for client in [] if named == "all" else named:
             if not 0 <= client < clients:
                 raise SettingsError(
                     f"poison.clients names client {client}: the clients of this run are 0 to {clients - 1}"

@@ -18,7 +18,7 @@ import stat
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -32,6 +32,8 @@ MOST_KEY_PARTS = 8
 """Parts of a dotted TOML key; the time that the parser takes grows with their square."""
 MOST_JSON_BYTES = 2**26
 """Largest JSON file: a federation of 100,000 clients has a partition of 16 MB."""
+MOST_JSON_PARTS = 10**6
+"""Lists and tables of a JSON file, each of which takes many times its two bytes."""
 MOST_LINES_BYTES = 2**30
 """Largest file that grows with each round."""
 MOST_HEADER_BYTES = 2**24
@@ -151,12 +153,12 @@ def parent_of(file: File, *, make: bool = False) -> Iterator[tuple[int, str]]:
         os.close(handle)
 
 
-def modes_in(folder: Path, below: str = "") -> dict[str, int]:
-    """Return name -> mode (see `stat`) of all there is in a folder, or in one below it; {} if that is no folder."""
+def stats_in(folder: Path, below: str = "") -> dict[str, os.stat_result]:
+    """Return name -> state of all there is in a folder, or in one below it; {} if that is no folder."""
     try:
         with parent_of(RunFile(folder, f"{below}/." if below else ".")) as (handle, _):
             names = os.listdir(handle)  # noqa: PTH208 - a handle
-            return {name: os.stat(name, dir_fd=handle, follow_symlinks=False).st_mode for name in sorted(names)}
+            return {name: os.stat(name, dir_fd=handle, follow_symlinks=False) for name in sorted(names)}
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             return {}
@@ -242,14 +244,19 @@ def write_text(file: File, content: str) -> None:
     write_bytes(file, content.encode("utf-8", errors="backslashreplace"))
 
 
+def open_to_append(file: File) -> IO[bytes]:
+    """Open a file to append to it, and make it if there is none.
+
+    Raises:
+        OSError: if it is a link, or cannot be opened; a pipe that nobody reads cannot.
+    """
+    with parent_of(file) as (folder, name):
+        return open(os.open(name, _NEW | os.O_APPEND | os.O_NONBLOCK, 0o666, dir_fd=folder), "ab")  # noqa: PTH123
+
+
 def append_text(file: File, lines: str) -> None:
     """Append lines to a file; they are on the disk when this returns. A crash may leave a last line without end."""
-    flags = _NEW | os.O_APPEND | os.O_NONBLOCK
-    with (
-        _writing(file),
-        parent_of(file) as (folder, name),
-        open(os.open(name, flags, 0o666, dir_fd=folder), "ab") as opened,  # noqa: PTH123 - a handle
-    ):
+    with _writing(file), open_to_append(file) as opened:
         opened.write(lines.encode("utf-8", errors="backslashreplace"))
         opened.flush()
         os.fsync(opened.fileno())
@@ -289,7 +296,13 @@ def _parse_toml(text: str) -> dict[str, Any]:
 
 def read_json(file: File) -> Any:
     """Read a JSON file; raises as `read_text` does, and ValueError if it is no JSON."""
-    return _parsed(json.loads, file, MOST_JSON_BYTES)
+    return _parsed(_parse_json, file, MOST_JSON_BYTES)
+
+
+def _parse_json(text: str) -> Any:
+    if text.count("[") + text.count("{") > MOST_JSON_PARTS:
+        raise ValueError(f"it has more than {MOST_JSON_PARTS:,} lists and tables")
+    return json.loads(text)
 
 
 def _parsed(parse: Callable[[str], Any], file: File, most_bytes: int) -> Any:
@@ -330,7 +343,7 @@ def read_tensors(file: File, what: str) -> tuple[dict[str, np.ndarray], dict[str
                 return tensors, dict(opened.metadata() or {})
         finally:
             os.close(handle)
-    except (OSError, ValueError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, SafetensorError) as error:  # of types numpy has not
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise SettingsError(f"{file} cannot be read as {what} ({reason})") from error
 

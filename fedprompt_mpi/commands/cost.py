@@ -25,16 +25,17 @@ def count_parameters(config: Any, prompt: PromptConfig) -> dict[str, int]:
     """
     import torch
 
-    from fedprompt_mpi.plm.backbone import family_of, geometry_of, model_class
+    from fedprompt_mpi.plm.backbone import as_one_message, family_of, geometry_of, model_class
     from fedprompt_mpi.plm.methods import METHODS, make_method
 
-    with torch.device("meta"):
-        model = model_class(family_of(config)).from_config(config)
-    geometry = geometry_of(config)
-    sizes = vars(prompt)
-    return {
-        name: make_method(PromptConfig(**{**sizes, "method": name}), geometry, model).layout.size for name in METHODS
-    }
+    family, sizes = family_of(config), vars(prompt)
+    with as_one_message("the model cannot be built from its config"), torch.device("meta"):
+        model = model_class(family).from_config(config)
+        geometry = geometry_of(config)
+        return {
+            name: make_method(PromptConfig(**{**sizes, "method": name}), geometry, model).layout.size
+            for name in METHODS
+        }
 
 
 def lora_parameters(config: Any, rank: int = 8) -> int:

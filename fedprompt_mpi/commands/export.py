@@ -4,6 +4,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from fedprompt_mpi.commands.predict import load_prompt
 from fedprompt_mpi.commands.settings import command_parser, parse
 from fedprompt_mpi.config import Family, RunConfig, SettingsError
@@ -53,6 +55,10 @@ def export(run: Path, directory: Path) -> Path:
         raise SettingsError(f"{directory} is not empty: name a new folder for the adapter")
     plm = read_config(download(config.model.name))
     family = family_of(plm)
+    if prompt.effective is not None:
+        _check_effective(prompt.effective, config, paths)
+    elif config.prompt.method != "full":
+        raise SettingsError(f"{paths.prompt} has no effective_prompt: name a run directory as a run has written it")
     adapter = make_adapter(
         prompt.effective if prompt.effective is not None else prompt.vector,
         method=config.prompt.method,
@@ -61,6 +67,17 @@ def export(run: Path, directory: Path) -> Path:
     )
     adapter.write(directory, card(config, summary, words, family))
     return directory
+
+
+def _check_effective(prompt: np.ndarray, config: RunConfig, paths: RunPaths) -> None:
+    """Raise SettingsError unless an effective prompt has the type and the shape that its method gives it."""
+    virtual, is_prefix = config.prompt.num_virtual_tokens, config.prompt.method == "prefix"
+    fits = prompt.ndim == 5 and prompt.shape[3] == virtual if is_prefix else prompt.ndim == 2 and len(prompt) == virtual
+    if not fits or prompt.dtype != np.float32 or not np.isfinite(prompt).all() or not prompt.size:
+        raise SettingsError(
+            f"{paths.prompt} has an effective_prompt of {prompt.dtype} {list(prompt.shape)}, not of {virtual} virtual "
+            "tokens of finite float32 numbers: name a run directory as a run has written it"
+        )
 
 
 def card(config: RunConfig, summary: Summary, words: list[str], family: Family) -> str:

@@ -17,6 +17,7 @@ from fedprompt_mpi.commands.settings import command_parser, parse
 from fedprompt_mpi.config import RunConfig, SettingsError, from_dict
 from fedprompt_mpi.liveness.liveness import Liveness
 from fedprompt_mpi.liveness.output import one_line
+from fedprompt_mpi.rules.setting import NO_TEXT
 from fedprompt_mpi.rundir.directory import check_content
 from fedprompt_mpi.rundir.paths import RunPaths
 from fedprompt_mpi.rundir.prompt import read_prompt
@@ -53,6 +54,8 @@ class Prompt:
         tensors, self.metadata = read_prompt(directory)
         self.directory = directory
         self.vector: np.ndarray = tensors.pop("vector")
+        if self.vector.dtype != np.float32 or not np.isfinite(self.vector).all():
+            raise SettingsError(f"{directory}: its prompt is no vector of finite float32 numbers: name another run")
         """`[P]` float32: the trainable parameters."""
         self.effective: np.ndarray | None = tensors.pop("effective_prompt", None)
         """The virtual tokens in front of the text `[V, D]`, or a prefix `[L, 2, H, V, d]`; None for whole models."""
@@ -80,6 +83,7 @@ class Prompt:
         import torch
 
         from fedprompt_mpi.federation.client_training import score_batch, to_device
+        from fedprompt_mpi.plm.backbone import check_fit
         from fedprompt_mpi.text.batches import collate, evaluation_batches
         from fedprompt_mpi.text.load import Examples
 
@@ -90,7 +94,10 @@ class Prompt:
         if not texts:
             return []
         cloze, backbone, method = self._model
+        if any(NO_TEXT.search(text) for text in (*texts, *(texts_b or ()))):
+            raise SettingsError("a text to predict holds NUL or bytes that are no UTF-8: give another")
         table = cloze.encode(Examples(texts=texts, texts_b=texts_b, labels=np.zeros(len(texts), dtype=np.int64)))
+        check_fit(self.config, backbone, max(table.largest_id, int(cloze.label_ids.max())))
         clients = method.leaves(to_device(self.vector, backbone.device)[None])
         probabilities = np.empty((len(texts), len(cloze.label_words)))
         with torch.no_grad():

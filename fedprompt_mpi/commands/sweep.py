@@ -3,6 +3,7 @@
 import concurrent.futures
 import dataclasses
 import itertools
+import re
 import shlex
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from fedprompt_mpi.commands.settings import command_parser, parse, parse_settings
 from fedprompt_mpi.config import RunConfig, SettingsError, from_dict, to_dict
-from fedprompt_mpi.files import read_toml
+from fedprompt_mpi.files import RunFile, open_to_append, read_toml
 from fedprompt_mpi.liveness.exit import end_process
 from fedprompt_mpi.liveness.liveness import Liveness
 from fedprompt_mpi.liveness.stop import STOPPED, requests
@@ -52,8 +53,15 @@ def main(arguments: Sequence[str], liveness: Liveness) -> None:
     if any("=" not in setting for setting in settings):
         raise SettingsError("sweep wants settings with an equals sign: --section.setting=VALUE")
     parsed = parse(parser, [argument for argument in arguments if argument not in settings])
+    try:
+        shlex.split(parsed.launch)
+    except ValueError as error:
+        raise SettingsError(f"--launch is {parsed.launch!r}, which is no command line ({error})") from error
     recipes = [Path(recipe) for recipe in parsed.recipes]
     names = [recipe.stem for recipe in recipes]
+    strange = [recipe for recipe in recipes if not re.fullmatch(r"\w[\w.+-]*", recipe.stem)]
+    if strange:
+        raise SettingsError(f"{str(strange[0])!r}: its run is named after it: name it by letters, digits and . _ + -")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise SettingsError(f"two recipes are named {twice[0]!r}: their runs would share a directory")
@@ -156,7 +164,7 @@ class _Runner:
         self._say(f"{where}: {'continues' if paths.checkpoints() else 'begins'}")
         plan.directory.parent.mkdir(parents=True, exist_ok=True)
         log = plan.directory.parent / f"{plan.directory.name}{LOG}"
-        with log.open("ab") as output:
+        with open_to_append(RunFile(log.parent, log.name)) as output:
             # a session of its own: a terminal's Ctrl-C reaches the run once, from here
             process = subprocess.Popen(
                 [*self._command, *plan.command_line],

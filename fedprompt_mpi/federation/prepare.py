@@ -5,6 +5,7 @@ of them map the same files. Wrong settings or data on any rank end the run on al
 """
 
 import dataclasses
+import errno
 import importlib.util
 import os
 import sys
@@ -119,6 +120,10 @@ def run_on_all_ranks(channel: Channel, part: Callable[[], Result]) -> Result:
         result = part()
     except SettingsError as wrong:
         error = str(wrong)
+    except OSError as wrong:  # a name that is too long, a place that is no folder
+        if wrong.filename is None or wrong.errno not in (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP, errno.EACCES):
+            raise
+        error = f"{str(wrong.filename)[:200]!r}: {wrong.strerror}: name another"
     message = channel.agree(error)
     if message is not None:
         raise SettingsError(message)
@@ -214,7 +219,7 @@ def _load_model(config: RunConfig, channel: Channel, corpus: Corpus, folder: Pat
     import torch
 
     liveness.alive()
-    from fedprompt_mpi.plm.backbone import load_backbone
+    from fedprompt_mpi.plm.backbone import check_fit, load_backbone
     from fedprompt_mpi.plm.methods import make_method
 
     liveness.alive()
@@ -232,13 +237,7 @@ def _load_model(config: RunConfig, channel: Channel, corpus: Corpus, folder: Pat
     label_ids = torch.from_numpy(corpus.label_ids)
     backbone = load_backbone(config.model, model, label_ids, device, int(corpus.mask_id))
     method = make_method(config.prompt, backbone.geometry, backbone.model)
-    virtual = config.prompt.num_virtual_tokens if config.prompt.method != "full" else 0
-    positions = backbone.geometry.max_positions
-    if positions is not None and config.model.max_length + virtual > positions:
-        raise SettingsError(
-            f"model.max_length is {config.model.max_length} and prompt.num_virtual_tokens {virtual}, but the model has "
-            f"{positions} positions: give a max_length of at most {positions - virtual}"
-        )
+    check_fit(config, backbone, max(corpus.train.largest_id, corpus.test.largest_id, int(corpus.label_ids.max())))
     return threads, backbone, method
 
 

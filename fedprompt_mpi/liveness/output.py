@@ -27,7 +27,7 @@ def one_line(text: str) -> str:
 class Output:
     """A text stream that swallows what cannot be written; everything else is that of the stream below it."""
 
-    def __init__(self, stream: Any, *, steers: bool) -> None:
+    def __init__(self, stream: Any, *, steers: bool = False) -> None:
         """Wrap a stream.
 
         Args:
@@ -35,6 +35,8 @@ class Output:
             steers: True if control characters pass, as progress bars need them.
         """
         self._stream, self._steers = stream, steers
+        self.steering: Output = self if steers else Output(stream, steers=True)
+        """The same stream for progress bars."""
         with contextlib.suppress(AttributeError, OSError, ValueError):
             stream.reconfigure(errors="backslashreplace")
 
@@ -79,4 +81,4 @@ def keep_output_safe() -> None:
         if number == 0 or isinstance(getattr(sys, name), Output):
             continue
         stream = getattr(sys, name) or open(number, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
-        setattr(sys, name, Output(stream, steers=number == 2))
+        setattr(sys, name, Output(stream))

@@ -123,4 +123,8 @@ def read_adapter(directory: str | Path) -> np.ndarray:
             f"{folder} has virtual tokens for encoder and decoder, here they go to the encoder alone: make it with "
             "num_transformer_submodules=1"
         )
-    return embeddings.astype(np.float32)
+    if embeddings.dtype.kind != "f" or not np.isfinite(embeddings := embeddings.astype(np.float32)).all():
+        raise SettingsError(
+            f"{folder / WEIGHTS_FILE} has other numbers than finite floating-point ones: it is no prompt"
+        )
+    return embeddings

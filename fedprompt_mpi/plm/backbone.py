@@ -9,6 +9,7 @@ L layers, H key-value heads, d width of a head.
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedprompt_mpi.config import Family, ModelConfig, SettingsError
+from fedprompt_mpi.config import Family, ModelConfig, RunConfig, SettingsError
 from fedprompt_mpi.files import is_hub_id
 from fedprompt_mpi.plm import shortcuts
-from fedprompt_mpi.plm.model_folder import Weights, check_folder
+from fedprompt_mpi.plm.model_folder import Weights, check_folder, check_tokenizer
 
 EMBEDDED = Path(__file__).parent / "embedded"
 BF16_PAYS_FROM_WIDTH = 256  # below, casting costs more than the faster arithmetic gains
@@ -57,16 +58,25 @@ def read_config(name: str) -> Any:
     from transformers import AutoConfig  # which asks at the terminal whether to run a model's code, unless told
 
     place = EMBEDDED if name == "embedded" else Path(name)
-    if is_here := place.exists():
+    transformers_quiet()
+    if is_here := os.path.exists(place):  # noqa: PTH110 - which is False for a name that is too long
         check_folder(place)
     elif not is_hub_id(name):
         raise SettingsError(f"model.name is {name!r}, but there is no such folder")
-    with _as_one_message(f"model.name is {name!r}, whose config cannot be read"):
+    with as_one_message(f"model.name is {name!r}, whose config cannot be read"):
         return AutoConfig.from_pretrained(place if is_here else name, trust_remote_code=False, local_files_only=is_here)
 
 
+def transformers_quiet() -> None:
+    """Let transformers print nothing but errors: its lines hold texts of the files that it reads."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
 @contextlib.contextmanager
-def _as_one_message(what: str) -> Iterator[None]:
+def as_one_message(what: str) -> Iterator[None]:
     """Raise SettingsError, with the first line of the reason, for whatever transformers' classes happen to raise."""
     try:
         yield
@@ -139,7 +149,7 @@ def download(name: str) -> str:
     """
     if name == "embedded":
         return str(EMBEDDED)
-    if Path(name).is_dir():
+    if os.path.isdir(name):  # noqa: PTH112 - which is False for a name that is too long
         return name
     if not is_hub_id(name):
         raise SettingsError(f"model.name is {name!r}, but there is no such folder")
@@ -166,7 +176,8 @@ def load_tokenizer(folder: str) -> Any:
     """
     from transformers import AutoTokenizer
 
-    with _as_one_message(f"model.name is {folder!r}, whose tokenizer cannot be read"):
+    check_tokenizer(Path(folder))
+    with as_one_message(f"model.name is {folder!r}, whose tokenizer cannot be read"):
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 
@@ -318,14 +329,10 @@ def load_backbone(
     Raises:
         SettingsError: if weights are missing or damaged, or the model has no language-model head.
     """
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
     plm_config = read_config(folder)
     family = family_of(plm_config)
     weights = Weights(Path(folder))
-    with _as_one_message(f"model.name is {folder!r}, whose weights cannot be read as safetensors"):
+    with as_one_message(f"model.name is {folder!r}, whose weights cannot be read as safetensors"):
         model, info = model_class(family).from_pretrained(
             folder,
             dtype=torch.float32,
@@ -343,6 +350,31 @@ def load_backbone(
     backbone = Backbone(model.to(device), family, label_ids, bf16=bf16, sentinel=sentinel)
     backbone.weights = weights
     return backbone
+
+
+def check_fit(config: RunConfig, backbone: Backbone, largest_id: int) -> None:
+    """Check that texts fit into a model.
+
+    Args:
+        config: lengths of text and prompt.
+        backbone: the model.
+        largest_id: the largest token id of the texts.
+
+    Raises:
+        SettingsError: if they have more tokens than the model has positions, or an id without an embedding.
+    """
+    virtual = config.prompt.num_virtual_tokens if config.prompt.method != "full" else 0
+    positions, rows = backbone.geometry.max_positions, len(backbone.embedding_matrix)
+    if positions is not None and config.model.max_length + virtual > positions:
+        raise SettingsError(
+            f"model.max_length is {config.model.max_length} and prompt.num_virtual_tokens {virtual}, but the model has "
+            f"{positions} positions: give a max_length of at most {positions - virtual}"
+        )
+    if largest_id >= rows:
+        raise SettingsError(
+            f"model.name is {config.model.name!r}, whose tokenizer makes the token {largest_id}, but the model has "
+            f"{rows} embeddings: take the tokenizer that belongs to it"
+        )
 
 
 def use_bf16(dtype: str, device: torch.device, width: int) -> bool:

@@ -17,6 +17,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 INTERPRETED = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 HARMLESS = (None, "eager", "sdpa")
 """Attention that is part of the model and of torch."""
+MOST_SIZE, MOST_GROWTH = 10**5, 10**4
 REFUSED = (
     "quantization_config", "compression_config", "fusion_config", "kernel_config", "use_kernels", "distributed_config",
     "transformers_weights", "gguf_file", "custom_generate",
@@ -58,20 +59,51 @@ def _check_config(file: Path) -> None:
                 f"{file} asks for {name} = {str(value)[:80]!r}, which may fetch or run what is not in transformers: "
                 "take it out, or use another model"
             )
+        if is_size(name) and isinstance(value, int) and not -1 <= value <= MOST_SIZE:
+            raise SettingsError(f"{file} has {name} = {str(value)[:40]}: expecting at most {MOST_SIZE:,}")
         if name.endswith("_file") and isinstance(value, str) and not _is_plain(value):
             raise SettingsError(f"{file} asks for {name} = {value[:80]!r}: a model's files lie in its own folder")
 
 
-def _settings(table: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield every name and value of nested tables, in lists too."""
-    waiting: list[Any] = [table]
+def is_size(name: str) -> bool:
+    """Return True if a name in a config is a number of things of which something is made for each."""
+    return name.startswith(("num_", "n_")) or name.endswith(("_layers", "_labels")) or name == "extra_ids"
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Check that a tokenizer does not make texts many times as long.
+
+    Raises:
+        SettingsError: if its replacements do.
+    """
+    file, growth = folder / "tokenizer.json", 1.0
+    if not file.is_file():
+        return
+    content = _read(file)
+    for part in (content.get("normalizer"), content.get("pre_tokenizer")):
+        for rule in _tables({"": part}):
+            if rule.get("type") == "Replace":
+                pattern, text = rule.get("pattern"), rule.get("content")
+                found = pattern.get("String") if isinstance(pattern, dict) else None
+                growth *= max(1.0, len(str(text)) / max(1, len(found) if isinstance(found, str) else 1))
+    if growth > MOST_GROWTH:
+        raise SettingsError(f"{file} replaces texts by texts {growth:.0e} times as long: use another model")
+
+
+def _tables(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield every table in nested ones."""
+    waiting: list[Any] = [content]
     while waiting:
         part = waiting.pop()
         if isinstance(part, dict):
-            yield from ((str(name), value) for name, value in part.items())
-            waiting += part.values()
-        elif isinstance(part, list):
-            waiting += part
+            yield part
+        waiting += list(part.values()) if isinstance(part, dict) else part if isinstance(part, list) else []
+
+
+def _settings(table: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield every name and value of nested tables, in lists too."""
+    for part in _tables(table):
+        yield from ((str(name), value) for name, value in part.items())
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -5,18 +5,24 @@
 
 import dataclasses
 import enum
+import functools
 import math
+import re
 import types
 from collections.abc import Callable
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+MOST_MESSAGE = 1200
+"""Characters of a message: a name in it may be as long as its author likes."""
 
 
 class SettingsError(ValueError):
     """The user's settings or data are wrong; the message names the setting, the value and the remedy, in one line."""
 
     def __init__(self, message: str) -> None:
-        """Keep a message; line ends in it, as of a name in a file, become spaces."""
-        super().__init__(" ".join(message.splitlines()))
+        """Keep a message; line ends in it, as of a name in a file, become spaces, and a very long one is cut."""
+        line = " ".join(message.splitlines())
+        super().__init__(line if len(line) <= MOST_MESSAGE else f"{line[: MOST_MESSAGE - 200]} ... {line[-190:]}")
 
 
 class Comparison(enum.Flag):
@@ -34,6 +40,8 @@ class Comparison(enum.Flag):
     """A poisoned run and the clean run that stands beside it."""
 
 
+_MOST = 1.7e308
+"""What a float can hold; a whole number may be larger."""
 NEVER, ALWAYS = Comparison(0), ~Comparison(0)
 
 
@@ -48,7 +56,8 @@ class Bounds:
 
     def hold(self, value: float) -> bool:
         """Return True if a number is within the bounds."""
-        return self.at_least <= value <= self.at_most and self.above < value < self.below and math.isfinite(value)
+        in_bounds = self.at_least <= value <= self.at_most and self.above < value < self.below
+        return in_bounds and -_MOST < value < _MOST
 
     def __str__(self) -> str:
         named = (
@@ -87,7 +96,7 @@ def check(section: str, settings: Any) -> None:
     Raises:
         SettingsError: naming the setting, its value and the values that it accepts.
     """
-    hints = get_type_hints(type(settings))
+    hints = _hints(type(settings))
     for field in dataclasses.fields(settings):
         value, bounds = getattr(settings, field.name), field.metadata.get("bounds")
         name = f"{section}.{field.name}" if section else field.name
@@ -95,10 +104,15 @@ def check(section: str, settings: Any) -> None:
             raise SettingsError(f"{name} is {value}: give {bounds}")
         parts = (hints[field.name], *get_args(hints[field.name]))
         choices = [choice for part in parts if get_origin(part) is Literal for choice in get_args(part)]
+        for text in [value] if isinstance(value, str) else value if isinstance(value, list) else []:
+            if isinstance(text, str) and (found := NO_TEXT.search(text)):
+                raise SettingsError(f"{name} is {text[:60]!r}, which holds {found[0]!r}: that is no text")
         if isinstance(value, str) and choices and value not in choices:
             raise SettingsError(f"{name} is {value!r}: choose one of {', '.join(choices)}")
 
 
+NO_TEXT = re.compile("[\0\ud800-\udfff]")
+"""What no text holds: NUL, and halves of surrogate pairs, which stand for bytes that are no UTF-8."""
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "nothing"}
 
 
@@ -132,6 +146,10 @@ def typed(kind: Any, value: Any, where: str = "") -> Any:
             raise ValueError(f"{where or 'it'} is a number of more than 308 digits") from error
     if kind is int and isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise ValueError(f"{where or 'it'} is a number of more than 64 bits: expecting {describe(kind)}")
+    if isinstance(value, str) and NO_TEXT.search(value):
+        raise ValueError(f"{where or 'it'} is {value[:60]!r}, which is no text")
+    if kind is float and isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where or 'it'} is {value}: expecting a finite number")
     if origin is None and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value
     raise ValueError(f"{where or 'it'} is {str(value)[:60]!r}: expecting {describe(kind)}")
@@ -145,7 +163,7 @@ def check_table(kind: Any, table: Any, where: str = "") -> None:
     """
     if not isinstance(table, dict):
         raise ValueError(f"{where or 'it'} is {str(table)[:60]!r}: expecting a table")
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     for name, value in table.items():
         dotted = f"{where}.{name}".lstrip(".")
         if name not in {field.name for field in dataclasses.fields(kind)}:
@@ -182,10 +200,15 @@ def _typed_union(kind: Any, value: Any, where: str) -> Any:
     raise ValueError(f"{where or 'it'} is {str(value)[:60]!r}: expecting {describe(kind)}")
 
 
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
 def _typed_table(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise ValueError(f"{where or 'it'} is {str(value)[:60]!r}: expecting a table")
-    hints, made = get_type_hints(kind), {}
+    hints, made = _hints(kind), {}
     for field in dataclasses.fields(kind):
         given = value.get(field.name, value.get(f"{field.name}_", dataclasses.MISSING))  # older files have `round_`
         if given is not dataclasses.MISSING:

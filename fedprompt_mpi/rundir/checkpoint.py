@@ -74,7 +74,7 @@ def load_checkpoint(paths: RunPaths, config: RunConfig) -> tuple[Checkpoint | No
     for file in paths.checkpoints():
         try:
             checkpoint, settings = _read(file)
-        except (SettingsError, _DamagedError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError, _DamagedError) as error:
             damaged.append(f"{file} is damaged ({error})")
             continue
         _check_settings(paths, settings, config)
@@ -138,7 +138,9 @@ def _read(file: RunFile) -> tuple[Checkpoint, dict[str, Any]]:
     if metadata.keys() - {"numerics"} != {"round", "record", "settings"}:
         raise _DamagedError("it is no checkpoint")
     settings, record = json.loads(metadata["settings"]), typed(RoundRecord, json.loads(metadata["record"]))
-    vector = tensors.pop("vector")
+    vector, settings = tensors.pop("vector"), typed(dict[str, Any], settings, "settings")
+    if paths_round(file) != int(metadata["round"]):
+        raise _DamagedError(f"it is of round {metadata['round'][:20]}")
     numerics = typed(dict[str, str], json.loads(metadata.get("numerics", "{}")))
     checkpoint = Checkpoint(
         vector=vector, round_=int(metadata["round"]), record=record, state=tensors, numerics=numerics
@@ -156,6 +158,11 @@ def check_numerics(found: Checkpoint, now: Mapping[str, str]) -> None:
             f"output.resume: the run was made with {', '.join(differs)}, and may give other numbers now: use what it "
             "was made with, or continue all the same with --output.other_versions true"
         )
+
+
+def paths_round(file: RunFile) -> int:
+    """Return the round in the name of a checkpoint."""
+    return int(file.path.stem.removeprefix("round-"))
 
 
 def _check_settings(paths: RunPaths, theirs: Mapping[str, Any], config: RunConfig) -> None:

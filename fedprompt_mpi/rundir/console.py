@@ -24,8 +24,9 @@ class Console:
         self._rounds: Any = None
         self._steps: Any = None
         if on_terminal():
-            self._rounds = tqdm(total=rounds, unit="round", position=0, dynamic_ncols=True)
-            self._steps = tqdm(total=0, unit="step", position=1, leave=False, desc="slowest rank")
+            stream = getattr(sys.stderr, "steering", sys.stderr)
+            self._rounds = tqdm(total=rounds, unit="round", position=0, dynamic_ncols=True, file=stream)
+            self._steps = tqdm(total=0, unit="step", position=1, leave=False, desc="slowest rank", file=stream)
 
     @property
     def has_bars(self) -> bool:

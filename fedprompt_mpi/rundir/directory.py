@@ -98,7 +98,8 @@ def check_records(paths: RunPaths, done: int) -> None:
         SettingsError: if they cannot be read, or one is missing.
     """
     try:
-        if [record.round for record in read_rounds(paths)][:done] != list(range(done)):
+        there = [record.round for record in read_rounds(paths)][:done]
+        if len(there) < done or there != list(range(done)):
             raise SettingsError(f"{paths.rounds} has not all of the rounds 0 to {done - 1}")
         collections.deque(read_timings(paths), maxlen=0)
     except SettingsError as error:

@@ -6,6 +6,7 @@ one; some know only the locks of their own host.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import socket
@@ -45,6 +46,9 @@ class DirectoryLock:
                 handle = os.open(name, flags, 0o600, dir_fd=folder)
         except OSError as error:
             raise CannotWriteError(file, error) from error
+        if os.fstat(handle).st_nlink > 1:
+            os.close(handle)
+            raise CannotWriteError(file, OSError(errno.EEXIST, "it is a link to another file"))
         with contextlib.suppress(OSError):  # somebody else's, of an older version
             os.fchmod(handle, 0o600)
         until = time.monotonic() + WAIT_S

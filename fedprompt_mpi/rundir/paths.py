@@ -5,7 +5,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from fedprompt_mpi.files import RunFile, modes_in
+from fedprompt_mpi.files import RunFile, stats_in
 
 ROUNDS, TIMINGS, PROMPT, REPORT, LOG = "rounds.jsonl", "timings.csv", "prompt.safetensors", "report.html", ".log"
 CHECKPOINTS, FIGURES, SCALARS, LOCK = "checkpoint", "figures", "tensorboard", ".lock"
@@ -74,10 +74,10 @@ class RunPaths:
 
     def is_empty(self) -> bool:
         """Return True if the directory, which exists, has nothing but perhaps a lock."""
-        return set(modes_in(self.directory)) <= {LOCK}
+        return set(stats_in(self.directory)) <= {LOCK}
 
     def links(self) -> list[Path]:
-        """Return what is neither a regular file nor a folder: links, pipes, devices."""
+        """Return what is neither a folder nor a file of one name: links, hard ones too, pipes, devices."""
         return [path for path, is_plain, _ in self._content() if not is_plain]
 
     def foreign(self) -> list[Path]:
@@ -88,13 +88,14 @@ class RunPaths:
         """Yield what is here, one level deep: path, is it a regular file or folder, is it this program's."""
         for below, pattern in _OWN.items():
             own = rf"({pattern})|\.({pattern}){_UNFINISHED}|\.nfs[0-9a-f]+"
-            for name, mode in modes_in(self.directory, below).items():
+            for name, seen in stats_in(self.directory, below).items():
                 is_own = re.fullmatch(own, name) is not None
-                if stat.S_ISDIR(mode):
+                is_folder, is_plain = stat.S_ISDIR(seen.st_mode), stat.S_ISREG(seen.st_mode) and seen.st_nlink == 1
+                if is_folder:
                     is_own = not below and name in _OWN
-                yield self.directory / below / name, stat.S_ISREG(mode) or stat.S_ISDIR(mode), is_own
+                yield self.directory / below / name, is_plain or is_folder, is_own
 
     def _checkpoints(self, pattern: str) -> list[RunFile]:
-        found = modes_in(self.directory, CHECKPOINTS)
+        found = stats_in(self.directory, CHECKPOINTS)
         named = sorted((name for name in found if re.fullmatch(pattern, name)), reverse=True)
         return [RunFile(self.directory, f"{CHECKPOINTS}/{name}") for name in named]

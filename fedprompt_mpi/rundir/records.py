@@ -288,12 +288,14 @@ def read_partition(paths: RunPaths) -> PartitionRecord:
     """Return which client holds what.
 
     Raises:
-        SettingsError: as `read_record` does, also unless each client has a number of examples for each class.
+        SettingsError: as `read_record` does, also unless each client of the settings has a number of examples for each
+            class.
     """
     partition = read_record(paths.partition, PartitionRecord)
+    clients = read_settings(paths)["federation"]["clients"]
     with reading(paths.partition):
-        if not partition.clients:
-            raise ValueError("clients is an empty list")
+        if len(partition.clients) != clients:
+            raise ValueError(f"it has {len(partition.clients)} clients, and the settings {clients}")
         for number, record in enumerate(partition.clients):
             if record.client != number or len(record.by_class) != len(partition.label_words):
                 raise ValueError(f"clients.{number} is client {record.client} with {len(record.by_class)} classes")

@@ -11,6 +11,7 @@ import gzip
 import io
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,12 +23,17 @@ from fedprompt_mpi.files import open_regular
 FORMATS = (".csv", ".csv.gz", ".jsonl", ".parquet")
 MOST_TEXT = 2**20
 """Longest text, in characters."""
+MOST_LINE = 2**22
+"""Longest line of a text file, in characters."""
 MOST_EXPANSION, FREE_BYTES = 100, 2**26
 """A file may take so many times its size in memory, and that much in any case; texts in gzip or Parquet take 10."""
+MOST_GZIP_HEAD = 2**16
+"""Bytes in which the names in a gzip header must end."""
 ROW_BYTES = 64
 """What a row takes beside its texts."""
 PARQUET_ROWS = 256
 """Rows that are read at a time."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
 Value = str | int | float | bool | None
 
 
@@ -101,6 +107,8 @@ def _collect(rows: Iterator[dict[str, Any]], wanted: Sequence[str], room: Room) 
         names |= dict.fromkeys(row)
         values = [row.get(name) for name in wanted]
         for name, value in zip(wanted, values, strict=True):
+            if isinstance(value, str) and _SURROGATE.search(value):
+                raise ValueError(f"row {number} has half of a surrogate pair in column {name!r}: that is no text")
             if not isinstance(value, Value):
                 raise ValueError(f"row {number} has {_kind(value)} in column {name!r}: only text and numbers are read")
             columns[name].append(value)
@@ -131,14 +139,26 @@ class _Limited(io.RawIOBase):
         return read
 
 
-def _lines(stream: Any, room: Room) -> IO[str]:
-    return io.TextIOWrapper(io.BufferedReader(_Limited(stream, room)), encoding="utf-8-sig", newline="")
+def _lines(stream: Any, room: Room) -> Iterator[str]:
+    """Yield the lines of a text file, each up to a limit: a line becomes objects that take many times its bytes."""
+    text = io.TextIOWrapper(io.BufferedReader(_Limited(stream, room)), encoding="utf-8-sig", newline="")
+    while line := text.readline(MOST_LINE + 1):
+        if len(line) > MOST_LINE:
+            raise ValueError(f"it has a line of more than {MOST_LINE:,} characters")
+        if "\0" in line:
+            raise ValueError("it holds NUL bytes: it is no text file")
+        yield line
 
 
 def _read_csv(path: Path, file: IO[bytes], room: Room) -> Iterator[dict[str, Any]]:
-    stream = gzip.GzipFile(fileobj=file) if path.name.endswith(".gz") else file
+    stream: Any = file
+    if path.name.endswith(".gz"):
+        head, _ = file.read(MOST_GZIP_HEAD), file.seek(0)
+        if head[3:4] > b"\x07" and b"\0" not in head[10:]:
+            raise ValueError("its gzip header has a name without end")  # which is read byte by byte
+        stream = gzip.GzipFile(fileobj=file)
     with _long_fields():
-        rows = csv.reader(_without_nul(_lines(stream, room)), strict=True)
+        rows = csv.reader(_lines(stream, room), strict=True)
         head = next(rows, [])
         if not head:
             raise ValueError("it is empty")
@@ -148,13 +168,6 @@ def _read_csv(path: Path, file: IO[bytes], room: Room) -> Iterator[dict[str, Any
             if len(row) != len(head):
                 raise ValueError(f"row {number} has {len(row)} fields, and the header {len(head)}")
             yield dict(zip(head, row, strict=True))
-
-
-def _without_nul(lines: IO[str]) -> Iterator[str]:
-    for line in lines:
-        if "\0" in line:
-            raise ValueError("it holds NUL bytes: it is no text file")
-        yield line
 
 
 @contextlib.contextmanager

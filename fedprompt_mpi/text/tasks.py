@@ -120,6 +120,10 @@ def resolve(config: TaskConfig) -> Task:
 
 def _check_template(task: Task) -> None:
     fields = re.findall(r"{(\w*)}", task.template)
+    if re.search(r"[{}]", re.sub(r"{\w*}", "", task.template)):
+        raise SettingsError(
+            f"task.template is {task.template!r}: braces are for {{text}}, {{text_b}} and {{mask}} alone"
+        )
     unknown = sorted(set(fields) - set(FIELDS))
     if unknown:
         raise SettingsError(f"task.template has {{{unknown[0]}}}: it may hold {{text}}, {{text_b}} and {{mask}}")

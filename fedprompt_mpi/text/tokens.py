@@ -5,7 +5,7 @@ template, the answer position and the trigger of a backdoor never are.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,11 @@ class TokenTable:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def largest_id(self) -> int:
+        """The largest token id."""
+        return int(self.ids.max(initial=0))
 
     @property
     def lengths(self) -> np.ndarray:
@@ -71,6 +76,32 @@ class Trigger:
     position: Position
 
 
+class _Backend:
+    """The tokenizer proper; what goes wrong in it, a panic of its Rust code included, is one message."""
+
+    def __init__(self, backend: Any) -> None:
+        backend.no_truncation()
+        backend.no_padding()
+        self._backend = backend
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        """Return a method of the tokenizer, whose errors are SettingsErrors."""
+        method = getattr(self._backend, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            try:
+                return method(*arguments, **options)
+            except (MemoryError, KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:  # a panic is no Exception
+                reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+                raise SettingsError(
+                    f"the tokenizer of model.name cannot encode a text ({reason}): use another model, or other texts"
+                ) from error
+
+        return call
+
+
 class Cloze:
     """A task's template in one tokenizer's ids."""
 
@@ -86,9 +117,7 @@ class Cloze:
         Raises:
             SettingsError: if a label word is no single token, or the template leaves no room for text.
         """
-        self.backend = tokenizer.backend_tokenizer
-        self.backend.no_truncation()
-        self.backend.no_padding()
+        self.backend = _Backend(tokenizer.backend_tokenizer)
         self.family = family
         self._space = self._leading_space()
         mask_token = tokenizer.mask_token if family == "masked" else SEQ2SEQ_MASK
@@ -195,7 +224,9 @@ class Cloze:
         """Return the special tokens before and after a text; a causal model continues the text, so none after it."""
         inner = self._ids("a")
         full = self.backend.encode("a").ids
-        at = next(i for i in range(len(full)) if full[i : i + len(inner)] == inner)
+        at = next((i for i in range(len(full)) if inner and full[i : i + len(inner)] == inner), None)
+        if at is None:
+            raise SettingsError("the tokenizer of model.name does not leave a text as it is: use another model")
         return full[:at], [] if self.family == "causal" else full[at + len(inner) :]
 
     def _label_words(self, task: Task) -> tuple[str, ...]:

@@ -158,6 +158,58 @@ def _special(file: str, kind: str) -> Attack:
     return Attack(make=make, says=f"{file} is a link, a pipe or a device")
 
 
+def _hard_link(root: Path) -> list[str]:
+    """A lock that is another name of a file of the user's."""
+    (root / KEPT).write_text("mine")
+    (root / "out").mkdir()
+    (root / "out" / ".lock").hardlink_to(root / KEPT)
+    return [f"--output.dir={root / 'out'}"]
+
+
+def tokenizer(change: Callable[[dict[str, Any]], object], says: str, kind: str = "bert", text: str = "") -> Attack:
+    """A tiny model whose tokenizer.json is another one; {text} is in all training texts."""
+
+    def make(root: Path) -> list[str]:
+        from tests.tiny import save_tiny
+
+        folder = save_tiny(kind, root / "model")
+        content = json.loads((folder / "tokenizer.json").read_text())
+        change(content)
+        (folder / "tokenizer.json").write_text(json.dumps(content))
+        flags = [f"--model.name={folder}", '--task.label_words=["terrible","great"]']
+        if text:
+            (root / "data").mkdir()
+            for split in ("train", "test"):
+                rows = "".join(f"{text},{k % 2}\n" for k in range(40))
+                (root / "data" / f"{split}.csv").write_text(f"text,label\n{rows}")
+            flags += ["--task.name=sst2", f"--task.data={root / 'data'}"]
+        return flags
+
+    return Attack(make=make, says=says)
+
+
+def _grows(content: dict[str, Any]) -> None:
+    rule = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+    content["normalizer"] = {"type": "Sequence", "normalizers": [rule] * 34}
+
+
+def _panics(content: dict[str, Any]) -> None:
+    content["normalizer"] = {"type": "Replace", "pattern": {"Regex": "(x+x+)+y"}, "content": "z"}
+
+
+def _far_id(content: dict[str, Any]) -> None:
+    content["model"]["vocab"]["great"] = 999_999
+
+
+def _float8(root: Path) -> list[str]:
+    header = b'{"prompt_embeddings":{"dtype":"F8_E4M3","shape":[20,128],"data_offsets":[0,2560]}}'
+    (root / "adapter").mkdir()
+    (root / "adapter" / "adapter_config.json").write_text('{"peft_type": "PROMPT_TUNING"}')
+    content = len(header).to_bytes(8, "little") + header + bytes(2560)
+    (root / "adapter" / "adapter_model.safetensors").write_bytes(content)
+    return [f"--prompt.init={root / 'adapter'}"]
+
+
 def _endless(flag: str, says: str, kind: str) -> Attack:
     """A flag that names a pipe or a device, which have no end."""
 
@@ -274,6 +326,32 @@ REFUSED: dict[str, Attack] = {
     "records without end": _special("rounds.jsonl", "device"),
     "timings without end": _special("timings.csv", "device"),
     "a lock that is a pipe": _special(".lock", "pipe"),
+    "a lock of two names": Attack(make=_hard_link, says=".lock is a link"),
+    "a tokenizer that grows texts": tokenizer(_grows, "times as long"),
+    "a tokenizer that panics": tokenizer(_panics, "cannot encode a text", text="x" * 40_000),
+    "a tokenizer of another model": tokenizer(_far_id, "makes the token 999999"),
+    "a tokenizer without words": tokenizer(lambda made: made.update(pre_tokenizer=None), "splits into"),
+    "a thousand million labels": model({"num_labels": 10**9}, "num_labels"),
+    "a thousand million layers": model({"num_hidden_layers": 10**9}, "num_hidden_layers"),
+    "a million lists in a config": model({"x": [[]] * 1_100_000}, "lists and tables"),
+    "numbers that numpy has not": Attack(make=_float8, says="cannot be read as a PEFT adapter"),
+    "half of a pair": data("train.jsonl", lambda _: b'{"text": "a \\ud800 film", "label": 1}\n', "surrogate pair"),
+    "a line of millions of fields": data("train.csv", lambda _: b"," * 2**23, "more than 4,194,304 characters"),
+    "a line of millions of lists": data(
+        "train.jsonl", lambda _: b"[" + b"[]," * 2**21, "more than 4,194,304 characters"
+    ),
+    "a gzip name without end": data(
+        "train.csv.gz", lambda _: b"\x1f\x8b\x08\x08\0\0\0\0\0\x03" + b"x" * 10**7, "a name without end"
+    ),
+    "a folder with NUL": recipe('[output]\ndir = "a\\u0000b"\n', "output.dir is"),
+    "a model of 5,000 letters": flags("no such folder", f"--model.name={'m' * 5000}"),
+    "data of 5,000 letters": flags("File name too long", "--task.name=sst2", f"--task.data={'m' * 5000}"),
+    "a prompt of 5,000 letters": flags("File name too long", f"--prompt.init=./{'m' * 5000}"),
+    "clients without number": flags("federation.clients is", f"--federation.clients={10**15}", "--poison.clients=all"),
+    "tokens without number": flags("prompt.num_virtual_tokens is", f"--prompt.num_virtual_tokens={10**12}"),
+    "a template of doubled braces": flags("task.template is", "--task.template={{text}} {mask}"),
+    "a template of an open brace": flags("task.template is", "--task.template={text} {mask} {"),
+    "a flag that is no text": flags("task.template is", "--task.template={text} \udcff {mask}"),
 }  # fmt: skip
 
 HARMLESS: dict[str, Attack] = {

@@ -97,7 +97,7 @@ DAMAGES: dict[str, tuple[str, Damage, str]] = {
     "ranks of words": ("environment.json", _json(lambda made: made.update(ranks="all")), "ranks is 'all'"),
     "a rank without a host": ("environment.json", _json(lambda made: made["ranks"][0].pop("host")), "has no host"),
     "a version that is a list": ("environment.json", _json(lambda made: made["versions"].update(a=[])), "versions.a"),
-    "no clients": ("partition.json", _json(lambda made: made.update(clients=[])), "clients is an empty list"),
+    "no clients": ("partition.json", _json(lambda made: made.update(clients=[])), "it has 0 clients"),
     "a class too few": ("partition.json", _json(lambda made: made["clients"][0]["by_class"].pop()), "with 1 classes"),
     "a client twice": ("partition.json", _json(lambda made: made["clients"][1].update(client=0)), "clients.1"),
     "words of numbers": ("partition.json", _json(lambda made: made.update(label_words=[1, 2])), "label_words"),
@@ -121,6 +121,15 @@ DAMAGES: dict[str, tuple[str, Damage, str]] = {
     "a list for a summary": ("summary.json", lambda _: "[]", "expecting a table"),
     "an accuracy of words": ("summary.json", _json(lambda made: made.update(accuracy="best")), "accuracy is 'best'"),
     "a ratio that is missing": ("summary.json", _json(lambda made: made.pop("ratio")), "has no ratio"),
+    "a million lists": ("summary.json", lambda _: "[" + "[]," * 1_100_000 + "[]]", "lists and tables"),
+    "a client too many": (
+        "partition.json", _json(lambda made: made["clients"].append({**made["clients"][0], "client": 10})),
+        "has 11 clients",
+    ),
+    "words that are none": (
+        "partition.json", _json(lambda made: made.update(label_words=["\ud800", "b"])), "which is no text"
+    ),
+    "a loss without end": ("rounds.jsonl", _line(1, lambda made: made.update(train_loss=float("inf"))), "train_loss"),
     "clients of words": ("summary.json", _json(lambda made: made.update(malicious_clients="0")), "malicious_clients"),
     "a tensor file of text": ("prompt.safetensors", lambda _: "nonsense", "cannot be read as a prompt"),
 }  # fmt: skip
@@ -150,6 +159,90 @@ def test_one_message_names_the_file(case: str, finished: Path, tmp_path: Path) -
         assert name in message or command in ("run", "sweep"), command
         if command != "run":
             assert says in message, command
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("round", "x"), ("round", "-3"), ("round", "9" * 5000), ("round", "1000000000"), ("settings", "["),
+        ("settings", "[1]"), ("settings", "[" * 100_000), ("record", '{"round": "x"}'), ("numerics", "[]"),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_that_was_signed_again(name: str, value: str, finished: Path, tmp_path: Path) -> None:
+    """The checksum holds, the content does not: it is damaged like any other."""
+    from safetensors.numpy import save_file
+
+    from fedprompt_mpi.files import read_tensors
+    from fedprompt_mpi.rundir.checkpoint import _checksum
+
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    for file in (run / "checkpoint").iterdir():
+        tensors, metadata = read_tensors(file, "a checkpoint")
+        metadata = {**metadata, name: value}
+        save_file(tensors, file, {**metadata, "sha256": _checksum(tensors, metadata)})
+    with pytest.raises(SettingsError, match=r"safetensors is damaged"):
+        run_here(run, "--federation.rounds=2", "--output.resume=true")
+
+
+def test_a_prompt_of_other_numbers(finished: Path, tmp_path: Path) -> None:
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    from fedprompt_mpi.files import read_tensors
+
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    tensors, metadata = read_tensors(run / "prompt.safetensors", "a prompt")
+    nan, short = np.full_like(tensors["vector"], np.nan), tensors["effective_prompt"][0]
+    for changed, commands in (
+        ({"vector": nan}, (_export, _predict)),
+        ({"vector": tensors["vector"].astype(np.uint16)}, (_export, _predict)),
+        ({"effective_prompt": short}, (_export,)),
+        ({"effective_prompt": tensors["effective_prompt"].astype(np.int8)}, (_export,)),
+    ):
+        save_file({**tensors, **changed}, run / "prompt.safetensors", metadata)
+        for command in commands:
+            with pytest.raises(SettingsError, match="finite float32 numbers"):
+                command(run, tmp_path / "out")
+    tensors.pop("effective_prompt")
+    save_file(tensors, run / "prompt.safetensors", metadata)
+    with pytest.raises(SettingsError, match="has no effective_prompt"):
+        _export(run, tmp_path / "out")
+
+
+def test_a_sweep_s_log_and_names(tmp_path: Path) -> None:
+    """No link is followed, no pipe waited for, and no name leads out of the folder of the runs."""
+    from fedprompt_mpi.commands import sweep as command
+
+    (tmp_path / "x.toml").write_text("seed = 1\n")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "kept").write_text("mine")
+    (tmp_path / "runs" / "x.log").symlink_to(tmp_path / "kept")
+    with pytest.raises(OSError, match="symbolic"):
+        sweep([Plan(directory=tmp_path / "runs" / "x", flags=[*SMALL])], say=lambda line: None)
+    assert (tmp_path / "kept").read_text() == "mine"
+    for name in ("..toml", "...toml", "a\nb.toml", "a\x1b[2J.toml"):
+        (tmp_path / name).write_text("seed = 1\n")
+        with pytest.raises(SettingsError, match="its run is named after it"):
+            command.main([str(tmp_path / name), f"--runs={tmp_path / 'runs'}"], Liveness())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["export", "{run}", "/dev/null"], ["export", "{run}", "/proc/x"], ["export", "{run}", "{run}/rounds.jsonl/x"],
+     ["report", "{run}", "{run}", "--dir=/proc/x"], ["sweep", "{run}/config.toml", "--runs={run}/rounds.jsonl"],
+     ["sweep", "{run}/config.toml", "--launch='x"], ["sweep", "{run}/config.toml", "--launch=/nonexistent"],
+     ["cost", "--num_virtual_tokens=1" + "0" * 400], ["export", "{run}", "x" * 5000]],
+)  # fmt: skip
+def test_places_and_numbers_of_commands(arguments: list[str], finished: Path, tmp_path: Path) -> None:
+    """One message, whatever the command."""
+    from fedprompt_mpi.cli import dispatch
+
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    with pytest.raises(SettingsError):
+        dispatch([argument.format(run=run) for argument in arguments], Liveness())
 
 
 def test_a_card_cannot_lose_its_warning(finished: Path, tmp_path: Path) -> None:
