@@ -60,7 +60,7 @@ def test_it_is_read_without_harm(case: str, place: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "case", ["a class path in a recipe", "checkpoints in the home folder", "a bomb of a dictionary"]
+    "case", ["a class path in a recipe", "checkpoints in the home folder", "a tokenizer that panics"]
 )
 def test_under_mpirun_too(case: str, tmp_path: Path) -> None:
     """One rank finds it, or all of them: one message all the same."""

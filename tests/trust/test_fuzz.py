@@ -182,7 +182,7 @@ def test_adapters(data: st.DataObject, name: str, tmp_path: Path) -> None:
     refused_or_fine(lambda: read_adapter(tmp_path))
 
 
-@times(60)
+@times(30)
 @given(data=st.data())
 def test_run_directories(data: st.DataObject, finished: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """One file of a run is damaged; every command that reads runs is asked."""
