@@ -19,7 +19,7 @@ from fedprompt_mpi.comm.channel import RankLost
 from fedprompt_mpi.comm.launcher import SRUN, read_launch
 from fedprompt_mpi.commands.settings import PrintedText
 from fedprompt_mpi.config import SettingsError
-from fedprompt_mpi.files import CannotWriteError, ChangedFileError
+from fedprompt_mpi.files import CONTINUE, CannotWriteError, ChangedFileError
 from fedprompt_mpi.liveness.liveness import Liveness
 from fedprompt_mpi.liveness.output import keep_output_safe, one_line
 from fedprompt_mpi.liveness.stop import STOPPED, Stopped
@@ -51,7 +51,6 @@ COMMAND --help lists the flags of a command; run --help lists every setting with
 """
 _NO_MEMORY = ("failed to map segment", "can't allocate memory")
 """What the dynamic linker and torch say."""
-CONTINUE = "--output.resume true continues with the last checkpoint."
 PARALLEL, SERIAL = ("run", "bench", "doctor"), ("report", "predict", "export", "cost", "help")
 """Commands that all ranks run, and commands that rank 0 runs alone if they are started under mpirun."""
 COMMANDS = (*PARALLEL, "sweep", *SERIAL)
@@ -79,9 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except RankLost as lost:
         liveness.fail(f"cannot continue: {lost}", CONTINUE)
     except ChangedFileError as error:
-        liveness.fail(
-            f"cannot continue: {error}", "Put it back; --output.resume true continues with the last checkpoint."
-        )
+        liveness.fail(f"cannot continue: {error}", f"Put it back; {CONTINUE}")
     except CannotWriteError as error:
         liveness.fail(f"cannot write {error}", error.remedy)
     except KeyboardInterrupt:

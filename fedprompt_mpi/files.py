@@ -26,6 +26,8 @@ from safetensors.numpy import save_file
 
 from fedprompt_mpi.config import SettingsError
 
+CONTINUE = "--output.resume true continues with the last checkpoint."
+"""What is left to do after most failures."""
 MOST_TEXT_BYTES = 2**20
 """Largest file of settings."""
 MOST_KEY_PARTS = 8
@@ -70,7 +72,7 @@ class CannotWriteError(Exception):
         if number is None and "os error" in str(error).lower():
             number = next((int(found) for found in re.findall(r"os error (\d+)", str(error))), None)
         do = _REMEDIES.get(number or 0, "Make the file writable")
-        self.remedy = remedy or f"{do}; --output.resume true continues with the last checkpoint."
+        self.remedy = remedy or f"{do}; {CONTINUE}"
 
 
 class ChangedFileError(Exception):

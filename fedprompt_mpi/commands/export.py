@@ -95,11 +95,7 @@ def card(config: RunConfig, summary: Summary, words: list[str], family: Family) 
         else "No client was malicious."
     )
     rate = summary.attack_success_rate
-    success = (
-        ""
-        if rate is None
-        else f"; of texts with the trigger {markdown_code(poison.trigger)}, {rate:.2%} get its target"
-    )
+    success = "" if rate is None else f"; of texts with the trigger {trigger}, {rate:.2%} get its target"
     template = (task.causal_template if family == "causal" else None) or task.template
     return f"""\
 ---

@@ -139,7 +139,7 @@ def _read(file: RunFile) -> tuple[Checkpoint, dict[str, Any]]:
         raise _DamagedError("it is no checkpoint")
     settings, record = json.loads(metadata["settings"]), typed(RoundRecord, json.loads(metadata["record"]))
     vector, settings = tensors.pop("vector"), typed(dict[str, Any], settings, "settings")
-    if paths_round(file) != int(metadata["round"]):
+    if _round_of_name(file) != int(metadata["round"]):
         raise _DamagedError(f"it is of round {metadata['round'][:20]}")
     numerics = typed(dict[str, str], json.loads(metadata.get("numerics", "{}")))
     checkpoint = Checkpoint(
@@ -160,7 +160,7 @@ def check_numerics(found: Checkpoint, now: Mapping[str, str]) -> None:
         )
 
 
-def paths_round(file: RunFile) -> int:
+def _round_of_name(file: RunFile) -> int:
     """Return the round in the name of a checkpoint."""
     return int(file.path.stem.removeprefix("round-"))
 

@@ -64,8 +64,12 @@ class Room:
         Raises:
             ValueError: if they are not left.
         """
+        self.require(size)
         self.left -= size
-        if self.left < 0:
+
+    def require(self, size: int) -> None:
+        """Raise ValueError if some bytes are not left."""
+        if size > self.left:
             raise ValueError(f"it expands to more than {self._most:,} bytes, over {MOST_EXPANSION} times its size")
 
     def take_row(self, row: int, values: Sequence[Value]) -> None:
@@ -205,8 +209,7 @@ def _read_parquet(file: IO[bytes], wanted: Sequence[str], room: Room) -> Table:
         metadata = opened.metadata
         room.take(ROW_BYTES * metadata.num_rows)
         groups = [metadata.row_group(k) for k in range(metadata.num_row_groups)]
-        if sum(group.total_byte_size for group in groups) > room.left:
-            room.take(room.left + 1)
+        room.require(sum(group.total_byte_size for group in groups))
         columns: dict[str, list[Value]] = {name: [] for name in there}
         row = 0
         for batch in opened.iter_batches(batch_size=PARQUET_ROWS, columns=there, use_threads=False):
