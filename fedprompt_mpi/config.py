@@ -8,7 +8,7 @@ Options that belong to one aggregator, attack or server optimiser are declared b
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from fedprompt_mpi.rules.aggregators import AGGREGATORS, RuleOptions
@@ -377,6 +377,14 @@ class RunConfig:
                 "comm.gpu_aware is true, but updates that are reduced, noised by their client (ldp), attacked, or sent "
                 "in another format than float32 are made on the host: leave it out"
             )
+
+
+def declared() -> Iterator[tuple[str, dataclasses.Field[Any]]]:
+    """Yield the dotted name and the field of every section and of every setting, each section before its settings."""
+    for section in dataclasses.fields(RunConfig):
+        yield section.name, section
+        if dataclasses.is_dataclass(kind := section.default_factory):
+            yield from ((f"{section.name}.{field.name}", field) for field in dataclasses.fields(kind))
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedprompt_mpi.config import PromptConfig, RunConfig, SettingsError, check_names, from_dict, to_dict
+from fedprompt_mpi.config import PromptConfig, RunConfig, SettingsError, check_names, declared, from_dict, to_dict
 from fedprompt_mpi.files import read_toml
 from fedprompt_mpi.text.tasks import check_name
 
@@ -71,12 +71,7 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def setting_names() -> set[str]:
     """Return the dotted name of every setting."""
-    names = set()
-    for section in dataclasses.fields(RunConfig):
-        kind = section.default_factory
-        fields = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
-        names |= {f"{section.name}.{field.name}" for field in fields} or {section.name}
-    return names
+    return {name for name, field in declared() if not dataclasses.is_dataclass(field.default_factory)}
 
 
 def _parse_flags(flags: Sequence[str]) -> dict[str, Any]:

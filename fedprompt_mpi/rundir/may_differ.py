@@ -1,10 +1,9 @@
 """Compare the settings of two runs. Each setting states beside its field in which comparisons it may differ."""
 
-import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from fedprompt_mpi.config import RunConfig
+from fedprompt_mpi.config import declared
 from fedprompt_mpi.rules.setting import Comparison
 
 
@@ -18,7 +17,7 @@ def compared(settings: Mapping[str, Any], comparison: Comparison) -> dict[str, A
         settings: nested, as in a config.toml.
         comparison: the one at hand.
     """
-    ignored = {name for name, may_differ in _fields() if comparison in may_differ}
+    ignored = {name for name, field in declared() if comparison in field.metadata["may_differ"]}
     if comparison in Comparison.RESUME | Comparison.CLEAN_RUN and settings["client"]["schedule"] == "constant":
         ignored.add("federation.rounds")
     named = {}
@@ -39,11 +38,3 @@ def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str,
         for name in sorted({*theirs, *ours})
         if theirs.get(name) != ours.get(name)
     }
-
-
-def _fields() -> Iterator[tuple[str, Comparison]]:
-    """Yield the name and the metadata of every section and of every setting."""
-    for section in dataclasses.fields(RunConfig):
-        yield section.name, section.metadata["may_differ"]
-        if dataclasses.is_dataclass(kind := section.default_factory):
-            yield from ((f"{section.name}.{f.name}", f.metadata["may_differ"]) for f in dataclasses.fields(kind))
