@@ -12,7 +12,7 @@ PROGRAM = """
 import ctypes, gc, sys
 import numpy as np, torch
 from fedprompt_mpi.comm.start import open_channel
-from fedprompt_mpi.comm.launcher import read_launch
+from fedprompt_mpi.start.launcher import read_launch
 from fedprompt_mpi.config import ModelConfig
 from fedprompt_mpi.plm.backbone import Injection, load_backbone
 from fedprompt_mpi.federation.prepare import share_bf16

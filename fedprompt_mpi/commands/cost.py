@@ -25,12 +25,12 @@ def count_parameters(config: Any, prompt: PromptConfig) -> dict[str, int]:
     """
     import torch
 
-    from fedprompt_mpi.plm.backbone import as_one_message, family_of, geometry_of, model_class
+    from fedprompt_mpi.plm.hugging_face import as_one_message, geometry_of, model_class
     from fedprompt_mpi.plm.methods import METHODS, make_method
 
-    family, sizes = family_of(config), vars(prompt)
+    sizes, built_by = vars(prompt), model_class(config)
     with as_one_message("the model cannot be built from its config"), torch.device("meta"):
-        model = model_class(family).from_config(config)
+        model = built_by.from_config(config)
         geometry = geometry_of(config)
         return {
             name: make_method(PromptConfig(**{**sizes, "method": name}), geometry, model).layout.size
@@ -48,7 +48,7 @@ def lora_parameters(config: Any, rank: int = 8) -> int:
     References:
         Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, 2021, arXiv:2106.09685, Section 4.2.
     """
-    from fedprompt_mpi.plm.backbone import geometry_of
+    from fedprompt_mpi.plm.hugging_face import geometry_of
 
     geometry = geometry_of(config)
     width = config.get_text_config(decoder=True).hidden_size
@@ -64,7 +64,7 @@ def format_cost(name: str, prompt: PromptConfig) -> str:
     Raises:
         SettingsError: if no config can be had for `name`.
     """
-    from fedprompt_mpi.plm.backbone import read_config
+    from fedprompt_mpi.plm.hugging_face import read_config
 
     counts = count_parameters(read_config(name), prompt)
     lines = [

@@ -40,7 +40,7 @@ def export(run: Path, directory: Path) -> Path:
         SettingsError: if there is no such run, its prompt cannot be a PEFT adapter, or the folder is not empty.
     """
     from fedprompt_mpi.plm.adapter import make_adapter
-    from fedprompt_mpi.plm.backbone import download, family_of, read_config
+    from fedprompt_mpi.plm.hugging_face import download, family_of, read_config
 
     prompt, paths = load_prompt(run), RunPaths(run)
     config = prompt.config

@@ -118,17 +118,18 @@ class Prompt:
     def _model(self) -> "tuple[Cloze, Backbone, Method]":
         import torch
 
-        from fedprompt_mpi.plm import backbone as plm
+        from fedprompt_mpi.plm.backbone import load_backbone
+        from fedprompt_mpi.plm.hugging_face import download, family_of, load_tokenizer, read_config
         from fedprompt_mpi.plm.methods import make_method
         from fedprompt_mpi.text.tokens import Cloze
 
         config = self.config
-        folder = plm.download(config.model.name)
-        family = plm.family_of(plm.read_config(folder))
-        cloze = Cloze(plm.load_tokenizer(folder), resolve(config.task), family, config.model.max_length)
+        folder = download(config.model.name)
+        family = family_of(read_config(folder))
+        cloze = Cloze(load_tokenizer(folder), resolve(config.task), family, config.model.max_length)
         on_gpu = config.model.device != "cpu" and torch.cuda.is_available()
         device = torch.device("cuda" if on_gpu else "cpu")
-        backbone = plm.load_backbone(config.model, folder, torch.from_numpy(cloze.label_ids), device, cloze.mask_id)
+        backbone = load_backbone(config.model, folder, torch.from_numpy(cloze.label_ids), device, cloze.mask_id)
         method = make_method(config.prompt, backbone.geometry, backbone.model)
         if method.layout.size != len(self.vector):
             raise SettingsError(

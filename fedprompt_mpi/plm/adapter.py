@@ -6,6 +6,7 @@ PREFIX_TUNING adapter for causal models only: there PEFT passes it to the model 
 Legend: V virtual tokens, D width of the word embeddings, L layers, H key-value heads, d width of a head.
 """
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from fedprompt_mpi.config import Family, SettingsError
-from fedprompt_mpi.files import read_json, read_tensors, write_json, write_tensors, write_text
-from fedprompt_mpi.plm.backbone import family_of, geometry_of
+from fedprompt_mpi.files import CannotWriteError, read_json, read_tensors, write_json, write_tensors, write_text
+from fedprompt_mpi.plm.hugging_face import family_of, geometry_of
 
 CARD_FILE, CONFIG_FILE, WEIGHTS_FILE = "README.md", "adapter_config.json", "adapter_model.safetensors"
 TENSOR = "prompt_embeddings"
@@ -37,9 +38,15 @@ class Adapter:
     def write(self, directory: Path, card: str) -> None:
         """Write its files into a folder, the model card first: there is no adapter without its warnings."""
         directory.mkdir(parents=True, exist_ok=True)
-        write_text(directory / CARD_FILE, card)
-        write_tensors(directory / WEIGHTS_FILE, {TENSOR: self.embeddings}, {"format": "pt"})
-        write_json(directory / CONFIG_FILE, self.config)
+        try:
+            write_text(directory / CARD_FILE, card)
+            write_tensors(directory / WEIGHTS_FILE, {TENSOR: self.embeddings}, {"format": "pt"})
+            write_json(directory / CONFIG_FILE, self.config)
+        except CannotWriteError:
+            for name in (CARD_FILE, WEIGHTS_FILE, CONFIG_FILE):  # so that another try finds an empty folder
+                with contextlib.suppress(OSError):
+                    (directory / name).unlink()
+            raise
 
 
 def make_adapter(prompt: np.ndarray, *, method: str, plm: Any, base_model: str) -> Adapter:

@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from fedprompt_mpi.config import PromptConfig
-from fedprompt_mpi.plm.backbone import Geometry, Injection
+from fedprompt_mpi.plm.backbone import Injection
 from fedprompt_mpi.plm.flat import FlatLayout
+from fedprompt_mpi.plm.hugging_face import Geometry
 
 Parameters = dict[str, torch.Tensor]
 

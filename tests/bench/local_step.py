@@ -16,7 +16,8 @@ import torch
 
 from fedprompt_mpi.config import ClientConfig, ModelConfig, PromptConfig, RunConfig, TaskConfig
 from fedprompt_mpi.federation.client_training import score_batch
-from fedprompt_mpi.plm.backbone import Backbone, load_backbone, load_tokenizer, model_class
+from fedprompt_mpi.plm.backbone import Backbone, load_backbone
+from fedprompt_mpi.plm.hugging_face import load_tokenizer, model_class, read_config
 from fedprompt_mpi.plm.methods import make_method
 from fedprompt_mpi.text.batches import Batch, collate, local_steps
 from fedprompt_mpi.text.corpus import Corpus, build
@@ -86,7 +87,9 @@ def main() -> None:
             made.take_no_shortcuts()
         return made
 
-    plain_model = model_class("masked").from_pretrained(arguments.model).eval().requires_grad_(False)
+    plain_model = (
+        model_class(read_config(arguments.model)).from_pretrained(arguments.model).eval().requires_grad_(False)
+    )
     prompt = plain_model.get_input_embeddings().weight[1000:1020].clone().requires_grad_()
     wide, narrow = backbone("float32", narrow=False), backbone("float32")
     plain = plain_step(plain_model, prompt, corpus)

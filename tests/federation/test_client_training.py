@@ -12,7 +12,8 @@ import torch
 
 from fedprompt_mpi.config import ClientConfig, ModelConfig, PromptConfig, RunConfig, TaskConfig
 from fedprompt_mpi.federation.client_training import Job, Trainer, learning_rate, train
-from fedprompt_mpi.plm.backbone import Backbone, load_backbone, load_tokenizer
+from fedprompt_mpi.plm.backbone import Backbone, load_backbone
+from fedprompt_mpi.plm.hugging_face import load_tokenizer
 from fedprompt_mpi.plm.methods import Method, make_method
 from fedprompt_mpi.text.batches import collate, local_steps
 from fedprompt_mpi.text.corpus import Corpus, build

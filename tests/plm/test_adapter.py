@@ -16,7 +16,7 @@ from fedprompt_mpi.commands.predict import Prompt
 from fedprompt_mpi.config import Family
 from fedprompt_mpi.federation.client_training import score_batch, to_device
 from fedprompt_mpi.plm.adapter import read_adapter
-from fedprompt_mpi.plm.backbone import model_class
+from fedprompt_mpi.plm.hugging_face import model_class, read_config
 from fedprompt_mpi.text.batches import collate
 from fedprompt_mpi.text.load import load
 from fedprompt_mpi.text.tasks import resolve
@@ -85,7 +85,7 @@ def test_peft_gets_the_same_logits(
     table, ours, label_ids = _ours(prompt)
     _, backbone, _ = prompt._model
     adapter = export(run, tmp_path / "adapter")
-    base = model_class(backbone.family).from_pretrained(tiny(kind)).eval()
+    base = model_class(backbone.model.config).from_pretrained(tiny(kind)).eval()
     model = PeftModel.from_pretrained(base, str(adapter)).eval()
     shift = 0 if method == "prefix" else prompt.config.prompt.num_virtual_tokens
     theirs = _theirs(model, backbone.family, table, shift, backbone._decoder_ids)[:, label_ids].numpy()
@@ -119,7 +119,7 @@ def test_what_peft_cannot_do_is_refused(
 
 
 def test_a_run_starts_from_what_peft_has_saved(tiny: Callable[[str], Path], tmp_path: Path) -> None:
-    base = model_class("masked").from_pretrained(tiny("bert"))
+    base = model_class(read_config(str(tiny("bert")))).from_pretrained(tiny("bert"))
     config = PromptTuningConfig(task_type=TaskType.FEATURE_EXTRACTION, num_virtual_tokens=7)
     model = get_peft_model(base, config)
     model.save_pretrained(str(tmp_path / "adapter"))

@@ -11,16 +11,8 @@ import transformers
 
 from fedprompt_mpi.config import ModelConfig, PromptConfig, SettingsError
 from fedprompt_mpi.federation.client_training import score_batch
-from fedprompt_mpi.plm.backbone import (
-    Backbone,
-    Injection,
-    download,
-    family_of,
-    load_backbone,
-    load_tokenizer,
-    model_class,
-    read_config,
-)
+from fedprompt_mpi.plm.backbone import Backbone, Injection, load_backbone
+from fedprompt_mpi.plm.hugging_face import download, family_of, load_tokenizer, model_class, read_config
 from fedprompt_mpi.plm.methods import make_method
 from fedprompt_mpi.text.batches import Batch, collate
 from fedprompt_mpi.text.load import Examples
@@ -57,8 +49,8 @@ def _prefix(backbone: Backbone) -> torch.Tensor:
 
 def _plain_logits(folder: Path, batch: Batch, row: int, virtual: torch.Tensor, cloze: Cloze) -> torch.Tensor:
     """Score one unpadded row with the library's model as it comes, all positions and words."""
-    family = family_of(read_config(str(folder)))
-    model = model_class(family).from_pretrained(folder).eval()
+    config = read_config(str(folder))
+    family, model = family_of(config), model_class(config).from_pretrained(folder).eval()
     ids = torch.from_numpy(batch.ids[row][batch.mask[row]])[None]
     embeddings = torch.cat([virtual[None], model.get_input_embeddings()(ids)], dim=1)
     with torch.no_grad():
@@ -143,7 +135,7 @@ def test_a_prefix_is_what_the_library_calls_past_keys_and_values(kind: str, tiny
     prefix = _prefix(backbone)
     inputs = _tensors(batch)
     scores = backbone.score(*inputs, Injection(prefix=prefix))
-    plain = model_class("causal").from_pretrained(tiny(kind)).eval()
+    plain = model_class(backbone.model.config).from_pretrained(tiny(kind)).eval()
     for row in range(len(TEXTS)):
         cache = transformers.DynamicCache()
         for layer, (key, value) in enumerate(prefix):

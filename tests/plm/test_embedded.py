@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from fedprompt_mpi.plm.backbone import EMBEDDED
+from fedprompt_mpi.plm.hugging_face import EMBEDDED
 from fedprompt_mpi.text import embedded
 from launch import make_embedded as make
 

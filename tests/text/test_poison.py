@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedprompt_mpi.config import FederationConfig, ModelConfig, PoisonConfig, RunConfig, SettingsError, TaskConfig
-from fedprompt_mpi.plm.backbone import EMBEDDED, load_tokenizer
+from fedprompt_mpi.plm.hugging_face import EMBEDDED, load_tokenizer
 from fedprompt_mpi.text.corpus import Corpus, build
 from fedprompt_mpi.text.poison import check_target, poisoned_indices, trigger_parts
 from fedprompt_mpi.text.tasks import resolve

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedprompt_mpi.config import SettingsError, TaskConfig
-from fedprompt_mpi.plm.backbone import family_of, load_tokenizer, read_config
+from fedprompt_mpi.plm.hugging_face import family_of, load_tokenizer, read_config
 from fedprompt_mpi.text.load import Examples
 from fedprompt_mpi.text.tasks import TASKS, Task, resolve
 from fedprompt_mpi.text.tokens import Cloze, TokenTable, Trigger
@@ -173,7 +173,7 @@ def test_saved_tables_are_mapped_unchanged(tiny: Tiny, tmp_path: Path) -> None:
 @settings(max_examples=60, deadline=None)
 @given(text=st.text(max_size=300), max_length=st.integers(12, 40))
 def test_any_text_at_all_keeps_the_answer(text: str, max_length: int) -> None:
-    from fedprompt_mpi.plm.backbone import EMBEDDED
+    from fedprompt_mpi.plm.hugging_face import EMBEDDED
 
     cloze = _cloze(EMBEDDED, max_length=max_length)
     table = cloze.encode(_examples(text))
