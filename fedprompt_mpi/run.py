@@ -4,7 +4,6 @@ import dataclasses
 import time
 from typing import Any
 
-from fedprompt_mpi.comm.launcher import read_launch
 from fedprompt_mpi.comm.start import open_channel
 from fedprompt_mpi.config import RunConfig, SettingsError
 from fedprompt_mpi.federation.federation import Federation, StopRound
@@ -15,6 +14,7 @@ from fedprompt_mpi.recovery import run_with_recovery
 from fedprompt_mpi.rundir.lock import DirectoryLock
 from fedprompt_mpi.rundir.paths import RunPaths
 from fedprompt_mpi.rundir.records import Summary
+from fedprompt_mpi.start.launcher import Origin, read_launch
 from fedprompt_mpi.text.tasks import resolve
 
 
@@ -57,7 +57,7 @@ def run(config: RunConfig | None = None, *, liveness: Liveness | None = None) ->
         Stopped: on every rank, if one was asked to stop; the last round done is saved.
         StalledError: if a rank makes no progress for `comm.deadline_s`.
     """
-    started = time.perf_counter()
+    started = Origin.since or time.perf_counter()
     config, launch = config or RunConfig(), read_launch()
     task = resolve(config.task)
     check_ranks(config, launch.size)

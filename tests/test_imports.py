@@ -11,27 +11,28 @@ PACKAGE = Path(fedprompt_mpi.__file__).parent
 
 # part -> parts of the package that it may import, beside itself; a part comes after all that it imports
 ALLOWED = {
+    "start": set(),
     "rules": set(),
     "config": {"rules"},
     "seeds": set(),
     "files": {"config"},
-    "liveness": set(),
+    "liveness": {"start"},
     "text": {"files", "config", "rules", "seeds"},
     "plm": {"files", "config", "seeds"},
-    "comm": {"liveness", "files", "config"},
-    "rundir": {"comm", "files", "config", "rules"},
+    "comm": {"liveness", "files", "config", "start"},
+    "rundir": {"comm", "files", "config", "rules", "start"},
     "federation": {"rundir", "comm", "liveness", "plm", "text", "files", "config", "rules", "seeds"},
     "report": {"rundir", "comm", "liveness", "files", "config", "rules"},
     "recovery": {"federation", "rundir"},
-    "run": {"recovery", "report", "federation", "rundir", "comm", "liveness", "text", "config"},
+    "run": {"recovery", "report", "federation", "rundir", "comm", "liveness", "text", "config", "start"},
     "commands": {
-        "run", "report", "federation", "rundir", "comm", "liveness", "plm", "text", "files", "config", "rules",
+        "run", "report", "federation", "rundir", "comm", "liveness", "plm", "text", "files", "config", "rules", "start",
     },
     "__init__": {"run", "commands", "config"},
-    "cli": {"commands", "comm", "liveness", "files", "config"},
-    "__main__": {"cli"},
+    "cli": {"commands", "comm", "liveness", "files", "config", "start"},
+    "__main__": {"cli", "start"},
 }  # fmt: skip
-WITHOUT_TORCH = {"rules", "config", "seeds", "files", "liveness", "text", "comm", "report", "run", "cli"}
+WITHOUT_TORCH = {"start", "rules", "config", "seeds", "files", "liveness", "text", "comm", "report", "run", "cli"}
 """Parts that import neither torch nor transformers, not even late."""
 
 

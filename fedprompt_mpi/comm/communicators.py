@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 
-from fedprompt_mpi.comm.launcher import is_fault_tolerant, transport_of
 from fedprompt_mpi.comm.placement import (
     MOST_PROCESSORS,
     MPILibrary,
@@ -13,6 +12,7 @@ from fedprompt_mpi.comm.placement import (
     own_processors,
     share_of_cores,
 )
+from fedprompt_mpi.start.launcher import is_fault_tolerant, transport_of
 
 
 class Communicators:
@@ -49,7 +49,7 @@ class Communicators:
         )
 
     def _library(self) -> MPILibrary:
-        mpi, version = self.mpi, self.mpi.Get_library_version()
+        mpi, version = self.mpi, self.mpi.Get_library_version().rstrip("\0")  # which ends Open MPI's
         levels = {
             mpi.THREAD_SINGLE: "single",
             mpi.THREAD_FUNNELED: "funneled",

@@ -37,6 +37,8 @@ from fedprompt_mpi.liveness.watch_nodes import watch_over
 AWAKE_S = 1e-4
 """Time of polling without sleep. After a sleep a collective takes microseconds longer: caches are cold."""
 SHORTEST_SLEEP_S, LONGEST_SLEEP_S = 2e-5, 2e-3
+SLEEP_SHARE = 0.02
+"""A sleep in the time already waited: what a rank may come late by, against what its polling costs the others."""
 NOTICE_WITHIN_S = 2.0
 """Time until MPI knows of the lost rank for which a collective has failed."""
 RECOVER_WITHIN_S = 30.0
@@ -82,19 +84,19 @@ class MPIChannel:
 
     def _sleep_until(self, request: Any, name: str) -> None:
         """Wait for a request and leave the processor to others; after a long wait ask which rank is missing."""
-        pause, clock = SHORTEST_SLEEP_S, self._liveness.clock
+        clock = self._liveness.clock
         start = clock()
         self._collectives += 1
         self._liveness.wait_in(self._collectives, name)
         while not request.Test():
-            if clock() - start < AWAKE_S:
+            waited = clock() - start
+            if waited < AWAKE_S:
                 os.sched_yield()
                 continue
             self.progress.receive()
-            time.sleep(pause)
-            pause = min(1.5 * pause, LONGEST_SLEEP_S)
-            if pause == LONGEST_SLEEP_S:
-                self._stalled.wait(clock() - start)
+            time.sleep(min(max(SHORTEST_SLEEP_S, SLEEP_SHARE * waited), LONGEST_SLEEP_S))
+            if waited > LONGEST_SLEEP_S / SLEEP_SHARE:
+                self._stalled.wait(waited)
         self._liveness.arrived()
 
     def _collective(self, phase: str, payload_bytes: int, call: Callable[..., Any], *arguments: Any) -> Any:

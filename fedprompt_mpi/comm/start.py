@@ -7,10 +7,10 @@ import sys
 from typing import Any
 
 from fedprompt_mpi.comm.channel import Channel
-from fedprompt_mpi.comm.launcher import Launch, mismatch, set_transport
 from fedprompt_mpi.config import CommConfig, SettingsError
 from fedprompt_mpi.liveness.liveness import Liveness
 from fedprompt_mpi.liveness.start_guard import default_signals, start_guard
+from fedprompt_mpi.start.launcher import Launch, mismatch, set_transport
 
 SHARED_BYTES_PER_RANK = 5_400_000
 """What MPICH 5.0 takes in shared memory, measured with 2 to 11 ranks on a host."""

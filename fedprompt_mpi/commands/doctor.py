@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from fedprompt_mpi.comm.channel import Channel
-from fedprompt_mpi.comm.launcher import read_launch
 from fedprompt_mpi.comm.placement import MPILibrary, bind_device, describe_processors, own_processors, thread_count
 from fedprompt_mpi.comm.start import open_channel
 from fedprompt_mpi.commands.settings import command_parser, parse
 from fedprompt_mpi.liveness.liveness import Liveness
+from fedprompt_mpi.start.launcher import read_launch
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -135,9 +135,9 @@ class Federation:
         from fedprompt_mpi.federation.rank_training import finish_updates, make_jobs, steps_by_rank, train_rank
 
         setup, vector, progress = self.setup, self.server.vector, self.channel.progress
-        if progress.is_watched:
+        if progress.is_watched and self._journal is not None:  # rank 0 shows them, the others only report
             steps = steps_by_rank(setup, cohort)
-            progress.watch(self._journal and self._journal.console.start_steps(int(steps.max())), steps)
+            progress.watch(self._journal.console.start_steps(int(steps.max())), steps)
         last_update = self._observer.last_update(vector) if self._observer.watches else None
         attacks = make_attacks(self.config, cohort, self.channel.rank, last_update)
         evaluates_clients = self.config.output.evaluate_clients and self.is_evaluated(round_)
@@ -372,7 +372,7 @@ def check_some_are_finite(config: RunConfig, headers: np.ndarray, round_: int) -
     honest = headers[~np.isin(headers["client"], list(attacking_clients(config)))]
     if len(honest) and not is_finite(honest).any():
         raise SettingsError(
-            f"client.lr is {config.client.lr}, with which every client diverged in round {round_} (no loss or update "
+            f"client.lr is {config.client.lr:g}, with which every client diverged in round {round_} (no loss or update "
             "is finite): take a smaller one"
         )
 

@@ -51,14 +51,20 @@ def clients_per_pass(setup: Setup) -> int:
 def steps_by_rank(setup: Setup, cohort: Cohort) -> np.ndarray:
     """Return the number of steps of each rank in a round `[R]` int64, for a progress bar."""
     settings, size = setup.config.client, clients_per_pass(setup)
+    clients, ranks = list(cohort.clients), list(cohort.ranks)
+    if cohort.server is not None:  # it trains on rank 0, before that rank's clients
+        clients.insert(0, cohort.server)
+        ranks.insert(0, 0)
+    steps = np.full(len(clients), settings.steps, dtype=np.int64)
+    if settings.epochs is not None:
+        counts = np.array([setup.corpus.num_examples(client) for client in clients], dtype=np.int64)
+        steps = settings.epochs * -(-counts // np.minimum(counts, settings.batch_size))
     taken = np.zeros(cohort.size, dtype=np.int64)
-    for rank in range(cohort.size):
-        counts = [setup.corpus.num_examples(client) for client in cohort.trainers(rank)]
-        steps = [
-            settings.steps if settings.epochs is None else settings.epochs * -(-n // min(n, settings.batch_size))
-            for n in counts
-        ]
-        taken[rank] = sum(max(steps[at : at + size]) for at in range(0, len(steps), size))
+    if clients:
+        homes = np.array(ranks)
+        place = np.arange(len(homes)) - np.searchsorted(homes, homes)  # of a client on its rank
+        passes = np.flatnonzero(place % size == 0)  # the first client of each pass
+        np.add.at(taken, homes[passes], np.maximum.reduceat(steps, passes))
     return taken
 
 

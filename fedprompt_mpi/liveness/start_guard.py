@@ -23,6 +23,7 @@ from fedprompt_mpi.liveness.clock import RunningClock
 from fedprompt_mpi.liveness.exit import LAST_WORDS_S, wait_until_read
 from fedprompt_mpi.liveness.node_watcher import say
 from fedprompt_mpi.liveness.stop import requests
+from fedprompt_mpi.start.launcher import launcher_pid
 
 _STARTED, _OVER = b"s", b"o"
 TELL_EVERY_S = 0.2
@@ -78,7 +79,7 @@ class _Names:
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank, self.size = rank, size
-        self.launcher = os.getppid()
+        self.launcher = launcher_pid()
         job = os.environ.get("PMIX_NAMESPACE") or self.launcher
         self._prefix = f"\0fedprompt-start-{os.getuid()}-{job}-"
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)

@@ -1,6 +1,5 @@
 """The output of a run on the terminal: progress bars, a line per round, and a closing table. Rank 0 alone has one."""
 
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from tqdm import tqdm
 
 from fedprompt_mpi.config import RunConfig
 from fedprompt_mpi.rundir.records import RoundRecord, Summary
+from fedprompt_mpi.start.launcher import launcher_pid
 
 MOST_NAMED = 6
 """Up to so many clients are listed one by one in the closing table; partition.json has them all."""
@@ -156,7 +156,7 @@ def on_terminal() -> bool:
     """
     if sys.stderr.isatty():
         return True
-    process = os.getppid()
+    process = launcher_pid()
     for _ in range(8):
         try:
             stat = Path(f"/proc/{process}/stat").read_text()

@@ -7,12 +7,12 @@ and PEER_OUT set. `train` is ten clients on a frozen two-layer BERT; `wire:D` se
 import numpy as np
 
 from fedprompt_mpi.comm.codec import FLOAT32
-from fedprompt_mpi.comm.launcher import read_launch
 from fedprompt_mpi.comm.start import open_channel
 from fedprompt_mpi.config import FederationConfig, RunConfig
 from fedprompt_mpi.federation.cohort import draw_cohort
 from fedprompt_mpi.federation.server import Server
 from fedprompt_mpi.federation.updates import HEADER, LocalUpdates, announce, gather
+from fedprompt_mpi.start.launcher import read_launch
 
 
 def make_trainer(clients: list[int]):

@@ -14,11 +14,11 @@ import numpy as np
 
 from fedprompt_mpi.comm.bench import COLLECTIVES, Bench
 from fedprompt_mpi.comm.codec import FLOAT32
-from fedprompt_mpi.comm.launcher import read_launch
 from fedprompt_mpi.comm.start import start_mpi
 from fedprompt_mpi.comm.timing import PHASES, TRANSFERS
 from fedprompt_mpi.comm.traffic import Journey
 from fedprompt_mpi.liveness.liveness import Liveness
+from fedprompt_mpi.start.launcher import read_launch
 
 SLEEP_S = 0.5
 

@@ -19,7 +19,7 @@ START_DEADLINE_S = 8
 PLACES = """
 import os
 from fedprompt_mpi.comm.start import open_channel
-from fedprompt_mpi.comm.launcher import read_launch
+from fedprompt_mpi.start.launcher import read_launch
 from fedprompt_mpi.comm.placement import bind_device
 channel = open_channel(read_launch())
 gpus = len([gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu])

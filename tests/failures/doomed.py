@@ -8,9 +8,9 @@ import signal
 import sys
 import time
 
-from fedprompt_mpi.cli import main
-from fedprompt_mpi.comm.launcher import read_launch
+from fedprompt_mpi.__main__ import main
 from fedprompt_mpi.liveness.liveness import Liveness
+from fedprompt_mpi.start.launcher import read_launch
 
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}
 FATES = {tuple(fate.split(":")[:3]): fate.split(":")[3] for fate in sys.argv[1].split(",")}
@@ -30,4 +30,5 @@ def enter_doomed(self: Liveness, phase: str, round_: int, *given: float) -> None
 
 
 Liveness.enter = enter_doomed  # type: ignore[method-assign]
-main(sys.argv[2:])
+sys.argv = ["fedprompt_mpi", *sys.argv[2:]]
+main()

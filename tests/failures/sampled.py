@@ -18,9 +18,9 @@ from mpi4py import MPI
 
 from fedprompt_mpi import cli
 from fedprompt_mpi.comm import start
-from fedprompt_mpi.comm.launcher import read_launch
 from fedprompt_mpi.liveness import liveness
 from fedprompt_mpi.liveness.liveness import Liveness
+from fedprompt_mpi.start.launcher import read_launch
 
 MOST_ROUNDS = 10_000
 BEGINNINGS = {"Ibarrier", "Ibcast", "Iallreduce", "Iallgather", "Iallgatherv", "Igather", "Igatherv", "Isend", "Irecv"}

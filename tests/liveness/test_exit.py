@@ -4,7 +4,7 @@ from tests.jobs import launch
 
 LATE = """
 import time
-from fedprompt_mpi.comm.launcher import read_launch
+from fedprompt_mpi.start.launcher import read_launch
 from fedprompt_mpi.comm.start import start_mpi
 from fedprompt_mpi.liveness.exit import end_process
 from fedprompt_mpi.liveness.liveness import Liveness

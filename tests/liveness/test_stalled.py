@@ -14,7 +14,7 @@ from tests.jobs import SMALL, launch, run_here
 DIFFERENT = """
 import sys, numpy as np
 from mpi4py import MPI  # starts it: the deadline below is not for that
-from fedprompt_mpi.comm.launcher import read_launch
+from fedprompt_mpi.start.launcher import read_launch
 from fedprompt_mpi.comm.start import open_channel
 from fedprompt_mpi.liveness.liveness import Liveness
 
@@ -34,7 +34,7 @@ with live.watched(1.5):
 SLOW_BUT_ALIVE = """
 import sys, time, numpy as np
 from mpi4py import MPI  # starts it: the deadline below is not for that
-from fedprompt_mpi.comm.launcher import read_launch
+from fedprompt_mpi.start.launcher import read_launch
 from fedprompt_mpi.comm.start import open_channel
 from fedprompt_mpi.liveness.liveness import Liveness
 
@@ -135,7 +135,7 @@ def test_a_request_to_stop_is_for_one_run(tmp_path: Path) -> None:
 FIRST_CAUSE = """
 import sys, time
 from pathlib import Path
-from fedprompt_mpi.comm.launcher import read_launch
+from fedprompt_mpi.start.launcher import read_launch
 from fedprompt_mpi.cli import main
 from fedprompt_mpi.plm import backbone
 
@@ -174,7 +174,7 @@ def test_an_error_of_one_rank_is_raised_on_all() -> None:
     """Rank 0 alone reads checkpoints: without an agreement the others would wait for it in another collective."""
     program = (
         "import sys\n"
-        "from fedprompt_mpi.comm.launcher import read_launch\n"
+        "from fedprompt_mpi.start.launcher import read_launch\n"
         "from fedprompt_mpi.comm.start import open_channel\n"
         "from fedprompt_mpi.config import SettingsError\n"
         "from fedprompt_mpi.federation.prepare import run_on_all_ranks\n"

@@ -14,7 +14,7 @@ from tests.jobs import find_mpirun, is_open_mpi, launch
 DEADLINE_S = 4
 EARLY = """
 import os, sys, time
-from fedprompt_mpi.comm.launcher import read_launch
+from fedprompt_mpi.start.launcher import read_launch
 if read_launch().rank == 1:
     os._exit(0)
 from fedprompt_mpi.cli import main
@@ -24,7 +24,7 @@ IN_INIT = """
 import os, signal, sys
 from mpi4py import rc
 rc.initialize = False
-from fedprompt_mpi.comm.launcher import read_launch
+from fedprompt_mpi.start.launcher import read_launch
 from fedprompt_mpi.cli import main
 if read_launch().rank == 1:
     from mpi4py import MPI

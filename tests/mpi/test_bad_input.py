@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from fedprompt_mpi import run
-from fedprompt_mpi.comm.launcher import read_launch
 from fedprompt_mpi.comm.start import open_channel
 from fedprompt_mpi.commands.settings import parse_settings
 from fedprompt_mpi.config import SettingsError
+from fedprompt_mpi.start.launcher import read_launch
 from tests.bad_input import CASES, arguments
 
 pytestmark = [

@@ -11,12 +11,12 @@ from fedprompt_mpi.comm import chunks
 from fedprompt_mpi.comm.channel import Channel
 from fedprompt_mpi.comm.codec import CODECS, INT8_CHUNK
 from fedprompt_mpi.comm.exact_sum import unit_of
-from fedprompt_mpi.comm.launcher import read_launch
 from fedprompt_mpi.comm.local_channel import LocalChannel
 from fedprompt_mpi.comm.start import open_channel
 from fedprompt_mpi.comm.timing import PHASES
 from fedprompt_mpi.comm.tree import SEGMENT_BYTES, sum_to_root
 from fedprompt_mpi.config import CommConfig
+from fedprompt_mpi.start.launcher import read_launch
 
 pytestmark = pytest.mark.mpi
 

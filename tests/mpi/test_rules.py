@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from fedprompt_mpi import RunConfig, load_prompt, run
-from fedprompt_mpi.comm.launcher import read_launch
 from fedprompt_mpi.comm.local_channel import LocalChannel
 from fedprompt_mpi.comm.start import open_channel
 from fedprompt_mpi.config import (
@@ -27,6 +26,7 @@ from fedprompt_mpi.rules.aggregators import AGGREGATORS
 from fedprompt_mpi.rules.attacks import ATTACKS
 from fedprompt_mpi.run import run_rounds
 from fedprompt_mpi.rundir.lock import DirectoryLock
+from fedprompt_mpi.start.launcher import read_launch
 from fedprompt_mpi.text.tasks import resolve
 from tests.jobs import read_rounds
 

@@ -44,6 +44,31 @@ def read_launch(environment: Mapping[str, str] = os.environ) -> Launch:
     return Launch(rank=0, size=1, launcher="none", speaks="none")
 
 
+_LOCAL_SIZES = ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE")
+
+
+def ranks_on_this_node(environment: Mapping[str, str] = os.environ) -> int | None:
+    """Return how many ranks the launcher has started on this node; None if it started several and does not tell."""
+    if read_launch(environment).size == 1:
+        return 1
+    told = next((environment[name] for name in _LOCAL_SIZES if name in environment), "")
+    return int(told) if told.isdigit() else None
+
+
+class Origin:
+    """Where the process of a rank comes from, if it began at the command line."""
+
+    parent: int | None = None
+    """The process that started the front for which this one was forked."""
+    since: float | None = None
+    """Time of the launch, on the clock of `time.perf_counter`."""
+
+
+def launcher_pid() -> int:
+    """Return the process that started this rank."""
+    return Origin.parent or os.getppid()
+
+
 def mismatch(launch: Launch, vendor: str) -> str | None:
     """Explain why this launcher and this MPI library make no job, or return None if they may.
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedprompt_mpi.comm.launcher import Launch, mismatch, read_launch, set_transport, transport_of
+from fedprompt_mpi.start.launcher import Launch, mismatch, read_launch, set_transport, transport_of
 
 OPEN_MPI = {"OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "11"}
 MPICH = {"PMI_RANK": "3", "PMI_SIZE": "11"}
