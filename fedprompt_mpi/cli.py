@@ -13,16 +13,17 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from fedprompt_mpi.comm.channel import RankLost
-from fedprompt_mpi.comm.launcher import SRUN, read_launch
 from fedprompt_mpi.commands.settings import PrintedText
 from fedprompt_mpi.config import SettingsError
-from fedprompt_mpi.files import CONTINUE, CannotWriteError, ChangedFileError
+from fedprompt_mpi.files import CONTINUE, NO_MEMORY, CannotWriteError, ChangedFileError
 from fedprompt_mpi.liveness.liveness import Liveness
 from fedprompt_mpi.liveness.output import keep_output_safe, one_line
 from fedprompt_mpi.liveness.stop import STOPPED, Stopped
+from fedprompt_mpi.start.launcher import SRUN, read_launch
 
 USAGE = """\
 usage: mpirun -n N python -m fedprompt_mpi [run] [--config FILE.toml] [--section.setting VALUE ...]
@@ -49,8 +50,6 @@ COMMAND --help lists the flags of a command; run --help lists every setting with
 --config FILE.toml is read first, flags override it; lists are written as JSON: --poison.clients '[0, 3]'.
 --print_config prints the resolved settings and stops. --version prints the version.
 """
-_NO_MEMORY = ("failed to map segment", "can't allocate memory")
-"""What the dynamic linker and torch say."""
 PARALLEL, SERIAL = ("run", "bench", "doctor"), ("report", "predict", "export", "cost", "help")
 """Commands that all ranks run, and commands that rank 0 runs alone if they are started under mpirun."""
 COMMANDS = (*PARALLEL, "sweep", *SERIAL)
@@ -92,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def exhausted(error: BaseException) -> str:
     """Return which limit of the system an error comes from, and what to do; empty if from none."""
     number = error.errno if isinstance(error, OSError) else None
-    if isinstance(error, MemoryError) or number == errno.ENOMEM or any(words in str(error) for words in _NO_MEMORY):
+    if isinstance(error, MemoryError) or number == errno.ENOMEM or any(words in str(error) for words in NO_MEMORY):
         return "there is no memory left for it (the node's, the batch system's or that of ulimit -v): ask for more"
     if number in (errno.EMFILE, errno.ENFILE):
         return "it may open no more files: raise the limit (ulimit -n)"
@@ -110,6 +109,10 @@ def dispatch(arguments: list[str], liveness: Liveness) -> None:
         SettingsError: if there is no such command, or its flags or the user's data are wrong.
         PrintedText: if only a text was asked for.
     """
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise SettingsError(f"the folder in which it was started is gone ({error.strerror}): go to another") from error
     asks = arguments[0] if arguments else ""
     command = asks if asks and not asks.startswith("-") else "run"
     if sys.flags.optimize > 1:

@@ -30,6 +30,10 @@ _CLEAN, _RESUME, _SEEDS, _SWEEP = Comparison.CLEAN_RUN, Comparison.RESUME, Compa
 _SAME_BITS = _RESUME | _SWEEP | _CLEAN
 
 
+MOST_WORDS, MOST_WORD = 1000, 200
+"""Label words of a task, and characters of one: a model's answer is one token."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskConfig:
     """The classification task: its data, and the cloze question that asks for the class."""
@@ -252,7 +256,7 @@ class PrivacyConfig:
     """ldp: scale b of the noise on each parameter."""
     clip_norm: float = setting(1.0, above=0, may_differ=_CLEAN)
     """dp_fedavg: each update is scaled to at most this norm."""
-    noise_multiplier: float = setting(1.0, above=0, may_differ=_CLEAN)
+    noise_multiplier: float = setting(1.0, at_least=0.001, at_most=1e6, may_differ=_CLEAN)
     """dp_fedavg: standard deviation of the noise on the sum of the updates, in units of clip_norm."""
     delta: float = setting(1e-5, above=0, below=1, may_differ=_CLEAN)
     """dp_fedavg: the delta of (epsilon, delta)."""

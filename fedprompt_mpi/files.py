@@ -28,6 +28,8 @@ from fedprompt_mpi.config import SettingsError
 
 CONTINUE = "--output.resume true continues with the last checkpoint."
 """What is left to do after most failures."""
+NO_MEMORY = ("failed to map segment", "can't allocate memory")
+"""What the dynamic linker and torch say of it."""
 MOST_TEXT_BYTES = 2**20
 """Largest file of settings."""
 MOST_KEY_PARTS = 8
@@ -298,10 +300,11 @@ def _parse_toml(text: str) -> dict[str, Any]:
 
 def read_json(file: File) -> Any:
     """Read a JSON file; raises as `read_text` does, and ValueError if it is no JSON."""
-    return _parsed(_parse_json, file, MOST_JSON_BYTES)
+    return _parsed(parse_json, file, MOST_JSON_BYTES)
 
 
-def _parse_json(text: str) -> Any:
+def parse_json(text: str) -> Any:
+    """Return what a JSON text holds; raises ValueError if it is no JSON, or has too many lists and tables."""
     if text.count("[") + text.count("{") > MOST_JSON_PARTS:
         raise ValueError(f"it has more than {MOST_JSON_PARTS:,} lists and tables")
     return json.loads(text)

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from fedprompt_mpi.comm.channel import Channel
-from fedprompt_mpi.comm.launcher import read_launch
 from fedprompt_mpi.comm.start import start_mpi
 from fedprompt_mpi.commands.settings import add_sizes, command_parser, parse, prompt_of
 from fedprompt_mpi.config import CommConfig, PromptConfig, SettingsError
@@ -17,6 +16,7 @@ from fedprompt_mpi.files import write_json
 from fedprompt_mpi.liveness.liveness import Liveness
 from fedprompt_mpi.rundir.directory import check_directory, make_directory
 from fedprompt_mpi.rundir.paths import RunPaths
+from fedprompt_mpi.start.launcher import read_launch
 
 
 def main(arguments: Sequence[str], liveness: Liveness) -> None:
@@ -33,6 +33,8 @@ def main(arguments: Sequence[str], liveness: Liveness) -> None:
             raise SettingsError(f"--{name} is {getattr(parsed, name)}: give a number above 0")
     if any(size <= 0 for size in parsed.sizes):
         raise SettingsError(f"--sizes is {parsed.sizes}: give bytes, each above 0")
+    if parsed.largest is not None and max(parsed.sizes, default=0) > parsed.largest:
+        raise SettingsError(f"--sizes is {parsed.sizes}, of which some are above --largest {parsed.largest}: raise it")
     launch = read_launch()
     if launch.size == 1:
         raise SettingsError(
@@ -45,7 +47,7 @@ def main(arguments: Sequence[str], liveness: Liveness) -> None:
     channel = measurement.channel
     directory = Path(parsed.dir or f"runs/bench-{time.strftime('%Y%m%d-%H%M%S')}")
     vectors = _agree_on_vectors(channel, parsed.model, prompt_of(parsed), directory)
-    largest = parsed.largest or vectors["full"]
+    largest = parsed.largest or max(vectors["full"], *parsed.sizes)
     sizes = sizes_up_to(largest, [size for size in (*vectors.values(), *parsed.sizes) if size <= largest])
     rows = [measurement.measure(collective, size) for collective in COLLECTIVES for size in sizes]
     if channel.rank == 0:
@@ -84,7 +86,7 @@ def _agree_on_vectors(channel: Channel, model: str, prompt: PromptConfig, direct
 def _vectors(model: str, prompt: PromptConfig) -> dict[str, int]:
     """Return the bytes of every method's vector, and of LoRA adapters, ascending."""
     from fedprompt_mpi.commands.cost import count_parameters, lora_parameters
-    from fedprompt_mpi.plm.backbone import read_config
+    from fedprompt_mpi.plm.hugging_face import read_config
 
     config = read_config(model)
     counts = {**count_parameters(config, prompt), "LoRA (rank 8)": lora_parameters(config)}

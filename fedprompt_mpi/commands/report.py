@@ -38,11 +38,12 @@ def _one(run: Path, warmup: int | None, *, watch: bool) -> None:
 
     if watch:
         watch_report(run, lambda page: print(f"page: {page}", flush=True))
-    print(f"page: {write_report(run)}")
-    if RunPaths(run).communication.exists():
-        print(format_communication(read_communication([run], warmup=warmup)))
-    elif warmup is not None:
+    is_finished = RunPaths(run).communication.exists()
+    if warmup is not None and not is_finished:
         raise SettingsError(f"--warmup is {warmup}, but {run} is not finished: its rounds have no statistics yet")
+    print(f"page: {write_report(run)}")
+    if is_finished:
+        print(format_communication(read_communication([run], warmup=warmup)))
 
 
 def _several(runs: list[Path], named: str | None, warmup: int | None) -> None:

@@ -53,6 +53,8 @@ def main(arguments: Sequence[str], liveness: Liveness) -> None:
     if any("=" not in setting for setting in settings):
         raise SettingsError("sweep wants settings with an equals sign: --section.setting=VALUE")
     parsed = parse(parser, [argument for argument in arguments if argument not in settings])
+    if len(set(parsed.seeds)) < len(parsed.seeds):
+        raise SettingsError(f"--seeds is {parsed.seeds}: give each seed once")
     try:
         shlex.split(parsed.launch)
     except ValueError as error:

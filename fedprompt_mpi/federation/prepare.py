@@ -22,6 +22,7 @@ from fedprompt_mpi.comm.device import Vector
 from fedprompt_mpi.comm.placement import bind_device, thread_count
 from fedprompt_mpi.config import RunConfig, SettingsError
 from fedprompt_mpi.federation.setup import Setup
+from fedprompt_mpi.federation.state import check_state
 from fedprompt_mpi.files import CannotWriteError, RunFile
 from fedprompt_mpi.liveness.output import printable
 from fedprompt_mpi.rundir.checkpoint import Checkpoint, check_numerics, load_checkpoint
@@ -158,7 +159,7 @@ def _find_start(config: RunConfig, task: Task, channel: Channel) -> _Start:
         for warning in warnings:
             print(printable(f"fedprompt_mpi: warning: {warning}"), file=sys.stderr, flush=True)
     if found is not None:
-        check_records(paths, found.round_)
+        check_records(paths, found.round_, config)
     if found is None and config.prompt.init not in ("vocab", "random"):
         found = Checkpoint(vector=_read_vector(config.prompt.init), round_=0, record=RoundRecord(round=0))
     return _Start(paths=paths, existing=existing, checkpoint=found, clean_rates=read_clean_run(config))
@@ -200,18 +201,18 @@ def _read_vector(path: str) -> np.ndarray:
 
 def _make_data(config: RunConfig, task: Task, channel: Channel, folder: Path) -> None:
     """Download the model and make the tokens, once per node; meanwhile the other ranks import the model's class."""
-    from fedprompt_mpi.plm import backbone
+    from fedprompt_mpi.plm import hugging_face
 
     liveness = channel.phases.liveness
     liveness.alive()
     if channel.placement.local_rank == 0:
-        model = backbone.download(config.model.name)
+        model = hugging_face.download(config.model.name)
         liveness.alive()
-        family = backbone.family_of(backbone.read_config(model))
-        build(config, task, backbone.load_tokenizer(model), family).save(folder)
+        family = hugging_face.family_of(hugging_face.read_config(model))
+        build(config, task, hugging_face.load_tokenizer(model), family).save(folder)
         (folder / MODEL_FOLDER).write_text(model)
     elif Path(config.model.name).is_dir() or config.model.name == "embedded":
-        backbone.import_model_class(config.model.name)
+        hugging_face.model_class(hugging_face.read_config(config.model.name))
 
 
 def _load_model(config: RunConfig, channel: Channel, corpus: Corpus, folder: Path) -> "tuple[int, Backbone, Method]":
@@ -277,6 +278,8 @@ def _first_state(
         vector = method.initial(embeddings, seeds.generator(config.seed, "initial vector"))
         found = Checkpoint(vector=vector, round_=0, record=RoundRecord(round=0))
     _check_vector(found.vector, size, config)
+    if found.round_:
+        check_state(found, config)
     return found
 
 

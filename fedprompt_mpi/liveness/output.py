@@ -10,7 +10,7 @@ import re
 import sys
 from typing import Any
 
-_CONTROL = re.compile(r"[^\t\n -~\u00a0-\U0010ffff]|[\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_CONTROL = re.compile(r"[^\t\n -~\u00a0-\U0010ffff]|[\ufeff\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters, marks that turn the direction of writing, and halves of surrogate pairs."""
 
 

@@ -17,6 +17,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 INTERPRETED = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 HARMLESS = (None, "eager", "sdpa")
 """Attention that is part of the model and of torch."""
+_LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "num_decoder_layers")
 MOST_SIZE, MOST_GROWTH = 10**5, 10**4
 REFUSED = (
     "quantization_config", "compression_config", "fusion_config", "kernel_config", "use_kernels", "distributed_config",
@@ -61,6 +62,10 @@ def _check_config(file: Path) -> None:
             )
         if is_size(name) and isinstance(value, int) and not -1 <= value <= MOST_SIZE:
             raise SettingsError(f"{file} has {name} = {str(value)[:40]}: expecting at most {MOST_SIZE:,}")
+        if name in _LAYERS and value == 0:
+            raise SettingsError(f"{file} has {name} = 0: a model without layers has nothing to steer")
+        if name == "chunk_size_feed_forward" and value:
+            raise SettingsError(f"{file} has {name} = {value}: take it out, a prompt's length does not fit its chunks")
         if name.endswith("_file") and isinstance(value, str) and not _is_plain(value):
             raise SettingsError(f"{file} asks for {name} = {value[:80]!r}: a model's files lie in its own folder")
 
@@ -74,20 +79,41 @@ def check_tokenizer(folder: Path) -> None:
     """Check that a tokenizer does not make texts many times as long.
 
     Raises:
-        SettingsError: if its replacements do.
+        SettingsError: if its replacements, what it puts in front, or its templates do.
     """
-    file, growth = folder / "tokenizer.json", 1.0
+    file, growth, added = folder / "tokenizer.json", 1.0, 0
     if not file.is_file():
         return
     content = _read(file)
-    for part in (content.get("normalizer"), content.get("pre_tokenizer")):
-        for rule in _tables({"": part}):
-            if rule.get("type") == "Replace":
-                pattern, text = rule.get("pattern"), rule.get("content")
-                found = pattern.get("String") if isinstance(pattern, dict) else None
-                growth *= max(1.0, len(str(text)) / max(1, len(found) if isinstance(found, str) else 1))
+    for rule in _tables({"": [content.get("normalizer"), content.get("pre_tokenizer")]}):
+        if rule.get("type") == "Replace":
+            pattern, text = rule.get("pattern"), rule.get("content")
+            found = pattern.get("String") if isinstance(pattern, dict) else None
+            growth *= max(1.0, len(str(text)) / max(1, len(found) if isinstance(found, str) else 1))
+        elif rule.get("type") == "Prepend":
+            added += len(str(rule.get("prepend")))
+    for rule in _tables({"": content.get("post_processor")}):
+        if rule.get("type") == "TemplateProcessing":
+            pieces, tokens = _template_of(rule)
+            growth, added = growth * max(1, pieces), added + tokens
     if growth > MOST_GROWTH:
-        raise SettingsError(f"{file} replaces texts by texts {growth:.0e} times as long: use another model")
+        raise SettingsError(f"{file} makes texts {growth:.0e} times as long: use another model")
+    if added > MOST_GROWTH:
+        raise SettingsError(f"{file} adds {added:,} tokens to each text: use another model")
+
+
+def _template_of(rule: dict[str, Any]) -> tuple[int, int]:
+    """Return how often a template repeats its texts, and how many special tokens it adds."""
+    ids = {
+        str(name): len(token["ids"])
+        for name, token in (rule.get("special_tokens") or {}).items()
+        if isinstance(token, dict) and isinstance(token.get("ids"), list)
+    }
+    pieces, tokens = 0, 0
+    for part in [*(rule.get("single") or []), *(rule.get("pair") or [])]:
+        pieces += "Sequence" in part
+        tokens += ids.get(str((part.get("SpecialToken") or {}).get("id")), 0)
+    return pieces, tokens
 
 
 def _tables(content: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -72,24 +72,9 @@ def read_run(directory: Path) -> RunData:
         summary=read_record(paths.summary, Summary) if paths.summary.exists() else None,
         communication=read_record(paths.communication, Communication) if paths.communication.exists() else None,
     )
-    with reading(paths.rounds):
-        _check_rounds(run)
     with reading(paths.timings):
         _check_timings(run)
     return run
-
-
-def _check_rounds(run: RunData) -> None:
-    """Raise ValueError unless the rounds come in order, and their lists have a place for each client of the round."""
-    for number, record in enumerate(run.rounds):
-        if record.round != number:
-            raise ValueError(f"line {number + 1}: round is {record.round}")
-        if not set(record.cohort) <= set(range(run.clients)):
-            raise ValueError(f"line {number + 1}: cohort names clients beyond 0 to {run.clients - 1}")
-        for name in ("update_norms", "shares", "client_accuracy", "client_attack_success_rate"):
-            values = getattr(record, name)
-            if values is not None and len(values) != len(record.cohort):
-                raise ValueError(f"line {number + 1}: {name} has {len(values)} values for {len(record.cohort)} clients")
 
 
 def _check_timings(run: RunData) -> None:

@@ -7,9 +7,11 @@ Legend: K clients of the round, P parameters, f assumed malicious clients.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
+import threadpoolctl
 
 from fedprompt_mpi.rules.aggregator_base import TINY, Aggregator, Updates, clip_factors, honest_majority, middle
 from fedprompt_mpi.rules.setting import Comparison, setting
@@ -282,13 +284,16 @@ class Flame(PairwiseRule):
 def inner_products(rows: np.ndarray) -> np.ndarray:
     """Return the inner products `[K, K]` float64 of all pairs of rows `[K, chunk]` float32.
 
-    This uses einsum: the order in which BLAS sums depends on its number of threads.
+    BLAS computes them in one thread: the order in which it sums depends on the number of its threads.
     """
-    products = np.empty((len(rows), len(rows)))
-    for i, row in enumerate(rows):
-        for j in range(i + 1):
-            products[i, j] = products[j, i] = np.einsum("p,p", row, rows[j], dtype=np.float64)
-    return products
+    wide = rows.astype(np.float64)
+    with _blas().limit(limits=1, user_api="blas"):
+        return wide @ wide.T
+
+
+@functools.cache
+def _blas() -> threadpoolctl.ThreadpoolController:
+    return threadpoolctl.ThreadpoolController()
 
 
 def krum_scores(squared_distances: np.ndarray, malicious: int) -> np.ndarray:

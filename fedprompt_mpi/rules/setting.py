@@ -40,8 +40,8 @@ class Comparison(enum.Flag):
     """A poisoned run and the clean run that stands beside it."""
 
 
-_MOST = 1.7e308
-"""What a float can hold; a whole number may be larger."""
+_MOST, _LEAST = 1e15, 1e-15
+"""Numbers that mean something; beyond, products of two settings are no float any more. Whole numbers may be larger."""
 NEVER, ALWAYS = Comparison(0), ~Comparison(0)
 
 
@@ -57,7 +57,7 @@ class Bounds:
     def hold(self, value: float) -> bool:
         """Return True if a number is within the bounds."""
         in_bounds = self.at_least <= value <= self.at_most and self.above < value < self.below
-        return in_bounds and -_MOST < value < _MOST
+        return in_bounds and (isinstance(value, int) or value == 0 or _LEAST <= abs(value) <= _MOST)
 
     def __str__(self) -> str:
         named = (

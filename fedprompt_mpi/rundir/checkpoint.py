@@ -23,7 +23,7 @@ from fedprompt_mpi.rules.setting import Comparison, typed
 from fedprompt_mpi.rundir.may_differ import compared, differences
 from fedprompt_mpi.rundir.paths import RunPaths
 from fedprompt_mpi.rundir.prompt import read_vector_file
-from fedprompt_mpi.rundir.records import RoundRecord, read_settings
+from fedprompt_mpi.rundir.records import RoundRecord, read_round, read_settings
 
 KEPT = 2
 MOST_NAMED = 6
@@ -137,14 +137,13 @@ def _read(file: RunFile) -> tuple[Checkpoint, dict[str, Any]]:
         raise _DamagedError("its checksum differs")
     if metadata.keys() - {"numerics"} != {"round", "record", "settings"}:
         raise _DamagedError("it is no checkpoint")
-    settings, record = json.loads(metadata["settings"]), typed(RoundRecord, json.loads(metadata["record"]))
-    vector, settings = tensors.pop("vector"), typed(dict[str, Any], settings, "settings")
-    if _round_of_name(file) != int(metadata["round"]):
+    vector, settings = tensors.pop("vector"), typed(dict[str, Any], json.loads(metadata["settings"]), "settings")
+    round_ = _round_of_name(file)
+    if round_ != int(metadata["round"]):
         raise _DamagedError(f"it is of round {metadata['round'][:20]}")
+    record = read_round(metadata["record"], round_, {"rounds": round_, "clients": settings["federation.clients"]})
     numerics = typed(dict[str, str], json.loads(metadata.get("numerics", "{}")))
-    checkpoint = Checkpoint(
-        vector=vector, round_=int(metadata["round"]), record=record, state=tensors, numerics=numerics
-    )
+    checkpoint = Checkpoint(vector=vector, round_=round_, record=record, state=tensors, numerics=numerics)
     return checkpoint, settings
 
 

@@ -5,7 +5,7 @@ import itertools
 import uuid
 from pathlib import Path
 
-from fedprompt_mpi.config import SettingsError
+from fedprompt_mpi.config import RunConfig, SettingsError, to_dict
 from fedprompt_mpi.rundir.paths import RunPaths
 from fedprompt_mpi.rundir.records import read_rounds
 from fedprompt_mpi.rundir.timings import read_timings
@@ -91,15 +91,14 @@ def check_content(paths: RunPaths, *, own_only: bool) -> None:
         )
 
 
-def check_records(paths: RunPaths, done: int) -> None:
-    """Check that a run which continues after round `done` has the lines of the rounds before.
+def check_records(paths: RunPaths, done: int, config: RunConfig) -> None:
+    """Check that a run which continues after round `done`, with these settings, has the lines of the rounds before.
 
     Raises:
         SettingsError: if they cannot be read, or one is missing.
     """
     try:
-        there = [record.round for record in read_rounds(paths)][:done]
-        if len(there) < done or there != list(range(done)):
+        if len(read_rounds(paths, to_dict(config)["federation"])) < done:
             raise SettingsError(f"{paths.rounds} has not all of the rounds 0 to {done - 1}")
         collections.deque(read_timings(paths), maxlen=0)
     except SettingsError as error:

@@ -55,7 +55,7 @@ class Journal:
         # files that only a finished run has, and files that a killed run left half written
         for old in (paths.summary, paths.communication, *paths.unfinished_checkpoints()):
             old.unlink(missing_ok=True)
-        write_rounds(paths, [record for record in read_rounds(paths) if record.round < done] if done else [])
+        write_rounds(paths, self._rounds()[:done] if done else [])
         keep_timings(paths, done if done else None)
         settings = to_dict(config)
         settings["output"]["resume"] = False
@@ -106,7 +106,7 @@ class Journal:
             closing: the figures of the whole run.
         """
         figures = self._write_communication()
-        rounds = read_rounds(self.paths)
+        rounds = self._rounds()
         summary = summarise(rounds, closing)
         write_prompt(self.paths, self.config, vector, named, summary.rounds)
         write_record(self.paths.summary, summary)
@@ -115,11 +115,14 @@ class Journal:
             self._scalars.close()
         return summary
 
+    def _rounds(self) -> list[RoundRecord]:
+        return read_rounds(self.paths, to_dict(self.config)["federation"])
+
     def _write_communication(self) -> dict[str, Any]:
         """Write the statistics of the phases, and let the seconds of each round be those of its slowest rank."""
         timings, comm = list(read_timings(self.paths)), self.config.comm
         slowest = slowest_by_round(timings)
-        write_rounds(self.paths, [settled(record, slowest.get(record.round)) for record in read_rounds(self.paths)])
+        write_rounds(self.paths, [settled(record, slowest.get(record.round)) for record in self._rounds()])
         figures = {"mode": comm.mode, **communication([timings], warmup=comm.warmup)}
         write_json(self.paths.communication, figures)
         return figures

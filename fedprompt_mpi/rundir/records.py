@@ -13,13 +13,14 @@ from typing import Any, TypeVar
 
 from fedprompt_mpi.comm.placement import MPILibrary
 from fedprompt_mpi.comm.traffic import Traffic
-from fedprompt_mpi.config import RunConfig, SettingsError, from_dict, to_dict
+from fedprompt_mpi.config import MOST_WORD, MOST_WORDS, RunConfig, SettingsError, from_dict, to_dict
 from fedprompt_mpi.files import (
     MOST_LINES_BYTES,
     File,
     append_text,
+    bounded_lines,
+    parse_json,
     read_json,
-    read_text,
     read_toml,
     write_json,
     write_text,
@@ -244,19 +245,51 @@ class Summary(Closing):
     seconds_by_phase: dict[str, float]
 
 
-def read_rounds(paths: RunPaths) -> list[RoundRecord]:
+def read_rounds(paths: RunPaths, federation: dict[str, Any] | None = None) -> list[RoundRecord]:
     """Return the lines of rounds.jsonl; a last line that was not written to its end is left out.
 
+    Args:
+        paths: of the run.
+        federation: that section of its settings; read from config.toml if None.
+
     Raises:
-        SettingsError: if there is no such file, it is too large, or a line is no record; it names file, line and field.
+        SettingsError: if there is no such file, it is too large, or a line is not the record of its round; it names
+            file, line and field.
     """
-    records = []
+    settings = federation or read_settings(paths)["federation"]
+    records: list[RoundRecord] = []
     with reading(paths.rounds):
-        *whole, _ = read_text(paths.rounds, MOST_LINES_BYTES).split("\n")
-    for number, line in enumerate(whole, 1):
-        with reading(paths.rounds, f"line {number}: "):
-            records.append(typed(RoundRecord, json.loads(line)))
+        for line in bounded_lines(paths.rounds, MOST_LINES_BYTES):
+            if not line.endswith("\n"):
+                break
+            with reading(paths.rounds, f"line {len(records) + 1}: "):
+                records.append(read_round(line, len(records), settings))
     return records
+
+
+def read_round(line: str, number: int, settings: dict[str, Any]) -> RoundRecord:
+    """Return the record of a round, from its JSON.
+
+    Args:
+        line: the JSON.
+        number: of the round.
+        settings: the section federation of the run.
+
+    Raises:
+        ValueError: if it is no such record, is of another round, or names clients that there are not.
+    """
+    if number > settings["rounds"]:
+        raise ValueError(f"the run has {settings['rounds']} rounds")
+    record, clients = typed(RoundRecord, parse_json(line)), settings["clients"]
+    if record.round != number:
+        raise ValueError(f"round is {record.round}")
+    if len(set(record.cohort)) < len(record.cohort) or not set(record.cohort) <= set(range(clients)):
+        raise ValueError(f"cohort names clients twice, or beyond 0 to {clients - 1}")
+    for name in ("update_norms", "shares", "client_accuracy", "client_attack_success_rate"):
+        values = getattr(record, name)
+        if values is not None and len(values) != len(record.cohort):
+            raise ValueError(f"{name} has {len(values)} values for {len(record.cohort)} clients")
+    return record
 
 
 def append_round(paths: RunPaths, record: RoundRecord) -> None:
@@ -281,7 +314,15 @@ def read_record(file: File, kind: type[Record]) -> Record:
         SettingsError: if there is no such file, it is too large, no JSON, or no such record; it names file and field.
     """
     with reading(file):
-        return typed(kind, read_json(file))
+        return typed(kind, _without_nul(read_json(file)))
+
+
+def _without_nul(record: Any) -> Any:
+    """Drop the NUL that ended the name of Open MPI's library in environment.json, as version 0.1 wrote it."""
+    library = record.get("mpi", {}) if isinstance(record, dict) else {}
+    if isinstance(library, dict) and isinstance(library.get("library"), str):
+        library["library"] = library["library"].removesuffix("\0")
+    return record
 
 
 def read_partition(paths: RunPaths) -> PartitionRecord:
@@ -289,13 +330,17 @@ def read_partition(paths: RunPaths) -> PartitionRecord:
 
     Raises:
         SettingsError: as `read_record` does, also unless each client of the settings has a number of examples for each
-            class.
+            class, and the label words are those of the settings.
     """
-    partition = read_record(paths.partition, PartitionRecord)
-    clients = read_settings(paths)["federation"]["clients"]
+    partition, settings = read_record(paths.partition, PartitionRecord), read_settings(paths)
+    clients, words = settings["federation"]["clients"], settings["task"].get("label_words")
     with reading(paths.partition):
         if len(partition.clients) != clients:
             raise ValueError(f"it has {len(partition.clients)} clients, and the settings {clients}")
+        if words is not None and words != partition.label_words:
+            raise ValueError(f"its label words are {partition.label_words[:9]}, and those of the settings {words[:9]}")
+        if len(partition.label_words) > MOST_WORDS or max(map(len, partition.label_words), default=0) > MOST_WORD:
+            raise ValueError(f"it has more than {MOST_WORDS:,} label words, or one of more than {MOST_WORD} characters")
         for number, record in enumerate(partition.clients):
             if record.client != number or len(record.by_class) != len(partition.label_words):
                 raise ValueError(f"clients.{number} is client {record.client} with {len(record.by_class)} classes")

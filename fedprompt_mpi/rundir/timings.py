@@ -12,6 +12,8 @@ from fedprompt_mpi.rundir.paths import RunPaths
 from fedprompt_mpi.rundir.records import reading
 
 HEAD = "round,rank,phase,seconds,bytes\n"
+MOST_SECONDS = 1e9
+"""A phase of thirty years."""
 MOST_TIMINGS_BYTES = 2**34
 """Largest file of timings: 1,000 rounds of 4,096 ranks take 10 GB."""
 
@@ -38,7 +40,7 @@ def _parse(line: str, number: int) -> TimingRow:
         row = int(round_), int(rank), phase, float(seconds), int(size)
     except ValueError:
         row = -1, -1, "", math.nan, -1
-    if min(row[0], row[1], row[4]) < 0 or row[2] not in PHASES or not 0 <= row[3] < math.inf:
+    if min(row[0], row[1], row[4]) < 0 or row[2] not in PHASES or not 0 <= row[3] < MOST_SECONDS:
         raise ValueError(f"line {number} is {line[:60]!r}: expecting {HEAD.strip()!r}, of numbers from 0")
     return row
 

@@ -183,7 +183,8 @@ def _label_ids(table: Table, task: Task, split: str) -> np.ndarray:
     """Return labels as `[N]` int64, from integers or from names that stand in `task.label_words`."""
     words = {word: i for i, word in enumerate(task.label_words)}
     ids = np.empty(len(table), dtype=np.int64)
-    for row, value in enumerate(_numbers(table.columns[task.label])):
+    values = table.columns[task.label]
+    for row, value in enumerate(values if words.keys() >= set(values) else _numbers(values)):
         try:
             if isinstance(value, str) and value in words:
                 number = words[value]

@@ -162,7 +162,7 @@ def _read_csv(path: Path, file: IO[bytes], room: Room) -> Iterator[dict[str, Any
             raise ValueError("its gzip header has a name without end")  # which is read byte by byte
         stream = gzip.GzipFile(fileobj=file)
     with _long_fields():
-        rows = csv.reader(_lines(stream, room), strict=True)
+        rows = _rows(_lines(stream, room))
         head = next(rows, [])
         if not head:
             raise ValueError("it is empty")
@@ -172,6 +172,23 @@ def _read_csv(path: Path, file: IO[bytes], room: Room) -> Iterator[dict[str, Any
             if len(row) != len(head):
                 raise ValueError(f"row {number} has {len(row)} fields, and the header {len(head)}")
             yield dict(zip(head, row, strict=True))
+
+
+def _rows(lines: Iterator[str]) -> Iterator[list[str]]:
+    """Yield the rows of a CSV file, each up to the limit of a line: fields take many times the bytes of their texts."""
+    length = 0
+
+    def counted() -> Iterator[str]:
+        nonlocal length
+        for line in lines:
+            length += len(line)
+            if length > MOST_LINE:
+                raise ValueError(f"it has a row of more than {MOST_LINE:,} characters")
+            yield line
+
+    for row in csv.reader(counted(), strict=True):
+        length = 0
+        yield row
 
 
 @contextlib.contextmanager

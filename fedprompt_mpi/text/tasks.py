@@ -7,7 +7,7 @@ Pre-trained Models via Poisoned Prompt Tuning, IJCAI 2022).
 import dataclasses
 import re
 
-from fedprompt_mpi.config import SettingsError, TaskConfig
+from fedprompt_mpi.config import MOST_WORD, MOST_WORDS, SettingsError, TaskConfig
 from fedprompt_mpi.text import embedded
 
 FIELDS = ("text", "text_b", "mask")
@@ -113,6 +113,11 @@ def resolve(config: TaskConfig) -> Task:
     if generated and config.data is not None:
         raise SettingsError(f"task.data is {config.data!r} but task {config.name} makes its own text: leave it out")
     _check_template(task)
+    if len(task.label_words) > MOST_WORDS or max(map(len, task.label_words), default=0) > MOST_WORD:
+        raise SettingsError(
+            f"task.label_words is {str(task.label_words)[:60]}...: give at most {MOST_WORDS:,} words of at most "
+            f"{MOST_WORD} characters, for each class one that is a single token"
+        )
     if len(task.label_words) < 2 or len(set(task.label_words)) != len(task.label_words):
         raise SettingsError(f"task.label_words is {list(task.label_words)}: give two or more different words")
     return task

@@ -193,6 +193,23 @@ def _grows(content: dict[str, Any]) -> None:
     content["normalizer"] = {"type": "Sequence", "normalizers": [rule] * 34}
 
 
+def _template(content: dict[str, Any]) -> None:
+    """A template of 20,000 tokens, 400 times a special token of 50 ids."""
+    token = {"id": "[X]", "ids": [2] * 50, "tokens": ["[X]"] * 50}
+    single = [*[{"SpecialToken": {"id": "[X]", "type_id": 0}}] * 400, {"Sequence": {"id": "A", "type_id": 0}}]
+    content["post_processor"] = {
+        "type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": {"[X]": token}
+    }  # fmt: skip
+
+
+def _repeats(content: dict[str, Any]) -> None:
+    """A template that is 20,000 times the text."""
+    single = [{"Sequence": {"id": "A", "type_id": 0}}] * 20_000
+    content["post_processor"] = {
+        "type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": {}
+    }  # fmt: skip
+
+
 def _panics(content: dict[str, Any]) -> None:
     content["normalizer"] = {"type": "Replace", "pattern": {"Regex": "(x+x+)+y"}, "content": "z"}
 
@@ -327,6 +344,16 @@ REFUSED: dict[str, Attack] = {
     "timings without end": _special("timings.csv", "device"),
     "a lock that is a pipe": _special(".lock", "pipe"),
     "a lock of two names": Attack(make=_hard_link, says=".lock is a link"),
+    "a row without end": data("train.csv", lambda _: b"text,label\n" + b'"a\n",' * 1_000_000, "a row of more than"),
+    "a model without layers": model({"num_hidden_layers": 0}, "num_hidden_layers = 0"),
+    "layers in chunks": model({"chunk_size_feed_forward": 3}, "chunk_size_feed_forward = 3"),
+    "label words of 300 characters": flags("at most 200", f'--task.label_words=["{"a" * 300}","b"]'),
+    "1,001 label words": flags("1,000 words", f"--task.label_words={json.dumps([str(k) for k in range(1001)])}"),
+    "a pull of 1e39": flags("client.proximal is 1e+39", "--client.proximal=1e39"),
+    "a noise of 1e308": flags("federation.noise_std is 1e+308", "--federation.noise_std=1e308"),
+    "hardly any noise": flags("privacy.noise_multiplier is 1e-160", "--privacy.noise_multiplier=1e-160"),
+    "a tokenizer that adds 20,000 tokens": tokenizer(_template, "adds 4"),
+    "a tokenizer that repeats texts": tokenizer(_repeats, "times as long"),
     "a tokenizer that grows texts": tokenizer(_grows, "times as long"),
     "a tokenizer that panics": tokenizer(_panics, "cannot encode a text", text="x" * 40_000),
     "a tokenizer of another model": tokenizer(_far_id, "makes the token 999999"),

@@ -83,6 +83,8 @@ def _replaced(old: str, new: str) -> Damage:
     return damage
 
 
+_LAST = ("norms that are missing", "clients that are none", "rounds without order", "a client twice in a round")
+"""Of the last round's line, which a run that goes on writes again from the checkpoint."""
 DAMAGES: dict[str, tuple[str, Damage, str]] = {
     "an empty file of settings": ("config.toml", lambda _: "", "it has no seed"),
     "no section": ("config.toml", lambda text: text[: text.index("[federation]")], "it has no federation"),
@@ -107,6 +109,21 @@ DAMAGES: dict[str, tuple[str, Damage, str]] = {
     "norms that are missing": ("rounds.jsonl", _line(1, lambda made: made["update_norms"].pop()), "update_norms has 9"),
     "clients that are none": ("rounds.jsonl", _line(1, lambda made: made["cohort"].append(77)), "beyond 0 to 9"),
     "rounds without order": ("rounds.jsonl", _line(1, lambda made: made.update(round=7)), "round is 7"),
+    "a client twice in a round": ("rounds.jsonl", _line(1, lambda made: made.update(cohort=[0] * 10)), "twice"),
+    "a million rounds": ("rounds.jsonl", lambda text: text + '{"round": 2}\n' * 1_000_000, "line 3: the run has 1"),
+    "a line of a million lists": (
+        "rounds.jsonl", lambda text: '{"round": 0, "x": [' + "[]," * 1_100_000 + "[]]}\n" + text, "lists and tables"
+    ),
+    "a phase of an age": ("timings.csv", lambda text: text + "1,0,train,1e308,0\n", "timings.csv cannot be read"),
+    "1,001 words": (
+        "partition.json",
+        _json(
+            lambda made: made.update(
+                label_words=["a"] * 1001, clients=[{**client, "by_class": [0] * 1001} for client in made["clients"]]
+            )
+        ),
+        "label words",
+    ),
     "numbers that are none": ("rounds.jsonl", _line(1, lambda made: made.update(train_loss=[])), "train_loss"),
     "timings of words": ("timings.csv", lambda text: text + "1,0,train,long,0\n", "timings.csv cannot be read"),
     "an unknown phase": ("timings.csv", lambda text: text + "1,0,dance,1.0,0\n", "dance"),
@@ -150,8 +167,8 @@ def test_one_message_names_the_file(case: str, finished: Path, tmp_path: Path) -
     text = (run / name).read_bytes().decode(errors="replace")
     (run / name).write_text(damage(text))
     for command in READERS[name]:
-        if command == "run" and case in ("norms that are missing", "clients that are none", "rounds without order"):
-            continue  # the last round's line is written again from the checkpoint
+        if command == "run" and case in _LAST:
+            continue
         with pytest.raises(SettingsError) as caught:
             COMMANDS[command](run, tmp_path / "out")
         message = str(caught.value)
@@ -166,6 +183,8 @@ def test_one_message_names_the_file(case: str, finished: Path, tmp_path: Path) -
     [
         ("round", "x"), ("round", "-3"), ("round", "9" * 5000), ("round", "1000000000"), ("settings", "["),
         ("settings", "[1]"), ("settings", "[" * 100_000), ("record", '{"round": "x"}'), ("numerics", "[]"),
+        ("record", '{"round": 0}'), ("record", '{"round": 99}'), ("record", '{"round": 1, "cohort": [99999]}'),
+        ("record", '{"round": 1, "cohort": [1], "update_norms": [1.0, 2.0]}'),
     ],
 )  # fmt: skip
 def test_a_checkpoint_that_was_signed_again(name: str, value: str, finished: Path, tmp_path: Path) -> None:
@@ -183,6 +202,63 @@ def test_a_checkpoint_that_was_signed_again(name: str, value: str, finished: Pat
         save_file(tensors, file, {**metadata, "sha256": _checksum(tensors, metadata)})
     with pytest.raises(SettingsError, match=r"safetensors is damaged"):
         run_here(run, "--federation.rounds=2", "--output.resume=true")
+
+
+@pytest.mark.parametrize("command", ["report", "compare", "export"])
+def test_label_words_that_are_not_those_of_the_settings(command: str, finished: Path, tmp_path: Path) -> None:
+    """`predict` takes the words of the settings, a page and a card those of the partition."""
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    text = (run / "config.toml").read_text()
+    (run / "config.toml").write_text(_replaced("[task]", '[task]\nlabel_words = ["great", "terrible"]')(text))
+    with pytest.raises(SettingsError, match="label words are"):
+        COMMANDS[command](run, tmp_path / "out")
+
+
+STATEFUL = {
+    "momentum": ["--federation.server_optimizer=momentum"],
+    "second_moment": ["--federation.server_optimizer=adam"],
+    "foolsgold_history": ["--federation.aggregator=foolsgold"],
+    "vector_before": ["--poison.clients=[0]", "--poison.attack=neurotoxin"],
+    "client_residuals": ["--comm.wire=int8"],
+    "server_residual": ["--comm.wire=int8"],
+}
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_the_state_of_a_checkpoint_is_that_of_its_settings(name: str, tmp_path: Path) -> None:
+    """Missing, of another shape, of another type, not finite, too many: never used, and never left out in silence."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    from fedprompt_mpi.files import read_tensors
+    from fedprompt_mpi.rundir.checkpoint import _checksum
+
+    run = tmp_path / "run"
+    run_here(run, "--federation.rounds=1", *STATEFUL[name])
+    (file,) = (run / "checkpoint").iterdir()
+    tensors, metadata = read_tensors(file, "a checkpoint")
+    metadata.pop("sha256")
+    own = tensors[name]
+    for other in (
+        None,
+        own.reshape(-1)[:7],
+        own.astype(np.float64),
+        np.zeros((), own.dtype),
+        own * np.float32("nan"),
+        own,
+    ):
+        changed = (
+            {key: value for key, value in tensors.items() if key != name} if other is None else {**tensors, name: other}
+        )
+        if other is own:
+            changed["another"] = own
+        changed = {key: np.ascontiguousarray(value) for key, value in changed.items()}
+        save_file(changed, file, {**metadata, "sha256": _checksum(changed, metadata)})
+        with pytest.raises(SettingsError, match="the checkpoint of round 1 is damaged"):
+            run_here(run, "--federation.rounds=2", "--output.resume=true", *STATEFUL[name])
+    save_file(tensors, file, {**metadata, "sha256": _checksum(tensors, metadata)})
+    assert run_here(run, "--federation.rounds=2", "--output.resume=true", *STATEFUL[name])["rounds"] == 2
 
 
 def test_a_prompt_of_other_numbers(finished: Path, tmp_path: Path) -> None:

@@ -1,0 +1,50 @@
+"""What a checkpoint holds beside the vector: names and shapes, from the settings alone."""
+
+import numpy as np
+
+from fedprompt_mpi.comm.codec import CODECS
+from fedprompt_mpi.config import RunConfig, SettingsError
+from fedprompt_mpi.federation.adversary import Observer
+from fedprompt_mpi.federation.feedback import RESIDUALS
+from fedprompt_mpi.federation.server import RESIDUAL, make_rule
+from fedprompt_mpi.rules.pairwise import FoolsGold
+from fedprompt_mpi.rules.server_optimizers import SERVER_OPTIMIZERS
+from fedprompt_mpi.rundir.checkpoint import Checkpoint
+
+NOT_BEGUN = {"foolsgold_history": (0, 0)}
+"""Shapes before the first aggregation."""
+
+
+def state_shapes(config: RunConfig, size: int) -> dict[str, tuple[int, ...]]:
+    """Return names and shapes of what a checkpoint holds beside the vector of P = `size` numbers."""
+    clients, shapes = config.federation.clients, {}
+    shapes |= dict.fromkeys(SERVER_OPTIMIZERS[config.federation.server_optimizer].slots, (size,))
+    if isinstance(make_rule(config), FoolsGold):
+        shapes["foolsgold_history"] = (clients, size)
+    if Observer(config.poison).watches:
+        shapes["vector_before"] = (size,)
+    if not CODECS[config.comm.wire].exact:
+        shapes |= {RESIDUAL: (size,), RESIDUALS: (clients, size)}
+    return shapes
+
+
+def check_state(found: Checkpoint, config: RunConfig) -> None:
+    """Check that a checkpoint holds just the arrays that a run of these settings has, of finite float32 numbers.
+
+    Raises:
+        SettingsError: naming the array that is another, missing or too many.
+    """
+    shapes = state_shapes(config, len(found.vector))
+    for name in sorted({*found.state, *shapes}):
+        array, shape = found.state.get(name), shapes.get(name)
+        if array is None or shape is None or array.shape not in (shape, NOT_BEGUN.get(name)):
+            there = "nothing" if array is None else f"an array of shape {array.shape}"
+            wrong = f"{there} as {name!r}, where a run of these settings has {shape or 'nothing'}"
+        elif array.dtype != np.float32 or not np.isfinite(array).all():
+            wrong = f"{name!r} of type {array.dtype}, which are not all finite float32 numbers"
+        else:
+            continue
+        raise SettingsError(
+            f"output.resume: the checkpoint of round {found.round_} is damaged: it holds {wrong}; remove it to "
+            "continue from the one before, or start anew in another output.dir"
+        )
