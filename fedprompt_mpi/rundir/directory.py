@@ -5,9 +5,9 @@ import itertools
 import uuid
 from pathlib import Path
 
-from fedprompt_mpi.config import RunConfig, SettingsError, to_dict
+from fedprompt_mpi.config import RunConfig, SettingsError
 from fedprompt_mpi.rundir.paths import RunPaths
-from fedprompt_mpi.rundir.records import read_rounds
+from fedprompt_mpi.rundir.records import federation_of, read_rounds
 from fedprompt_mpi.rundir.timings import read_timings
 
 
@@ -98,7 +98,7 @@ def check_records(paths: RunPaths, done: int, config: RunConfig) -> None:
         SettingsError: if they cannot be read, or one is missing.
     """
     try:
-        if len(read_rounds(paths, to_dict(config)["federation"])) < done:
+        if len(read_rounds(paths, federation_of(config, done))) < done:
             raise SettingsError(f"{paths.rounds} has not all of the rounds 0 to {done - 1}")
         collections.deque(read_timings(paths), maxlen=0)
     except SettingsError as error:

@@ -24,6 +24,7 @@ from fedprompt_mpi.rundir.records import (
     Seconds,
     Summary,
     append_round,
+    federation_of,
     read_record,
     read_rounds,
     summarise,
@@ -59,6 +60,7 @@ class Journal:
         keep_timings(paths, done if done else None)
         settings = to_dict(config)
         settings["output"]["resume"] = False
+        settings["federation"]["rounds"] = max(config.federation.rounds, done)
         write_text(paths.config, tomli_w.dumps(settings))
 
     def begin(self, environment: Environment, partition: PartitionRecord, *, is_new_job: bool) -> None:
@@ -116,7 +118,7 @@ class Journal:
         return summary
 
     def _rounds(self) -> list[RoundRecord]:
-        return read_rounds(self.paths, to_dict(self.config)["federation"])
+        return read_rounds(self.paths, federation_of(self.config, self._done))
 
     def _write_communication(self) -> dict[str, Any]:
         """Write the statistics of the phases, and let the seconds of each round be those of its slowest rank."""

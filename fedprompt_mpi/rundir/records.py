@@ -267,6 +267,12 @@ def read_rounds(paths: RunPaths, federation: dict[str, Any] | None = None) -> li
     return records
 
 
+def federation_of(config: RunConfig, done: int) -> dict[str, Any]:
+    """Return the section for `read_rounds` of a run that continues after round `done`, perhaps to fewer rounds."""
+    federation = to_dict(config)["federation"]
+    return {**federation, "rounds": max(config.federation.rounds, done + config.output.checkpoint_every)}
+
+
 def read_round(line: str, number: int, settings: dict[str, Any]) -> RoundRecord:
     """Return the record of a round, from its JSON.
 

@@ -30,7 +30,7 @@ def _doomed(fates: str, directory: Path, *flags: str, launcher_flags: Sequence[s
 def test_an_exception_on_all_workers_is_one_report(tmp_path: Path) -> None:
     finished = _doomed("1:train:2:raise,2:train:2:raise", tmp_path / "run")
     check_report(finished)
-    assert "rank 1 of 3 on" in finished.err
+    assert "rank 1 of 3 on" in finished.err or "rank 2 of 3 on" in finished.err  # whichever was first
     assert "failed in phase train of round 2" in finished.err
 
 

@@ -145,7 +145,7 @@ save = checkpoint.save_checkpoint
 def save_and_damage(paths, *given):
     save(paths, *given)
     for file in paths.checkpoints():
-        file.write_bytes(b"torn")
+        file.path.write_bytes(b"torn")
 import fedprompt_mpi.federation.federation as federation
 federation.save_checkpoint = save_and_damage
 import tests.failures.doomed
