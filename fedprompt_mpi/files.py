@@ -28,8 +28,8 @@ from fedprompt_mpi.config import SettingsError
 
 CONTINUE = "--output.resume true continues with the last checkpoint."
 """What is left to do after most failures."""
-NO_MEMORY = ("failed to map segment", "can't allocate memory")
-"""What the dynamic linker and torch say of it."""
+NO_MEMORY = ("failed to map segment", "can't allocate memory", "could not create a primitive")
+"""What the dynamic linker, torch and oneDNN say of it."""
 MOST_TEXT_BYTES = 2**20
 """Largest file of settings."""
 MOST_KEY_PARTS = 8

@@ -111,6 +111,7 @@ def check(section: str, settings: Any) -> None:
             raise SettingsError(f"{name} is {value!r}: choose one of {', '.join(choices)}")
 
 
+MOST_BITS = 64
 NO_TEXT = re.compile("[\0\ud800-\udfff]")
 """What no text holds: NUL, and halves of surrogate pairs, which stand for bytes that are no UTF-8."""
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "nothing"}
@@ -128,6 +129,8 @@ def typed(kind: Any, value: Any, where: str = "") -> Any:
     Raises:
         ValueError: if it is no such value; the message names it, and what it should be.
     """
+    if isinstance(value, int) and value.bit_length() > MOST_BITS:  # Python does not even print one of 4,300 digits
+        raise ValueError(f"{where or 'it'} is a number of more than {MOST_BITS} bits: expecting {describe(kind)}")
     if dataclasses.is_dataclass(kind):
         return _typed_table(kind, value, where)
     origin, arguments = get_origin(kind), get_args(kind)
@@ -140,10 +143,7 @@ def typed(kind: Any, value: Any, where: str = "") -> Any:
     if kind is Any or (origin is Literal and isinstance(value, str) and value in arguments):
         return value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except OverflowError as error:
-            raise ValueError(f"{where or 'it'} is a number of more than 308 digits") from error
+        return float(value)
     if kind is int and isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise ValueError(f"{where or 'it'} is a number of more than 64 bits: expecting {describe(kind)}")
     if isinstance(value, str) and NO_TEXT.search(value):

@@ -1,6 +1,6 @@
 """From the launch to the first broadcast and to the exit: together and plain in turn, medians.
 
-    python tests/bench/start.py [--ranks 1 3 11] [--launches 5]
+    PYTHONPATH=. python tests/bench/start.py [--ranks 1 3 11] [--launches 5]
 
 Prints for each number of ranks and each way: seconds to the first broadcast and to the exit by the clock, and processor
 seconds of all processes of the job. OMP_NUM_THREADS is 1.

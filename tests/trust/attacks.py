@@ -275,6 +275,7 @@ REFUSED: dict[str, Attack] = {
     "a table of 400,000 parts": recipe(_dotted("table"), "more than 8 parts"),
     "quoted keys of 150,000 parts": recipe(_dotted("quoted"), "more than 8 parts"),
     "a number of 1,000 digits": recipe(f"seed = {'9' * 1000}\n", "seed"),
+    "a name of 100,000 digits": recipe(f"[task]\nname = 0x{'f' * 100_000}\n", "task.name is a number of more than 64"),
     "a name that leads out": recipe('[task]\nname = "../../out"\n', "task.name is '../../out'"),
     "an absolute name": flags("task.name is '/tmp/out'", "--task.name=/tmp/out"),
     "a name of escapes": recipe('[task]\nname = "a\\u001b[2J"\n', "task.name is"),
