@@ -219,6 +219,8 @@ def _read_parquet(file: IO[bytes], wanted: Sequence[str], room: Room) -> Table:
 
     try:
         schema = parquet.read_schema(file, memory_map=False)
+        if len(set(schema.names)) < len(schema.names):
+            raise ValueError(f"it has two columns of the same name: {', '.join(schema.names)[:200]}")
         there = [name for name in wanted if name in schema.names]
         for name in there:
             check_type(name, schema.field(name).type)

@@ -69,8 +69,12 @@ def data(name: str, content: Callable[[Path], bytes], says: str, *given: str) ->
 
 
 def parquet_of(columns: dict[str, Any], schema: pa.Schema | None = None, **options: Any) -> bytes:
+    return parquet_of_table(pa.table(columns, schema=schema), **options)
+
+
+def parquet_of_table(table: pa.Table, **options: Any) -> bytes:
     out = pa.BufferOutputStream()
-    parquet.write_table(pa.table(columns, schema=schema), out, **options)
+    parquet.write_table(table, out, **options)
     return out.getvalue().to_pybytes()
 
 
@@ -305,6 +309,11 @@ REFUSED: dict[str, Attack] = {
     "JSON without depth": data("train.jsonl", lambda _: b"[" * 100_000, "train.jsonl cannot be read"),
     "a bomb in gzip": data("train.csv.gz", _bomb("csv.gz"), "expands to"),
     "a bomb in Parquet": data("train.parquet", _bomb("plain"), "expands to"),
+    "two columns of a name": data(
+        "train.parquet",
+        lambda _: parquet_of_table(pa.table([["a", "b"], ["c", "d"], [0, 1]], names=["text", "text", "label"])),
+        "two columns of the same name",
+    ),
     "a bomb of a dictionary": data("train.parquet", _bomb("dictionary"), "expands to"),
     "a text of 2 MB": data("train.csv", lambda _: b"text,label\n" + b"x" * 2**21 + b",1\n", "train.csv cannot be read"),
     "a pickle for data": data("train.parquet", lambda _: PICKLE, "train.parquet cannot be read"),
