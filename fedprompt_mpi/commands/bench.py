@@ -47,7 +47,7 @@ def main(arguments: Sequence[str], liveness: Liveness) -> None:
     channel = measurement.channel
     directory = Path(parsed.dir or f"runs/bench-{time.strftime('%Y%m%d-%H%M%S')}")
     vectors = _agree_on_vectors(channel, parsed.model, prompt_of(parsed), directory)
-    largest = parsed.largest or max(vectors["full"], *parsed.sizes)
+    largest = parsed.largest or max([vectors["full"], *parsed.sizes])
     sizes = sizes_up_to(largest, [size for size in (*vectors.values(), *parsed.sizes) if size <= largest])
     rows = [measurement.measure(collective, size) for collective in COLLECTIVES for size in sizes]
     if channel.rank == 0:

@@ -165,6 +165,6 @@ def load_tokenizer(folder: str) -> Any:
     with late_imports():
         from transformers import AutoTokenizer
 
-    check_tokenizer(Path(folder))
     with as_one_message(f"model.name is {folder!r}, whose tokenizer cannot be read"):
+        check_tokenizer(Path(folder))
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)

@@ -166,12 +166,16 @@ def _read_csv(path: Path, file: IO[bytes], room: Room) -> Iterator[dict[str, Any
         head = next(rows, [])
         if not head:
             raise ValueError("it is empty")
-        if len(set(head)) < len(head):
-            raise ValueError(f"it has two columns of the same name: {', '.join(head)[:200]}")
+        _check_names(head)
         for number, row in enumerate((row for row in rows if row), 1):
             if len(row) != len(head):
                 raise ValueError(f"row {number} has {len(row)} fields, and the header {len(head)}")
             yield dict(zip(head, row, strict=True))
+
+
+def _check_names(names: Sequence[str]) -> None:
+    if len(set(names)) < len(names):
+        raise ValueError(f"it has two columns of the same name: {', '.join(names)[:200]}")
 
 
 def _rows(lines: Iterator[str]) -> Iterator[list[str]]:
@@ -219,8 +223,7 @@ def _read_parquet(file: IO[bytes], wanted: Sequence[str], room: Room) -> Table:
 
     try:
         schema = parquet.read_schema(file, memory_map=False)
-        if len(set(schema.names)) < len(schema.names):
-            raise ValueError(f"it has two columns of the same name: {', '.join(schema.names)[:200]}")
+        _check_names(schema.names)
         there = [name for name in wanted if name in schema.names]
         for name in there:
             check_type(name, schema.field(name).type)

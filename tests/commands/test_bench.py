@@ -79,3 +79,10 @@ def test_bad_input_is_one_message(ranks: int, flags: list[str], words: str, tmp_
     assert finished.err.count("fedprompt_mpi: error") == 1
     assert words in finished.err
     assert not (tmp_path / "bench").exists()
+
+
+def test_by_default_up_to_the_whole_model(tmp_path: Path) -> None:
+    finished = launch(2, "-m", "fedprompt_mpi", "bench", "--seconds=0.005", f"--dir={tmp_path / 'bench'}")
+    assert finished.status == 0, finished
+    rows = json.loads((tmp_path / "bench" / "bench.json").read_text())["rows"]
+    assert max(row["bytes"] for row in rows) == 4 * 478_132

@@ -206,6 +206,10 @@ def _template(content: dict[str, Any]) -> None:
     }  # fmt: skip
 
 
+def _nonsense(content: dict[str, Any]) -> None:
+    content["post_processor"] = {"type": "TemplateProcessing", "single": ["a"], "pair": 3, "special_tokens": []}
+
+
 def _repeats(content: dict[str, Any]) -> None:
     """A template that is 20,000 times the text."""
     single = [{"Sequence": {"id": "A", "type_id": 0}}] * 20_000
@@ -363,6 +367,7 @@ REFUSED: dict[str, Attack] = {
     "a noise of 1e308": flags("federation.noise_std is 1e+308", "--federation.noise_std=1e308"),
     "hardly any noise": flags("privacy.noise_multiplier is 1e-160", "--privacy.noise_multiplier=1e-160"),
     "a tokenizer that adds 20,000 tokens": tokenizer(_template, "adds 4"),
+    "a tokenizer whose template is none": tokenizer(_nonsense, "whose tokenizer cannot be read"),
     "a tokenizer that repeats texts": tokenizer(_repeats, "times as long"),
     "a tokenizer that grows texts": tokenizer(_grows, "times as long"),
     "a tokenizer that panics": tokenizer(_panics, "cannot encode a text", text="x" * 40_000),
