@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+BLOCK = 2**15
+"""Numbers at a time, so that intermediate results stay in the cache."""
 TINY = 1e-300
 LARGEST_NORM = 1e18
 """About the root of the largest float32. Updates with a larger norm are rejected: their sums would overflow."""
@@ -92,9 +94,12 @@ class Aggregator:
             are spread over ranks.
         """
         total = np.zeros(deltas.shape[1])
-        for weight, delta in zip(weights, deltas, strict=True):
-            if weight != 0:
-                total += weight * delta
+        product = np.empty(min(len(total), BLOCK))
+        for at in range(0, len(total), BLOCK):
+            part = total[at : at + BLOCK]
+            for weight, delta in zip(weights, deltas, strict=True):
+                if weight != 0:
+                    part += np.multiply(delta[at : at + BLOCK], weight, out=product[: len(part)])
         return total
 
     def state(self) -> dict[str, np.ndarray]:

@@ -6,8 +6,12 @@ products, as do the distances of any weighted mean: no further pass over the vec
 Legend: K clients of the round, P parameters, f assumed malicious clients.
 """
 
+import collections
 import dataclasses
 import functools
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -17,6 +21,9 @@ from fedprompt_mpi.rules.aggregator_base import TINY, Aggregator, Updates, clip_
 from fedprompt_mpi.rules.setting import Comparison, setting
 from fedprompt_mpi.rules.spill import zeros
 
+ROWS, COLUMNS = 200, 2048
+"""Clients whose inner products or distances are computed at a time, and the numbers of each: they stay in the cache."""
+
 
 class PairwiseRule(Aggregator):
     """Base of the rules that compare updates: it sums the inner products of all pairs over the chunks."""
@@ -25,17 +32,24 @@ class PairwiseRule(Aggregator):
 
     def begin(self, updates: Updates) -> None:
         """Reset the inner products."""
-        self.inner = np.zeros((len(updates.clients), len(updates.clients)))
+        self._inner, self._is_whole = np.zeros((len(updates.clients), len(updates.clients))), True
 
     def observe(self, chunk: slice, deltas: np.ndarray, vector: np.ndarray) -> None:
         """Add the inner products of this chunk."""
-        self.inner += inner_products(deltas)
+        self._add(deltas)
+
+    def _add(self, rows: np.ndarray) -> None:
+        add_inner_products(self._inner, rows)
+        self._is_whole = False
 
     @property
-    def squared_distances(self) -> np.ndarray:
-        """`[K, K]` float64."""
-        squares = self.inner.diagonal()
-        return np.maximum(squares[:, None] + squares - 2 * self.inner, 0.0)
+    def inner(self) -> np.ndarray:
+        """`[K, K]` float64, the inner products of all pairs."""
+        if not self._is_whole:
+            for at in range(0, len(self._inner), ROWS):
+                self._inner[:at, at : at + ROWS] = self._inner[at : at + ROWS, :at].T
+            self._is_whole = True
+        return self._inner
 
     @property
     def cosines(self) -> np.ndarray:
@@ -63,14 +77,14 @@ class GeometricMedian(PairwiseRule):
     def weights(self, updates: Updates) -> np.ndarray:
         """Return the weights of the deltas in their geometric median."""
         examples = updates.num_examples / updates.num_examples.sum()
-        weights = examples
+        inner, weights = self.inner, examples
         for _ in range(self.iterations):
-            products = np.einsum("ij,j->i", self.inner, weights)
-            squares = self.inner.diagonal() - 2 * products + np.einsum("i,i", weights, products)
+            products = np.einsum("ij,j->i", inner, weights)
+            squares = inner.diagonal() - 2 * products + np.einsum("i,i", weights, products)
             betas = examples / np.maximum(np.sqrt(np.maximum(squares, 0.0)), self.smoothing)
             step = betas / betas.sum() - weights
             weights = weights + step
-            if np.einsum("i,ij,j", step, self.inner, step) < (0.001 * self.smoothing) ** 2:  # v has converged
+            if np.einsum("i,ij,j", step, inner, step) < (0.001 * self.smoothing) ** 2:  # v has converged
                 break
         return weights
 
@@ -90,7 +104,7 @@ class Krum(PairwiseRule):
 
     def weights(self, updates: Updates) -> np.ndarray:
         """Return 1 for the chosen client."""
-        best = krum_order(self.squared_distances, updates.assumed_malicious)[:1]
+        best = krum_order(self.inner, updates.assumed_malicious)[:1]
         return _equal_weights(best, len(updates.clients))
 
 
@@ -104,7 +118,7 @@ class MultiKrum(Krum):
     def weights(self, updates: Updates) -> np.ndarray:
         """Return equal weights for the chosen clients."""
         count, malicious = len(updates.clients), updates.assumed_malicious
-        return _equal_weights(krum_order(self.squared_distances, malicious)[: count - malicious], count)
+        return _equal_weights(krum_order(self.inner, malicious)[: count - malicious], count)
 
 
 class Bulyan(Krum):
@@ -127,14 +141,9 @@ class Bulyan(Krum):
 
     def weights(self, updates: Updates) -> np.ndarray:
         """Return equal weights for the chosen clients."""
-        malicious, distances = updates.assumed_malicious, self.squared_distances
-        left = list(range(len(distances)))
-        chosen = []
-        while len(chosen) < len(distances) - 2 * malicious:
-            best = krum_order(distances[np.ix_(left, left)], malicious)[0]
-            chosen.append(left.pop(int(best)))
-        self._averaged = len(chosen) - 2 * malicious
-        return _equal_weights(np.array(chosen), len(distances))
+        chosen = bulyan_choice(self.inner, updates.assumed_malicious)
+        self._averaged = len(chosen) - 2 * updates.assumed_malicious
+        return _equal_weights(chosen, len(self.inner))
 
     def combine(self, deltas: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """Return, of each column's chosen rows, the mean of those closest to their median."""
@@ -184,7 +193,7 @@ class FoolsGold(PairwiseRule):
         """Add this chunk to the clients' histories, and sum the inner products of the histories."""
         sums = self._history[self._clients, chunk] + deltas
         self._history[self._clients, chunk] = sums
-        self.inner += inner_products(sums)
+        self._add(sums)
 
     def weights(self, updates: Updates) -> np.ndarray:
         """Return the weights of Algorithm 1, scaled to sum to 1."""
@@ -281,14 +290,40 @@ class Flame(PairwiseRule):
         return admitted * clip_factors(updates.norms, bound) / max(admitted.sum(), 1)
 
 
-def inner_products(rows: np.ndarray) -> np.ndarray:
-    """Return the inner products `[K, K]` float64 of all pairs of rows `[K, chunk]` float32.
+def add_inner_products(total: np.ndarray, rows: np.ndarray) -> None:
+    """Add the inner products of all pairs of rows `[K, chunk]` float32 to `total` `[K, K]` float64, in place.
 
-    BLAS computes them in one thread: the order in which it sums depends on the number of its threads.
+    Only the lower half is complete, since the products of a block of rows with a block above it are left out.
+
+    BLAS computes each block in one thread, since the order in which it sums depends on the number of its threads; the
+    blocks are spread over the cores of this process.
     """
-    wide = rows.astype(np.float64)
+    step = min(max(len(rows) // 4, ROWS), 1024)  # larger blocks need fewer passes, smaller ones are spread more evenly
+    blocks = [slice(at, at + step) for at in range(0, len(rows), step)]
+    pairs = [(first, second) for at, first in enumerate(blocks) for second in blocks[: at + 1]]
+    buffer = np.empty((len(rows), min(COLUMNS, rows.shape[1])))
     with _blas().limit(limits=1, user_api="blas"):
-        return wide @ wide.T
+        for at in range(0, rows.shape[1], COLUMNS):
+            part = rows[:, at : at + COLUMNS]
+            wide = buffer[:, : part.shape[1]]
+            wide[:] = part
+
+            def add(pair: tuple[slice, slice], wide: np.ndarray = wide) -> None:
+                first, second = pair
+                total[first, second] += wide[first] @ wide[second].T
+
+            _in_parallel(add, pairs)
+
+
+def _in_parallel(work: Callable[[Any], None], items: Sequence[Any]) -> None:
+    """Call `work` for each item, on all cores of this process."""
+    with ThreadPoolExecutor(_cores()) as pool:
+        collections.deque(pool.map(work, items), maxlen=0)
+
+
+def _cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @functools.cache
@@ -296,20 +331,83 @@ def _blas() -> threadpoolctl.ThreadpoolController:
     return threadpoolctl.ThreadpoolController()
 
 
-def krum_scores(squared_distances: np.ndarray, malicious: int) -> np.ndarray:
-    """Return the sum of each client's K - f - 2 smallest squared distances to others (at least one) `[K]`."""
-    count = len(squared_distances)
-    neighbours = max(count - malicious - 2, 1)
-    return np.sort(squared_distances, axis=1)[:, 1 : 1 + neighbours].sum(axis=1)  # the first is its own, 0
+def squared_distances(inner: np.ndarray, rows: slice = slice(None)) -> np.ndarray:
+    """Return the squared distances of some of K vectors to all `[rows, K]` float64, from their inner products."""
+    squares = inner.diagonal()
+    return np.maximum(squares[rows, None] + squares - 2 * inner[rows], 0.0)
 
 
-def krum_order(squared_distances: np.ndarray, malicious: int) -> np.ndarray:
+def krum_order(inner: np.ndarray, malicious: int) -> np.ndarray:
     """Return the clients from the best Krum score to the worst `[K]` int64.
 
-    Of two clients with the same score the one nearer to all others comes first, not the one with the lower id. (Two
-    clients that are each other's only neighbour have the same score.)
+    The score is the sum of a client's K - f - 2 smallest squared distances to others (at least one). Of two clients
+    with the same score the one nearer to all others comes first, not the one with the lower id. (Two clients that are
+    each other's only neighbour have the same score.)
+
+    Args:
+        inner: `[K, K]` float64, the inner products of all pairs.
+        malicious: f.
     """
-    return np.lexsort((squared_distances.sum(axis=1), krum_scores(squared_distances, malicious)))
+    count = len(inner)
+    neighbours, scores, sums = max(count - malicious - 2, 1), np.empty(count), np.empty(count)
+
+    def score(at: int) -> None:
+        rows = slice(at, at + ROWS)
+        distances = squared_distances(inner, rows)
+        sums[rows] = distances.sum(axis=1)
+        distances.sort(axis=1)
+        scores[rows] = distances[:, 1 : 1 + neighbours].sum(axis=1)  # the first is its own, 0
+
+    _in_parallel(score, range(0, count, ROWS))
+    return np.lexsort((sums, scores))
+
+
+def bulyan_choice(inner: np.ndarray, malicious: int) -> np.ndarray:
+    """Return the K - 2 f clients that Krum chooses one after the other from those left `[K - 2 f]` int64.
+
+    When a client leaves, each of the others has one neighbour less to count: the one that has left, or else its
+    farthest. So the distances are sorted once.
+
+    Args:
+        inner: `[K, K]` float64, the inner products of all pairs.
+        malicious: f.
+    """
+    count = len(inner)
+    everyone, wanted, chosen = np.arange(count), count - 2 * malicious, []
+    distances = squared_distances(inner)
+    np.fill_diagonal(distances, -1.0)  # each client itself comes first, and does not count
+    order = np.argsort(distances, axis=1)
+    np.fill_diagonal(distances, 0.0)
+    place = np.empty_like(order)  # [j, i]: place of client j in the order of client i
+    place[order, everyone[:, None]] = everyone
+    farthest = np.full(count, count - malicious - 2)  # place of the last neighbour that counts
+    counts = np.tile((everyone > 0) & (everyone <= farthest[0]), (count, 1))
+    nearest = np.where(counts, np.take_along_axis(distances, order, axis=1), 0.0)
+    scores = nearest.sum(axis=1)
+    rounding = 4 * count * np.finfo(np.float64).eps * scores.max()  # of all subtractions together
+    while len(chosen) < min(wanted, count - malicious - 3):
+        near = np.flatnonzero(scores <= scores.min() + rounding)
+        exact = nearest[near].sum(axis=1)
+        best = _nearest_to_all(distances, near[exact == exact.min()], scores < np.inf)
+        chosen.append(best)
+        at = np.minimum(place[best], farthest)
+        scores -= nearest[everyone, at]
+        scores[best] = np.inf
+        nearest[everyone, at], counts[everyone, at] = 0.0, False
+        while len(stale := np.flatnonzero((scores < np.inf) & ~counts[everyone, farthest])):
+            farthest[stale] -= 1
+    left = scores < np.inf
+    while len(chosen) < wanted:  # each has one neighbour
+        rest = np.flatnonzero(left)
+        chosen.append(rest[krum_order(inner[np.ix_(rest, rest)], malicious)[0]])
+        left[chosen[-1]] = False
+    return np.array(chosen)
+
+
+def _nearest_to_all(distances: np.ndarray, candidates: np.ndarray, left: np.ndarray) -> int:
+    if len(candidates) == 1:
+        return int(candidates[0])
+    return int(candidates[np.argmin(distances[candidates][:, left].sum(axis=1))])
 
 
 def _equal_weights(chosen: np.ndarray, count: int) -> np.ndarray:

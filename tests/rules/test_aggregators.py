@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from fedprompt_mpi.config import FederationConfig, SettingsError
+from fedprompt_mpi.rules import pairwise
 from fedprompt_mpi.rules.aggregator_base import Aggregator, Updates
 from fedprompt_mpi.rules.aggregators import AGGREGATORS
-from fedprompt_mpi.rules.pairwise import Bulyan, FoolsGold, inner_products, krum_scores
+from fedprompt_mpi.rules.pairwise import Bulyan, FoolsGold, PairwiseRule, add_inner_products, bulyan_choice, krum_order
 from tests.jobs import REPOSITORY
 
 
@@ -208,10 +209,9 @@ def test_geometric_median_weighs_by_examples() -> None:
 
 
 def test_krum_by_hand() -> None:
-    """K = 5, f = 1: the score adds 2 squared distances; 2 has neighbours 1 and 3 (1 + 1), the others are further."""
-    deltas = _columns(0, 1.0, 2, 3, 50)
-    distances = (deltas - deltas.T) ** 2
-    np.testing.assert_array_equal(krum_scores(distances, 1), [5, 2, 2, 5, 47**2 + 48**2])
+    """K = 5, f = 1: the score adds 2 squared distances, which gives 5, 2, 5, 13 and 46^2 + 48^2."""
+    deltas = _columns(0, 1.0, 2, 4, 50).astype(np.float64)
+    np.testing.assert_array_equal(krum_order(deltas @ deltas.T, 1), [1, 2, 0, 3, 4])
     assert _aggregate(_rule("krum", assumed_malicious=1), _columns(0, 1.5, 2, 2.6, 50))[0] == 2
 
 
@@ -227,6 +227,19 @@ def test_bulyan_by_hand() -> None:
     assert _aggregate(rule, _columns(0, 1, 2, 3, 4, 60, -90))[0] == 2
     # uneven: chosen 0, 1, 2, 5, 9 with median 2; closest three are 0, 1, 2 (distance 2) and not 5 (distance 3)
     assert _aggregate(rule, _columns(0, 1, 2, 5, 9, 600, -900))[0] == 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_bulyan_chooses_as_krum_would_one_after_the_other(seed: int) -> None:
+    """Of points on a small grid, with many clones and equal distances."""
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(3, 40))
+    malicious = int(rng.integers(0, (count - 3) // 4 + 1))
+    points = rng.integers(0, 4, size=(count, 2)).astype(np.float64)
+    inner, left, expected = points @ points.T, list(range(count)), []
+    while len(expected) < count - 2 * malicious:
+        expected.append(left.pop(int(krum_order(inner[np.ix_(left, left)], malicious)[0])))
+    assert bulyan_choice(inner, malicious).tolist() == expected
 
 
 def test_foolsgold_by_hand() -> None:
@@ -291,8 +304,26 @@ def test_outlier_check_by_hand() -> None:
 
 
 def test_inner_products_are_those_of_float64() -> None:
-    rows = np.random.default_rng(0).standard_normal((5, 1000)).astype(np.float32)
-    np.testing.assert_allclose(inner_products(rows), rows.astype(np.float64) @ rows.T.astype(np.float64), rtol=1e-12)
+    rows = np.random.default_rng(0).standard_normal((600, 1000)).astype(np.float32)
+    total = np.ones((600, 600))
+    add_inner_products(total, rows)
+    expected = 1 + rows.astype(np.float64) @ rows.T.astype(np.float64)
+    np.testing.assert_allclose(np.tril(total), np.tril(expected), rtol=1e-12, atol=1e-12)
+    rule = _rule("krum")
+    assert isinstance(rule, PairwiseRule)
+    _aggregate(rule, rows)
+    np.testing.assert_allclose(rule.inner, expected - 1, rtol=1e-12, atol=1e-12)
+
+
+def test_inner_products_have_the_same_bits_on_any_number_of_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = np.random.default_rng(0).standard_normal((600, 1000)).astype(np.float32)
+    totals = []
+    for cores in (1, 2, 7):
+        monkeypatch.setattr(pairwise, "_cores", lambda cores=cores: cores)
+        totals.append(np.zeros((600, 600)))
+        add_inner_products(totals[-1], rows)
+    np.testing.assert_array_equal(totals[1], totals[0])
+    np.testing.assert_array_equal(totals[2], totals[0])
 
 
 def test_the_guide_s_rule_is_one() -> None:
