@@ -23,6 +23,7 @@ from fedprompt_mpi.files import CONTINUE, NO_MEMORY, CannotWriteError, ChangedFi
 from fedprompt_mpi.liveness.liveness import Liveness
 from fedprompt_mpi.liveness.output import keep_output_safe, one_line
 from fedprompt_mpi.liveness.stop import STOPPED, Stopped
+from fedprompt_mpi.plm.late_imports import own_the_process
 from fedprompt_mpi.start.launcher import SRUN, read_launch
 
 USAGE = """\
@@ -57,6 +58,7 @@ COMMANDS = (*PARALLEL, "sweep", *SERIAL)
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and end the process with its exit status."""
+    own_the_process()
     keep_output_safe()
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # of libraries, about numbers that are named where they matter
@@ -67,11 +69,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except PrintedText:
         pass
     except SettingsError as error:
-        if launch.rank == 0:  # every rank has the same error
+        if liveness.rank == 0:  # every rank has the same error
             print(one_line(f"fedprompt_mpi: error: {error}"), file=sys.stderr, flush=True)
         liveness.end_together(2)
     except Stopped as stop:
-        if launch.rank == 0:
+        if liveness.rank == 0:
             print(f"{stop}; --output.resume true continues", flush=True)
         liveness.end_together(STOPPED)
     except RankLost as lost:

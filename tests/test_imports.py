@@ -29,7 +29,7 @@ ALLOWED = {
         "run", "report", "federation", "rundir", "comm", "liveness", "plm", "text", "files", "config", "rules", "start",
     },
     "__init__": {"run", "commands", "config"},
-    "cli": {"commands", "comm", "liveness", "files", "config", "start"},
+    "cli": {"commands", "comm", "liveness", "plm", "files", "config", "start"},
     "__main__": {"cli", "start"},
 }  # fmt: skip
 WITHOUT_TORCH = {"start", "rules", "config", "seeds", "files", "liveness", "text", "comm", "report", "run", "cli"}

@@ -23,14 +23,13 @@ def count_parameters(config: Any, prompt: PromptConfig) -> dict[str, int]:
         config: a transformers config; the model is built on the meta device, so nothing is allocated.
         prompt: sizes of the prompt; its method is ignored.
     """
-    import torch
-
     from fedprompt_mpi.plm.hugging_face import as_one_message, geometry_of, model_class
+    from fedprompt_mpi.plm.late_imports import on_meta
     from fedprompt_mpi.plm.methods import METHODS, make_method
 
     sizes, built_by = vars(prompt), model_class(config)
-    with as_one_message("the model cannot be built from its config"), torch.device("meta"):
-        model = built_by.from_config(config)
+    with as_one_message("the model cannot be built from its config"):
+        model = on_meta(lambda: built_by.from_config(config))
         geometry = geometry_of(config)
         return {
             name: make_method(PromptConfig(**{**sizes, "method": name}), geometry, model).layout.size

@@ -1,6 +1,7 @@
 """Flags and TOML files -> checked settings, and the parsers of all commands."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,10 +77,15 @@ def setting_names() -> set[str]:
 
 def _parse_flags(flags: Sequence[str]) -> dict[str, Any]:
     """Return the settings that are given as flags, as nested tables; environment variables are none."""
+    parser = _settings_parser(with_docstrings=not {"-h", "--help"}.isdisjoint(flags))
+    return parse(parser, flags, defaults=False).as_dict()
+
+
+@functools.cache
+def _settings_parser(*, with_docstrings: bool) -> Any:
     import jsonargparse
 
-    asks_for_help = not {"-h", "--help"}.isdisjoint(flags)
-    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=asks_for_help)  # which takes time
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=with_docstrings)  # which takes time
     parser = jsonargparse.ArgumentParser(
         prog="fedprompt_mpi run",
         parser_mode="toml",
@@ -89,7 +95,7 @@ def _parse_flags(flags: Sequence[str]) -> dict[str, Any]:
     )
     parser.add_argument("--config", help="TOML file of settings; flags override it")
     parser.add_class_arguments(RunConfig, as_group=False)
-    return parse(parser, flags, defaults=False).as_dict()
+    return parser
 
 
 def _read_config(name: str) -> dict[str, Any]:

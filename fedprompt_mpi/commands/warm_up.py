@@ -2,6 +2,8 @@
 
 import importlib
 
+from fedprompt_mpi.plm.late_imports import own_the_process
+
 NEEDED = (
     "jsonargparse", "mpi4py", "torch", "torch.optim",
     "fedprompt_mpi.comm.mpi_channel", "fedprompt_mpi.commands.run", "fedprompt_mpi.commands.bench",
@@ -14,6 +16,7 @@ def warm_up() -> None:
     """Import, and load the embedded model."""
     from fedprompt_mpi.plm import hugging_face
 
+    own_the_process()
     config = hugging_face.read_config("embedded")
     hugging_face.model_class(config)
     for name in NEEDED:

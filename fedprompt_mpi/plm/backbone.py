@@ -9,6 +9,7 @@ L layers, H key-value heads, d width of a head.
 
 import contextlib
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import nn
 from fedprompt_mpi.config import Family, ModelConfig, RunConfig, SettingsError
 from fedprompt_mpi.plm import shortcuts
 from fedprompt_mpi.plm.hugging_face import as_one_message, family_of, geometry_of, model_class, read_config
+from fedprompt_mpi.plm.late_imports import with_shapes
 from fedprompt_mpi.plm.model_folder import Weights
 
 BF16_PAYS_FROM_WIDTH = 256  # below, casting costs more than the faster arithmetic gains
@@ -190,7 +192,8 @@ def load_backbone(
     family = family_of(plm_config)
     weights = Weights(Path(folder))
     with as_one_message(f"model.name is {folder!r}, whose weights cannot be read as safetensors"):
-        model, info = model_class(plm_config).from_pretrained(
+        load = functools.partial(
+            model_class(plm_config).from_pretrained,
             folder,
             dtype=torch.float32,
             use_safetensors=True,
@@ -198,6 +201,7 @@ def load_backbone(
             local_files_only=True,
             output_loading_info=True,
         )
+        model, info = with_shapes(load)  # it builds the model on the meta device
     if info["missing_keys"]:
         raise SettingsError(
             f"model.name is {folder!r}, which lacks the weights {sorted(info['missing_keys'])[:3]}: "

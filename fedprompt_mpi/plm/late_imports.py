@@ -26,6 +26,9 @@ LATE = (
     "torch.nn.attention.flex_attention",
 )
 """Modules that come late, with all below them."""
+SHAPES = ("torch._meta_registrations", "torch.distributed._meta_registrations")
+"""These come late too, but only in a process of the command line (`own_the_process`): they give torch's operations on
+the meta device shapes that C++ does not know, no code asks for them by name, and `with_shapes` loads them."""
 
 
 @contextlib.contextmanager
@@ -33,14 +36,46 @@ def late_imports() -> Iterator[None]:
     """Let the modules of `LATE` that are imported in the block come when they are used."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
-    _COMING.update(LATE)
+    _COMING.update(LATE, SHAPES if _owned else ())
     try:
         yield
     finally:
-        for root in LATE:
+        for root in (*LATE, *SHAPES):
             if root not in _ASKED:
                 _withdraw(root)
         _COMING.clear()
+
+
+def own_the_process() -> None:
+    """Note that no other code than this program's runs in this process."""
+    global _owned
+    _owned = True
+
+
+_owned = False
+
+
+def with_shapes(build: Callable[[], Any]) -> Any:
+    """Return what `build` makes; if it needs one of `SHAPES`, it is called again with them."""
+    try:
+        return build()
+    except NotImplementedError:
+        if all(map(_is_loaded, SHAPES)):
+            raise
+        for module in SHAPES:
+            importlib.import_module(module)
+        return build()
+
+
+def on_meta(build: Callable[[], Any]) -> Any:
+    """Return what `build` makes on the meta device: modules without memory."""
+    import torch
+
+    def built() -> Any:
+        with torch.device("meta"):
+            return build()
+
+    return with_shapes(built)
 
 
 _COMPILER = "torch._dynamo"
@@ -116,6 +151,7 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
+        _MADE.add(spec.name)
         return _StandIn(spec.name)
 
     def exec_module(self, module: types.ModuleType) -> None:
@@ -126,9 +162,13 @@ _COMING: set[str] = set()
 """Modules of `LATE` that are to come late, in a block of `late_imports`."""
 
 
+_MADE: set[str] = set()
+"""Names of the modules that are stand-ins now."""
+
+
 def _root_of(module: str) -> str:
-    """Return the member of `LATE` that a module belongs to; empty if to none."""
-    return next((late for late in LATE if module == late or module.startswith(f"{late}.")), "")
+    """Return the member of `LATE` or `SHAPES` that a module belongs to; empty if to none."""
+    return next((late for late in (*LATE, *SHAPES) if module == late or module.startswith(f"{late}.")), "")
 
 
 def _is_loaded(module: str) -> bool:
@@ -138,8 +178,10 @@ def _is_loaded(module: str) -> bool:
 def _withdraw(root: str) -> None:
     """Let a module of `LATE` be imported as it is from now on."""
     _COMING.discard(root)
-    for name, module in list(sys.modules.items()):
-        if isinstance(module, _StandIn) and _root_of(name) == root:
+    for name in [made for made in _MADE if _root_of(made) == root]:
+        _MADE.discard(name)
+        module = sys.modules.get(name)
+        if isinstance(module, _StandIn):
             del sys.modules[name]
             parent, _, child = name.rpartition(".")
             if vars(sys.modules.get(parent, module)).get(child) is module:

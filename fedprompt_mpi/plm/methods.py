@@ -19,6 +19,7 @@ from fedprompt_mpi.config import PromptConfig
 from fedprompt_mpi.plm.backbone import Injection
 from fedprompt_mpi.plm.flat import FlatLayout
 from fedprompt_mpi.plm.hugging_face import Geometry
+from fedprompt_mpi.plm.late_imports import on_meta
 
 Parameters = dict[str, torch.Tensor]
 
@@ -144,9 +145,8 @@ class PTuning(_Reparametrised):
 
     def __init__(self, config: PromptConfig, geometry: Geometry, model: Any = None) -> None:
         """Lay out the network's parameters."""
-        with torch.device("meta"):
-            network = _PTuningNetwork(config.num_virtual_tokens, geometry.embedding_width)
-        super().__init__(config, geometry, network)
+        sizes = config.num_virtual_tokens, geometry.embedding_width
+        super().__init__(config, geometry, on_meta(lambda: _PTuningNetwork(*sizes)))
 
     def _fan_in(self, name: str) -> int:
         return self.geometry.embedding_width * (2 if name.startswith("mlp.0") else 1)
@@ -180,11 +180,8 @@ class Prefix(_Reparametrised):
     def __init__(self, config: PromptConfig, geometry: Geometry, model: Any = None) -> None:
         """Lay out the network's parameters."""
         out = geometry.layers * 2 * geometry.kv_heads * geometry.head_width
-        with torch.device("meta"):
-            network = _PrefixNetwork(
-                config.num_virtual_tokens, geometry.embedding_width, config.prefix_hidden_size, out
-            )
-        super().__init__(config, geometry, network)
+        sizes = config.num_virtual_tokens, geometry.embedding_width, config.prefix_hidden_size, out
+        super().__init__(config, geometry, on_meta(lambda: _PrefixNetwork(*sizes)))
 
     def _fan_in(self, name: str) -> int:
         return self.geometry.embedding_width if name.startswith("mlp.0") else self.config.prefix_hidden_size

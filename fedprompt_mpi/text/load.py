@@ -4,6 +4,7 @@ Only one process of a node loads. It checks columns and labels, so that a wrong 
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,10 +71,15 @@ def load(task: Task, config: TaskConfig, seed: int) -> tuple[Examples, Examples]
 def _generate(task: Task, purpose: str, count: int) -> Examples:
     """Generate the texts of an embedded task; they are the same in every run, like those of a data set."""
     aspect = {"embedded-topic": "topic", "embedded-spam": "spam"}.get(task.name, "sentiment")
-    rng = seeds.generator(0, purpose)
-    messages = [embedded.message(rng) for _ in range(count)]
+    messages = _messages(purpose, count)
     labels = np.array([getattr(message, aspect) for message in messages], dtype=np.int64)
     return Examples(texts=[message.text for message in messages], labels=labels)
+
+
+@functools.cache
+def _messages(purpose: str, count: int) -> tuple[embedded.Message, ...]:
+    rng = seeds.generator(0, purpose)
+    return tuple(embedded.message(rng) for _ in range(count))
 
 
 def _at_most(examples: Examples, limit: int | None, rng: np.random.Generator) -> Examples:

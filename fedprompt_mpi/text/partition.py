@@ -106,8 +106,14 @@ def _by_user(users: Sequence[str] | None, clients: int, rng: np.random.Generator
     return [np.flatnonzero(client_of[owner] == client) for client in range(clients)]
 
 
+MOST_LINES = 50
+"""Clients that a table lists one by one."""
+
+
 def format_table(counts: np.ndarray, label_words: Sequence[str], poisoned: Sequence[int]) -> str:
     """Return a partition as a table: one line per client, with its examples of each class and its poisoned ones.
+
+    Of more than `MOST_LINES` clients the table has the quantiles instead, each column's own.
 
     Args:
         counts: `[K, C]` clean examples by client and class.
@@ -115,8 +121,28 @@ def format_table(counts: np.ndarray, label_words: Sequence[str], poisoned: Seque
         poisoned: K counts of poisoned examples.
     """
     width = max(8, *(len(word) + 2 for word in label_words))
+    if len(counts) > MOST_LINES:
+        return _quantiles(counts, label_words, poisoned, width)
     lines = ["client" + f"{'examples':>10}" + "".join(f"{word:>{width}}" for word in label_words)]
     for client, (row, extra) in enumerate(zip(counts, poisoned, strict=True)):
         mark = f"   poisoned: {extra}" if extra else ""
         lines.append(f"{client:6d}{row.sum():10d}" + "".join(f"{n:{width}d}" for n in row) + mark)
+    return "\n".join(lines)
+
+
+def _quantiles(counts: np.ndarray, label_words: Sequence[str], poisoned: Sequence[int], width: int) -> str:
+    columns = np.column_stack([counts.sum(axis=1), counts])
+    head = f"{len(counts):,} clients"
+    lines = [f"{head:<16}{'examples':>10}" + "".join(f"{word:>{width}}" for word in label_words)]
+    for name, share in (
+        ("fewest", 0),
+        ("5 % have up to", 0.05),
+        ("median", 0.5),
+        ("95 % have up to", 0.95),
+        ("most", 1),
+    ):
+        row = np.quantile(columns, share, axis=0, method="lower").tolist()
+        lines.append(f"{name:<16}{row[0]:10d}" + "".join(f"{n:{width}d}" for n in row[1:]))
+    if any(poisoned):
+        lines.append(f"poisoned: {sum(poisoned):,} examples of {np.count_nonzero(poisoned):,} clients")
     return "\n".join(lines)

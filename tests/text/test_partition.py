@@ -82,3 +82,14 @@ def test_table_marks_the_poisoned() -> None:
     assert table[0].split() == ["client", "examples", "bad", "good"]
     assert table[1].split() == ["0", "4", "3", "1"]
     assert table[2].split() == ["1", "4", "2", "2", "poisoned:", "2"]
+
+
+def test_the_table_of_many_clients_has_quantiles() -> None:
+    """Of 101 clients with 0 to 100 examples of one class, and 7 of another."""
+    counts = np.stack([np.arange(101), np.full(101, 7)], axis=1)
+    table = format_table(counts, ["bad", "good"], [0] * 99 + [3, 4]).splitlines()
+    assert table[0].split() == ["101", "clients", "examples", "bad", "good"]
+    assert [line.split()[-3:] for line in table[1:-1]] == [
+        ["7", "0", "7"], ["12", "5", "7"], ["57", "50", "7"], ["102", "95", "7"], ["107", "100", "7"]
+    ]  # fmt: skip
+    assert table[-1] == "poisoned: 7 examples of 2 clients"
