@@ -60,7 +60,8 @@ def run(config: RunConfig | None = None, *, liveness: Liveness | None = None) ->
     started = Origin.since or time.perf_counter()
     config, launch = config or RunConfig(), read_launch()
     task = resolve(config.task)
-    check_ranks(config, launch.size)
+    if launch.size is not None:
+        check_ranks(config, launch.size)
     liveness = liveness or Liveness(rank=launch.rank, size=launch.size)
     lock = DirectoryLock()
     with liveness.watched(config.comm.deadline_s):
@@ -68,6 +69,7 @@ def run(config: RunConfig | None = None, *, liveness: Liveness | None = None) ->
         if liveness.ends_job:
             liveness.stop.listen()
         try:
+            check_ranks(config, channel.size)
             setup, checkpoint = prepare(config, task, channel, lock, started)
             summary = run_with_recovery(setup, checkpoint, run_rounds)
         except (SettingsError, Stopped):  # raised on every rank alike

@@ -13,7 +13,10 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
-##SBATCH --gpus-per-node=4        # workers take a node's GPUs in turn, rank 0 takes none: tasks = GPUs + 1
+#
+# One GPU a worker, none for rank 0, on two nodes of four GPUs: the first node gets five tasks, the second four.
+#     sbatch --nodes=2 --ntasks=9 --gpus-per-node=4 launch/slurm.sh ...
+# Every task must see all GPUs of its node (srun's default); the workers take them in turn.
 
 set -euo pipefail
 
@@ -37,9 +40,11 @@ checkpoints() { ls "$directory/checkpoint" 2>/dev/null || true; }
 before=$(checkpoints)
 
 # LAUNCH=srun (default) starts the ranks through Slurm's own PMI, LAUNCH=mpirun through the MPI library's mpirun.
-# srun --mpi=list shows what your Slurm offers: pmi2 for MPICH and its kin, pmix for Open MPI.
+# srun --mpi=list shows what your Slurm offers; MPI_TYPE names another one than pmix for Open MPI, pmi2 for all others.
 if [ "${LAUNCH:-srun}" = srun ]; then
-    start=(srun --kill-on-bad-exit=1 --mpi="${MPI_TYPE:-pmi2}")
+    library=$(python -m mpi4py --mpi-lib-version)
+    case "$library" in *"Open MPI"* | *"Spectrum MPI"*) pmi=pmix ;; *) pmi=pmi2 ;; esac
+    start=(srun --kill-on-bad-exit=1 --mpi="${MPI_TYPE:-$pmi}")
 elif mpirun --version | grep -q 'Open MPI'; then
     start=(mpirun -n "$SLURM_NTASKS") # reads the allocation itself
 else

@@ -60,7 +60,7 @@ class Communicators:
             library=" ".join(version.split("\n")[0].split()),
             transport=transport_of(version),
             thread_level=levels[mpi.Query_thread()],
-            survives=is_fault_tolerant(mpi.get_vendor()[0]),
+            survives=is_fault_tolerant(mpi.Get_library_version()),
             clock_resolution_s=mpi.Wtick(),
         )
 

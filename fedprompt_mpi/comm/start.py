@@ -10,14 +10,14 @@ from fedprompt_mpi.comm.channel import Channel
 from fedprompt_mpi.config import CommConfig, SettingsError
 from fedprompt_mpi.liveness.liveness import Liveness
 from fedprompt_mpi.liveness.start_guard import default_signals, start_guard
-from fedprompt_mpi.start.launcher import Launch, mismatch, set_transport
+from fedprompt_mpi.start.launcher import Launch, lonely_in_a_job, set_transport, wrong_world
 
 SHARED_BYTES_PER_RANK = 5_400_000
 """What MPICH 5.0 takes in shared memory, measured with 2 to 11 ranks on a host."""
 
 
 def open_channel(launch: Launch, liveness: Liveness | None = None, config: CommConfig | None = None) -> Channel:
-    """Return the channel of this job: over MPI if a launcher started several processes, else local.
+    """Return the channel of this job: over MPI if there is a sign of a launcher with several processes, else local.
 
     Args:
         launch: from the launcher's environment.
@@ -28,9 +28,11 @@ def open_channel(launch: Launch, liveness: Liveness | None = None, config: CommC
         SettingsError: if there is no MPI library, or it is another one than the launcher's.
     """
     config, liveness = config or CommConfig(), liveness or Liveness(rank=launch.rank, size=launch.size)
-    if launch.size == 1:
+    if launch.is_alone:
         from fedprompt_mpi.comm.local_channel import LocalChannel
 
+        if liveness.ends_job and (warning := lonely_in_a_job(launch)):
+            print(f"fedprompt_mpi: warning: {warning}", file=sys.stderr, flush=True)
         return LocalChannel(liveness)
     from fedprompt_mpi.comm.mpi_channel import MPIChannel
 
@@ -73,32 +75,27 @@ def start_mpi(launch: Launch, liveness: Liveness, deadline_s: float) -> Any:
     Raises:
         SettingsError: if there is no MPI library, or it is another one than the launcher's.
     """
-    import mpi4py
-
-    mpi4py.rc.initialize = False  # check first that library and launcher match
-    mpi4py.rc.finalize = True  # at exit
     try:
+        import mpi4py
+
+        mpi4py.rc.initialize = False  # the environment is set first
+        mpi4py.rc.finalize = True  # at exit
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         raise SettingsError(
-            f"{launch.launcher} started {launch.size} processes, but mpi4py finds no MPI library ({error}): "
-            "install one (pip install mpich), or load your cluster's module"
+            f"{launch.launcher} started {launch.size or 'several'} processes, but mpi4py finds no MPI library "
+            f"({error}): install one (pip install mpi4py mpich), or load your cluster's module"
         ) from error
-    wrong = mismatch(launch, MPI.get_vendor()[0])
-    if wrong:
-        raise SettingsError(wrong)
     if not MPI.Is_initialized():
         if warning := shared_memory_warning(MPI.get_vendor()[0]):
             print(f"fedprompt_mpi: warning: {warning}", file=sys.stderr, flush=True)
         set_transport(launch, MPI.Get_library_version())
         guard: contextlib.AbstractContextManager[None] = default_signals()
-        if liveness.ends_job:
+        if liveness.ends_job and launch.size is not None:  # else nobody knows which ranks are missing
             guard = start_guard(launch.rank, launch.size, deadline_s)
         with guard:
             MPI.Init_thread()
-    if launch.size != MPI.COMM_WORLD.size:
-        raise SettingsError(
-            f"{launch.launcher} started {launch.size} processes, but MPI sees a world of {MPI.COMM_WORLD.size}: "
-            "start with the mpirun of the MPI that mpi4py is bound to"
-        )
+    if wrong := wrong_world(launch, MPI.COMM_WORLD.size, MPI.Get_library_version()):
+        raise SettingsError(wrong)
+    liveness.rank, liveness.size = MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size
     return MPI

