@@ -16,7 +16,7 @@ import re
 import secrets
 import stat
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -236,16 +236,25 @@ def is_hub_id(name: str) -> bool:
 
 def write_bytes(file: File, content: bytes) -> None:
     """Write a file whole or not at all."""
-    with (
-        _whole(file) as (folder, name),
-        open(os.open(name, os.O_WRONLY | os.O_NOFOLLOW, dir_fd=folder), "wb") as opened,  # noqa: PTH123 - a handle
-    ):
-        opened.write(content)
+    _write_parts(file, [content])
 
 
 def write_text(file: File, content: str) -> None:
     """Write a text file whole or not at all, as UTF-8."""
-    write_bytes(file, content.encode("utf-8", errors="backslashreplace"))
+    write_lines(file, [content])
+
+
+def write_lines(file: File, lines: Iterable[str]) -> None:
+    """Write a text file whole or not at all, as UTF-8, line after line: it may be larger than memory."""
+    _write_parts(file, (line.encode("utf-8", errors="backslashreplace") for line in lines))
+
+
+def _write_parts(file: File, parts: Iterable[bytes]) -> None:
+    with (
+        _whole(file) as (folder, name),
+        open(os.open(name, os.O_WRONLY | os.O_NOFOLLOW, dir_fd=folder), "wb") as opened,  # noqa: PTH123 - a handle
+    ):
+        opened.writelines(parts)
 
 
 def open_to_append(file: File) -> IO[bytes]:

@@ -11,14 +11,14 @@ from fedprompt_mpi.comm.mpi_channel import MPIChannel
 from fedprompt_mpi.cli import main
 
 waited = [0.0, 0.0]
-share = MPIChannel.share
+consult = MPIChannel.consult
 def measured(self, *arguments):
     wall, cpu = time.perf_counter(), time.process_time()
-    result = share(self, *arguments)
+    result = consult(self, *arguments)
     waited[0] += time.perf_counter() - wall
     waited[1] += time.process_time() - cpu
     return result
-MPIChannel.share = measured
+MPIChannel.consult = measured
 close = MPIChannel.close
 def closed(self, **options):
     if self.rank == 0:

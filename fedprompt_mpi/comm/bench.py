@@ -1,22 +1,24 @@
 """The time of vectors on this network: raw mpi4py collectives and this program's channel, side by side in one job.
 
-A raw repetition is a barrier, the clock, the collective, the clock. A repetition of the channel is a whole call in
-measure mode: `transfer` is the collective that carries the vector, `call` is everything, with the small collective
-that is polled until all ranks have arrived, the barrier, and packing. Raw and channel take turns; a repetition counts
-with its slowest rank, and the medians are compared.
+A raw repetition is two barriers, the clock, the collective, the clock. A repetition of the channel is a whole call in
+measure mode: `transfer` is the collective that carries the vector, after two barriers as well, `call` is everything,
+with the small collective that is polled until all ranks have arrived, and packing. Raw and channel take turns; a
+repetition counts with its slowest rank, and the medians are compared. With `sync="window"` ranks do not start after the
+second barrier but at an agreed time, and what one of them has missed does not count (see `clocks`).
 
 Legend: R ranks, K = R - 1 clients, one on each worker; n bytes of one vector.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
 
 import numpy as np
 
 from fedprompt_mpi.comm.chunks import chunks_of
+from fedprompt_mpi.comm.clocks import Window, clock_offset
 from fedprompt_mpi.comm.mpi_channel import MPIChannel
-from fedprompt_mpi.comm.statistics import quantiles
+from fedprompt_mpi.comm.statistics import SampleQuantiles, quantiles
 from fedprompt_mpi.comm.timing import PHASES, TRANSFERS
 from fedprompt_mpi.liveness.liveness import Liveness
 
@@ -31,31 +33,33 @@ FEWEST, MOST = 7, 301
 MOST_RAW_BYTES = 2**31
 """Raw gathers of more bytes at rank 0 are left out; the channel gathers in chunks."""
 COLLECTIVES = ("broadcast", "gather", "reduce")
+Sync = Literal["barrier", "window"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class BenchRow:
-    """One collective at one size; seconds are medians of a repetition's slowest rank."""
+    """One collective at one size; seconds are quantiles over repetitions, each with its slowest rank."""
 
     collective: str
     bytes: int
     """n."""
     repetitions: int
-    raw: dict[str, float | None] | None
-    """Of the raw collective, as `statistics.quantiles` has it; None if it was left out."""
-    transfer: dict[str, float | None]
-    call: dict[str, float | None]
+    missed: int
+    """Repetitions whose agreed start a rank has missed; they do not count, unless too few would be left."""
+    raw: SampleQuantiles | None
+    """Of the raw collective; None if it was left out."""
+    transfer: SampleQuantiles
+    call: SampleQuantiles
+    raw_skew: SampleQuantiles | None
+    """From the first rank's start to the last one's."""
+    skew: SampleQuantiles
+    autocorrelation: float
+    """Of a repetition's transfer with the next one's: above 0 they tell less than as many independent ones would."""
 
     @property
     def ratio(self) -> float | None:
         """Our transfer in units of the raw collective's time."""
-        return None if self.raw is None else _median(self.transfer) / _median(self.raw)
-
-
-def _median(figures: Mapping[str, float | None]) -> float:
-    median = figures["median"]
-    assert median is not None
-    return median
+        return None if self.raw is None else self.transfer["median"] / self.raw["median"]
 
 
 def sizes_up_to(largest: int, more: Iterable[int] = ()) -> list[int]:
@@ -67,21 +71,33 @@ def sizes_up_to(largest: int, more: Iterable[int] = ()) -> list[int]:
     return sorted({4 * max(1, round(size / 4)) for size in sizes})
 
 
+def autocorrelation(samples: np.ndarray) -> float:
+    """Return the correlation of n samples with those that follow them; 0 if they do not vary."""
+    centred = samples - samples.mean()
+    square = float(centred @ centred)
+    return float(centred[:-1] @ centred[1:]) / square if square > 0 else 0.0
+
+
 class Bench:
     """The measurement; every rank calls the same methods."""
 
-    def __init__(self, world: Any, liveness: Liveness, *, seconds: float) -> None:
+    def __init__(self, world: Any, liveness: Liveness, *, seconds: float, sync: Sync = "barrier") -> None:
         """Open a channel in measure mode beside the raw communicator.
 
         Args:
             world: an mpi4py communicator of at least two ranks.
             liveness: of this process.
             seconds: approximate time for each size and collective.
+            sync: how ranks start together.
         """
         from mpi4py import MPI
 
         self._mpi, self._raw_comm, self._seconds = MPI, world, seconds
         self.channel = MPIChannel(world, liveness, measure=True)
+        self._offset = clock_offset(MPI, world, self.channel.placement.nodes)
+        self._window = Window(MPI, world, self._offset) if sync == "window" else None
+        if self._window is not None:
+            self.channel.start_together = self._window.wait
 
     def measure(self, collective: str, size: int) -> BenchRow:
         """Measure one collective at one size (n bytes); the row is complete on every rank."""
@@ -92,36 +108,56 @@ class Bench:
         self.channel.phases.timing.take()
         first = self._one(raw, ours)
         self._raw_comm.Allreduce(self._mpi.IN_PLACE, first, op=self._mpi.MAX)  # all take as many repetitions
-        repetitions = int(np.clip(self._seconds / first.sum(), FEWEST, MOST))
+        repetitions = int(np.clip(self._seconds / first[:3].sum(), FEWEST, MOST))
         mine = np.stack([self._one(raw, ours) for _ in range(repetitions)])
-        slowest = np.empty_like(mine)
+        slowest, earliest = np.empty_like(mine), np.empty_like(mine)
         self._raw_comm.Allreduce(mine, slowest, op=self._mpi.MAX)
-        raw_s, transfer, call = (quantiles(column.tolist()) for column in slowest.T)
+        self._raw_comm.Allreduce(mine, earliest, op=self._mpi.MIN)
+        in_time = slowest[:, 5] == 0
+        if in_time.sum() < FEWEST:  # a window is of no use here: say so, and let all count
+            in_time[:] = True
+        raw_s, transfer, call = (quantiles(column.tolist()) for column in slowest[in_time, :3].T)
+        raw_skew, skew = (quantiles(column.tolist()) for column in (slowest - earliest)[in_time, 3:5].T)
         return BenchRow(
             collective=collective,
             bytes=size,
-            repetitions=repetitions,
+            repetitions=int(in_time.sum()),
+            missed=int((slowest[:, 5] > 0).sum()),
             raw=None if raw is None else raw_s,
             transfer=transfer,
             call=call,
+            raw_skew=None if raw is None else raw_skew,
+            skew=skew,
+            autocorrelation=autocorrelation(slowest[in_time, 1]),
         )
 
     def _one(self, raw: Callable[[], Any] | None, ours: Callable[[], Any]) -> np.ndarray:
-        """Return seconds of the raw collective, our transfer and our whole call `[3]`, on this rank."""
-        clock, seconds = self._mpi.Wtime, np.zeros(3)
+        """Return six figures of this rank.
+
+        They are seconds of the raw collective, of our transfer and of our whole call; the starts of the first two, on
+        rank 0's clock; and how many of these the rank has missed.
+        """
+        clock, seconds = self._mpi.Wtime, np.zeros(6)
         if raw is not None:
             self._raw_comm.Barrier()
-            start = clock()
+            start = self.channel.start_together()
             raw()
-            seconds[0] = clock() - start
+            seconds[0], seconds[3] = clock() - start, start - self._offset
+            seconds[5] += self.missed
         self._raw_comm.Barrier()
         start = clock()
         ours()
-        seconds[2] = clock() - start
+        seconds[2], seconds[4] = clock() - start, self.channel.started - self._offset
+        seconds[5] += self.missed
         records = self.channel.phases.timing.take()
         transfers = np.isin(records["phase"], [PHASES.index(phase) for phase in TRANSFERS])
         seconds[1] = records["seconds"][transfers].sum()
         return seconds
+
+    @property
+    def missed(self) -> bool:
+        """True if this rank has missed the last agreed start."""
+        return self._window is not None and self._window.is_late
 
     def calls(self, collective: str, length: int) -> tuple[Callable[[], Any] | None, Callable[[], Any]]:
         """Return the raw call and ours, for a vector of so many numbers."""
@@ -138,7 +174,7 @@ class Bench:
         root, clients = comm.rank == 0, comm.size - 1
         counts = np.array([0, *[1] * clients])
         rows = vector[None] if not root else np.empty((0, length), dtype=np.float32)
-        headers = np.zeros(len(rows), dtype=HEADER)
+        headers, verdict = np.zeros(len(rows), dtype=HEADER), np.zeros(4, dtype=np.int64)
         if collective == "gather":
             raw = None
             if 4 * length * clients <= MOST_RAW_BYTES:
@@ -146,7 +182,7 @@ class Bench:
                 raw = lambda: comm.Gatherv(rows, received, root=0)  # noqa: E731
 
             def gather() -> None:
-                channel.share(headers, counts)
+                channel.consult(headers, counts, lambda _: 0, verdict)
                 for _ in channel.gather(rows, counts):
                     pass
 
@@ -155,7 +191,7 @@ class Bench:
         factors = np.full(len(rows), 1 / clients)
 
         def reduce() -> None:
-            channel.share(headers, counts)
+            channel.consult(headers, counts, lambda _: 0, verdict)
             for _ in channel.reduce(rows, factors, 2.0**-29):
                 pass
 
@@ -170,38 +206,3 @@ class Bench:
         if len(chunks_of(clients, length)) == 1:
             return self.channel.buffer(0, clients, length, np.float32)
         return np.ones((clients, length), dtype=np.float32)
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Fit:
-    """Seconds of a transfer = latency + bytes / bandwidth: the alpha-beta model.
-
-    References:
-        Thakur, Rabenseifner and Gropp, Optimization of Collective Communication Operations in MPICH, IJHPCA 2005,
-        Section 3.
-    """
-
-    latency_s: float
-    """alpha."""
-    seconds_per_byte: float
-    """beta."""
-    worst: float
-    """Largest relative error of the model at a measured size."""
-
-    def seconds(self, size: int) -> float:
-        """Return the model's seconds for a vector of n bytes."""
-        return self.latency_s + self.seconds_per_byte * size
-
-
-def fit(sizes: Iterable[int], seconds: Iterable[float]) -> Fit:
-    """Fit the model with the least relative errors: small vectors count as much as large ones; neither is negative."""
-    n, t = np.asarray(list(sizes), dtype=np.float64), np.asarray(list(seconds), dtype=np.float64)
-    terms = np.stack([np.ones_like(n), n])
-    candidates = [np.linalg.lstsq((terms / t).T, np.ones_like(t), rcond=None)[0]]
-    for only in (0, 1):  # the bounds, where the best of both would be negative
-        share = terms[only] / t
-        candidates.append(np.where(np.arange(2) == only, share.sum() / (share @ share), 0.0))
-    errors = [np.abs(c @ terms / t - 1) if (c >= 0).all() else np.full_like(t, np.inf) for c in candidates]
-    best = int(np.argmin([error @ error for error in errors]))
-    latency, per_byte = candidates[best].tolist()
-    return Fit(latency_s=latency, seconds_per_byte=per_byte, worst=float(errors[best].max()))

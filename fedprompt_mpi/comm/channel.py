@@ -6,10 +6,10 @@ same methods in the same order. A rank that waits for others sleeps.
 Legend: R ranks, K rows of all ranks, k rows of this rank, P length of a vector.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -44,16 +44,23 @@ class Channel(Protocol):
         """Copy rank 0's `vector` `[P]` float32, which the codec represents exactly, into everybody's, in place."""
         ...
 
-    def share(self, rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """Return the rows of all ranks `[K]` on every rank, in rank order.
+    def consult(
+        self, rows: np.ndarray, counts: np.ndarray, answer: Callable[[np.ndarray], Any], told: np.ndarray
+    ) -> np.ndarray:
+        """Gather small rows at rank 0, and tell every rank what it answers: then all of them have arrived.
 
         Args:
             rows: `[k]` of any dtype.
             counts: `[R]` int64, rows of every rank.
+            answer: rows of all ranks `[K]`, in rank order -> what `told` shall hold; called on rank 0.
+            told: receives the answer, in place.
+
+        Returns:
+            The rows of all ranks on rank 0, this rank's own elsewhere.
         """
         ...
 
-    def gather(self, rows: Vector, counts: np.ndarray, codec: Codec = FLOAT32) -> Chunks:
+    def gather(self, rows: Vector, counts: np.ndarray, codec: Codec = FLOAT32, phase: str = "gather") -> Chunks:
         """Yield chunks of all ranks' vectors, `[K, chunk]` float32 on rank 0, in rank order.
 
         The vectors travel while the chunks are asked for, which every rank must do to the end.
@@ -62,6 +69,17 @@ class Channel(Protocol):
             rows: `[k, P]` float32, which the codec represents exactly.
             counts: `[R]` int64, rows of every rank.
             codec: how they travel.
+            phase: under which they are timed.
+        """
+        ...
+
+    def scatter(self, rows: np.ndarray, counts: np.ndarray, size: int) -> Chunks:
+        """Yield chunks of this rank's rows `[k, chunk]` float32 of those that rank 0 has: what `gather` undoes.
+
+        Args:
+            rows: `[K, P]` float32 on rank 0, in rank order.
+            counts: `[R]` int64, rows of every rank.
+            size: P.
         """
         ...
 

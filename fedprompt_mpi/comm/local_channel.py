@@ -2,8 +2,9 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -52,13 +53,20 @@ class LocalChannel:
     def broadcast(self, vector: Vector, codec: Codec = FLOAT32) -> None:
         """Do nothing: there is no other rank."""
 
-    def share(self, rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """Return the rows."""
+    def consult(
+        self, rows: np.ndarray, counts: np.ndarray, answer: Callable[[np.ndarray], Any], told: np.ndarray
+    ) -> np.ndarray:
+        """Answer, and return the rows."""
+        told[:] = answer(rows)
         return rows
 
-    def gather(self, rows: Vector, counts: np.ndarray, codec: Codec = FLOAT32) -> Chunks:
+    def gather(self, rows: Vector, counts: np.ndarray, codec: Codec = FLOAT32, phase: str = "gather") -> Chunks:
         """Yield the rows in the chunks in which they would travel."""
         return ((chunk, np.asarray(rows[:, chunk])) for chunk in chunks_of(len(rows), rows.shape[1]))
+
+    def scatter(self, rows: np.ndarray, counts: np.ndarray, size: int) -> Chunks:
+        """Yield the rows in the chunks in which they would travel."""
+        return ((chunk, rows[:, chunk]) for chunk in chunks_of(len(rows), size))
 
     def reduce(self, rows: np.ndarray, factors: np.ndarray, unit: float) -> Chunks:
         """Yield the weighted sum of the rows in chunks, computed in whole numbers as over MPI."""

@@ -1,6 +1,6 @@
 """Transport between ranks by MPI's collectives. A rank that waits long sleeps between polls.
 
-A wait polls a small non-blocking collective, after the first tenth of a millisecond with a growing sleep. The vectors
+A wait polls a small non-blocking collective, after the first millisecond with a growing sleep. The vectors
 follow by blocking collectives once all ranks have arrived. So a waiting rank leaves its core to one that trains, and
 the time of a collective contains (almost) no waiting.
 
@@ -34,9 +34,9 @@ from fedprompt_mpi.liveness.liveness import Liveness
 from fedprompt_mpi.liveness.stalled import StalledRanks
 from fedprompt_mpi.liveness.watch_nodes import watch_over
 
-AWAKE_S = 1e-4
+AWAKE_S = 1e-3
 """Time of polling without sleep. After a sleep a collective takes microseconds longer: caches are cold."""
-SHORTEST_SLEEP_S, LONGEST_SLEEP_S = 2e-5, 2e-3
+SHORTEST_SLEEP_S, LONGEST_SLEEP_S = 1e-4, 2e-3
 SLEEP_SHARE = 0.02
 """A sleep in the time already waited: what a rank may come late by, against what its polling costs the others."""
 NOTICE_WITHIN_S = 2.0
@@ -46,6 +46,8 @@ RECOVER_WITHIN_S = 30.0
 TRANSFER_GRACE_S = 5.0
 """Time beyond the deadline after which a rank in a blocking collective reports: the one it waits for reports before."""
 MESSAGE_BYTES = 4096
+MOST_AT_ONCE_BYTES = 2**30
+"""Larger vectors are broadcast in pieces."""
 
 
 class MPIChannel:
@@ -64,6 +66,10 @@ class MPIChannel:
         self._mpi, self._measure, self._liveness = MPI, measure, liveness
         self.phases = Phases(Timing(clock=MPI.Wtime), liveness)
         self._collectives = 0
+        self.start_together: Callable[[], float] = self._after_barrier
+        """In measure mode: lets all ranks, once they are there, start a collective; returns the time of the start."""
+        self.started = 0.0
+        """Time at which the last collective of vectors began."""
         self._folder: Path | None = None
         self._folder_lock: int | None = None
         self._buffers = [np.empty(0, dtype=np.uint8), np.empty(0, dtype=np.uint8)]
@@ -82,11 +88,17 @@ class MPIChannel:
         with self.node_folder() as folder:
             watch_over(self._comm, self._node, self._comms.leaders, folder, liveness)
 
-    def _sleep_until(self, request: Any, name: str) -> None:
-        """Wait for a request and leave the processor to others; after a long wait ask which rank is missing."""
+    def _sleep_until(self, request: Any, name: str, *, goes_on: bool = False) -> None:
+        """Wait for a request and leave the processor to others; after a long wait ask which rank is missing.
+
+        Args:
+            request: what is waited for.
+            name: of the collective, for a message.
+            goes_on: True if it is the same collective, to the ranks that wait in it, as the one before.
+        """
         clock = self._liveness.clock
         start = clock()
-        self._collectives += 1
+        self._collectives += not goes_on
         self._liveness.wait_in(self._collectives, name)
         while not request.Test():
             waited = clock() - start
@@ -106,17 +118,21 @@ class MPIChannel:
         """
         clock, patience_s = self._mpi.Wtime, self._liveness.deadline_s + TRANSFER_GRACE_S
         self._liveness.enter(phase, self.phases.timing.round, patience_s)
-        begin = clock()
+        begin = start = clock()
         if self._measure:
             self._sleep_until(self._comm.Ibarrier(), phase)
-            self._comm.Barrier()
-        start = clock()
+            start = self.start_together()
         result = call(*arguments)
         end = clock()
+        self.started = start
         if self._measure:  # recorded now: between barrier and collective it would part the ranks again
             self.phases.timing.add("sync", start - begin)
         self.phases.timing.add(phase, end - start, payload_bytes)
         return result
+
+    def _after_barrier(self) -> float:
+        self._comm.Barrier()
+        return self._mpi.Wtime()
 
     def _meet(self, name: str) -> None:
         """Wait, asleep, until all ranks have arrived."""
@@ -132,31 +148,47 @@ class MPIChannel:
         size = codec.bytes_of(len(vector))
         if codec.exact:
             synchronise(vector)
-            self._collective("broadcast", size, self._comm.Bcast, [vector, self._mpi.FLOAT])
+            self._broadcast(size, [vector, self._mpi.FLOAT])
             return
         with self.phases.time("pack"):
             packed = codec.pack(vector) if self.rank == 0 else self.buffer(0, 1, size, np.uint8)[0]
-        self._collective("broadcast", size, self._comm.Bcast, [packed, self._mpi.BYTE])
+        self._broadcast(size, [packed, self._mpi.BYTE])
         if self.rank:
             with self.phases.time("pack"):
                 codec.unpack(packed, vector)
 
-    def share(self, rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """Return the rows of all ranks on every rank: a rank that has them knows that all have arrived."""
-        everyone = np.empty(int(counts.sum()), dtype=rows.dtype)
-        sizes, byte = counts * rows.dtype.itemsize, self._mpi.BYTE
-        mine = [np.ascontiguousarray(rows).view(np.uint8), byte]
-        received = [everyone.view(np.uint8), sizes, np.cumsum(sizes) - sizes, byte]
-        self._sleep_until(self._comm.Iallgatherv(mine, received), "share")
-        return everyone
+    def _broadcast(self, size: int, buffer: list[Any]) -> None:
+        """Copy rank 0's vector of so many bytes: not all MPI libraries take more than 2^31 at once."""
+        whole = size <= MOST_AT_ONCE_BYTES
+        self._collective("broadcast", size, self._comm.Bcast if whole else self._broadcast_pieces, buffer)
 
-    def gather(self, rows: Vector, counts: np.ndarray, codec: Codec = FLOAT32) -> Chunks:
+    def _broadcast_pieces(self, buffer: list[Any]) -> None:
+        vector, kind = buffer
+        items = MOST_AT_ONCE_BYTES // kind.size
+        for at in range(0, len(vector), items):
+            self._comm.Bcast([vector[at : at + items], kind])
+
+    def consult(
+        self, rows: np.ndarray, counts: np.ndarray, answer: Callable[[np.ndarray], Any], told: np.ndarray
+    ) -> np.ndarray:
+        """Gather small rows at rank 0, and tell every rank what it answers."""
+        root, byte, sizes = self.rank == 0, self._mpi.BYTE, counts * rows.dtype.itemsize
+        everyone = np.empty(int(counts.sum()) if root else 0, dtype=rows.dtype)
+        received = [everyone.view(np.uint8), sizes, np.cumsum(sizes) - sizes, byte] if root else None
+        mine = [np.ascontiguousarray(rows).view(np.uint8), byte]
+        self._sleep_until(self._comm.Igatherv(mine, received), "consult")
+        if root:
+            told[:] = answer(everyone)
+        self._sleep_until(self._comm.Ibcast(told), "consult", goes_on=True)
+        return everyone if root else rows
+
+    def gather(self, rows: Vector, counts: np.ndarray, codec: Codec = FLOAT32, phase: str = "gather") -> Chunks:
         """Yield chunks of all ranks' vectors on rank 0, which holds two chunks of at most `CHUNK_BYTES` at a time."""
         total, root, mpi = int(counts.sum()), self.rank == 0, self._mpi
         kind, dtype = (mpi.FLOAT, np.float32) if codec.exact else (mpi.BYTE, np.uint8)
         for number, chunk in enumerate(chunks_of(total, rows.shape[1])):
             if number:
-                self._meet("gather")  # rank 0 may still aggregate the chunk before
+                self._meet(phase)  # rank 0 may still aggregate the chunk before
             width = chunk.stop - chunk.start
             size = codec.bytes_of(width)
             with self.phases.time("pack"):
@@ -165,13 +197,24 @@ class MPIChannel:
             items = width if codec.exact else size
             buffer, sizes = self.buffer(number % 2, total if root else 0, items, dtype), counts * items
             received = [buffer, sizes, np.cumsum(sizes) - sizes, kind] if root else None
-            self._collective("gather", len(rows) * size, self._comm.Gatherv, [mine, kind], received)
+            self._collective(phase, len(rows) * size, self._comm.Gatherv, [mine, kind], received)
             if root and not codec.exact:
                 with self.phases.time("pack"):
                     numbers = np.empty((total, width), dtype=np.float32)
                     codec.unpack(buffer, numbers)
                     buffer = numbers
             yield chunk, buffer
+
+    def scatter(self, rows: np.ndarray, counts: np.ndarray, size: int) -> Chunks:
+        """Yield chunks of this rank's rows of those that rank 0 has."""
+        kind, own = self._mpi.FLOAT, int(counts[self.rank])
+        for chunk in chunks_of(int(counts.sum()), size):
+            width = chunk.stop - chunk.start
+            sizes, mine = counts * width, np.empty((own, width), dtype=np.float32)
+            sent = [contiguous(rows[:, chunk]), sizes, np.cumsum(sizes) - sizes, kind] if self.rank == 0 else None
+            self._meet("scatter")
+            self._comm.Scatterv(sent, [mine, kind])
+            yield chunk, mine
 
     def buffer(self, which: int, rows: int, items: int, dtype: Any) -> np.ndarray:
         """Return one of two receive buffers `[rows, items]`. It is kept: fresh pages cost as much as a transfer.

@@ -14,10 +14,10 @@ References:
 """
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from itertools import zip_longest
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -31,25 +31,46 @@ LEAST_SAMPLES = 6
 WAITING = ("wait", "sync")
 STATISTICS = (
     "train", "copy", "pack", "wait", "wait (rank 0)", "wait (workers)", "transfer", "wait + transfer", *TRANSFERS,
-    "aggregate", "evaluate", "overhead",
+    "residuals", "aggregate", "evaluate", "overhead",
 )  # fmt: skip
 """The figures that are reported of a round."""
+
+MOST_OPEN = 2**19
+"""Records that are held while rounds are incomplete: some 60 MB."""
 
 _Phases = dict[str, list[float]]
 """Phase -> seconds of each of its records, in order."""
 
 
-def slowest_by_round(rows: Iterable[TimingRow]) -> dict[int, dict[str, float]]:
-    """Return round -> figure -> seconds.
+def slowest_by_round(rows: Iterable[TimingRow]) -> Iterator[tuple[int, dict[str, float]]]:
+    """Yield each round and its figures, figure -> seconds, as soon as the round is complete.
+
+    So the records of a long run need little memory: if they are many, a round is complete once there are records of the
+    next but one (what belongs to a round may be recorded in the one after it).
 
     `overhead` is the time that measuring added: of each synchronisation the least time of any rank, since the last
     rank to arrive waited for no other. `total` is the longest sum of all phases of any rank, so that no other figure
     exceeds it; figures of different ranks overlap.
+
+    Raises:
+        ValueError: if there is a record of a round that was complete.
     """
     rounds: dict[int, dict[int, _Phases]] = {}
+    held, complete = 0, -1
     for round_, rank, phase, seconds, _ in rows:
+        if round_ <= complete:
+            raise ValueError(f"a record of round {round_} comes after round {complete} is complete")
+        if held >= MOST_OPEN and round_ not in rounds:
+            for done in sorted(number for number in rounds if number < round_ - 1):
+                yield done, _figures(rounds.pop(done))
+                complete = done
+            held = sum(
+                len(own) for by_rank in rounds.values() for phases in by_rank.values() for own in phases.values()
+            )
         rounds.setdefault(round_, {}).setdefault(rank, {}).setdefault(phase, []).append(seconds)
-    return {round_: _figures(by_rank) for round_, by_rank in rounds.items()}
+        held += 1
+    for left, by_rank in rounds.items():
+        yield left, _figures(by_rank)
 
 
 def _figures(by_rank: Mapping[int, _Phases]) -> dict[str, float]:
@@ -57,7 +78,7 @@ def _figures(by_rank: Mapping[int, _Phases]) -> dict[str, float]:
     workers = [phases for rank, phases in by_rank.items() if rank]
     transfers = {phase: sum(map(max, _by_occasion(ranks, phase))) for phase in TRANSFERS}
     return {
-        **{name: _slowest(ranks, name) for name in ("train", "copy", "pack", "aggregate")},
+        **{name: _slowest(ranks, name) for name in ("train", "copy", "pack", "residuals", "aggregate")},
         **transfers,
         "evaluate": _slowest(ranks, "evaluate", "evaluate_clients"),
         "wait": _slowest(ranks, *WAITING),
@@ -80,7 +101,20 @@ def _by_occasion(ranks: Collection[_Phases], phase: str) -> Iterable[tuple[float
     return zip_longest(*(phases.get(phase, ()) for phases in ranks), fillvalue=0.0)
 
 
-def quantiles(samples: Sequence[float]) -> dict[str, float | None]:
+class SampleQuantiles(TypedDict):
+    """Of samples, in their unit."""
+
+    median: float
+    q05: float
+    q25: float
+    q75: float
+    q95: float
+    low: float | None
+    """Of the confidence interval of the median; None of too few samples."""
+    high: float | None
+
+
+def quantiles(samples: Sequence[float]) -> SampleQuantiles:
     """Return median, quantiles and the confidence interval of the median of n samples, in their unit."""
     ordered = np.sort(np.asarray(samples, dtype=np.float64))
     interval = median_interval(len(ordered))
@@ -103,17 +137,16 @@ def median_interval(n: int) -> tuple[int, int] | None:
     return None if low < 0 else (low, n - 1 - low)
 
 
-def communication(launches: Sequence[Iterable[TimingRow]], *, warmup: int) -> dict[str, Any]:
+def communication(launches: Sequence[Mapping[int, Mapping[str, float]]], *, warmup: int) -> dict[str, Any]:
     """Return the figures of one job, launched once or several times.
 
     Args:
-        launches: the records of each.
+        launches: of each, round -> figure -> seconds of the slowest rank.
         warmup: first rounds to leave out. Round 0, which only evaluates, never counts; nor does what follows the last
             round, the broadcast of the final vector.
     """
     samples: dict[str, list[list[float]]] = {}
-    for rows in launches:
-        rounds = slowest_by_round(rows)
+    for rounds in launches:
         trained = [round_ for round_, figures in sorted(rounds.items()) if round_ > warmup and figures["train"] > 0]
         for name in STATISTICS:
             samples.setdefault(name, []).append([rounds[round_][name] for round_ in trained])

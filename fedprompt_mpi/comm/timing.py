@@ -7,6 +7,7 @@ sync              measure mode only: the barriers between waiting and a collecti
 broadcast         the collective that carries the global vector, all ranks present
 gather, reduce    the collective that carries the updates, all ranks present
 pack              attack, noise and error feedback; encoding and decoding; copies into contiguous memory
+residuals         the collective that carries the clients' residuals of a short wire format to the checkpoint
 copy              to and from the GPU
 train, aggregate, evaluate, evaluate_clients, checkpoint
 """
@@ -22,7 +23,7 @@ from fedprompt_mpi.liveness.liveness import Liveness
 
 PHASES = (
     "wait", "sync", "broadcast", "gather", "reduce", "pack", "copy", "train", "aggregate", "evaluate",
-    "evaluate_clients", "checkpoint",
+    "evaluate_clients", "checkpoint", "residuals",
 )  # fmt: skip
 TRANSFERS = ("broadcast", "gather", "reduce")
 """The phases in which vectors travel."""

@@ -34,6 +34,21 @@ class Traffic:
 NOTHING = Traffic(bytes=0, messages=0, wire_bytes=0, wire_messages=0)
 
 
+TOLD_BYTES = 64
+"""In a round rank 0 announces its vector and tells what follows from the headers, 32 bytes each."""
+
+
+def to_root(nodes: np.ndarray, sizes: np.ndarray) -> Traffic:
+    """Return the traffic of a gather of `sizes` `[R]` bytes from ranks on `nodes` `[R]`."""
+    far, sent = nodes != nodes[0], sizes[1:]
+    return Traffic(
+        bytes=int(sent.sum()),
+        messages=int((sent > 0).sum()),
+        wire_bytes=int(sizes[far].sum()),
+        wire_messages=int((sizes[far] > 0).sum()),
+    )
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Journey:
     """Which vectors travel between which nodes in a round."""
@@ -46,6 +61,22 @@ class Journey:
     """P, numbers in a vector."""
     server_rows: int = 0
     """Vectors of rank 0 itself that are gathered beside the clients' (FLTrust): they never leave its node."""
+    told_weights: int = 0
+    """Numbers that rank 0 tells all ranks for a reduction."""
+
+    def headers(self, item: int) -> Traffic:
+        """Return the traffic of the updates' headers, of so many bytes each.
+
+        What rank 0 tells all ranks in a round is counted with them: `TOLD_BYTES`, and the weights of a reduction.
+        """
+        told = TOLD_BYTES + 8 * self.told_weights
+        up, others = to_root(self.nodes, item * self.counts), len(self.nodes) - 1
+        return Traffic(
+            bytes=up.bytes + others * told,
+            messages=up.messages + 2 * others,
+            wire_bytes=up.wire_bytes + self._far_nodes * told,
+            wire_messages=up.wire_messages + 2 * self._far_nodes,
+        )
 
     @property
     def _far_nodes(self) -> int:

@@ -2,9 +2,10 @@
 
 import dataclasses
 import time
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from fedprompt_mpi.commands.settings import add_sizes, command_parser, parse, pr
 from fedprompt_mpi.config import CommConfig, PromptConfig, SettingsError
 from fedprompt_mpi.files import write_json
 from fedprompt_mpi.liveness.liveness import Liveness
+from fedprompt_mpi.report.bench import conclusions, format_bench, plot_bench, pool
 from fedprompt_mpi.rundir.directory import check_directory, make_directory
 from fedprompt_mpi.rundir.paths import RunPaths
 from fedprompt_mpi.start.launcher import read_launch
@@ -26,6 +28,11 @@ def main(arguments: Sequence[str], liveness: Liveness) -> None:
     parser.add_argument("--sizes", type=list[int], default=[], help="more sizes to measure, in bytes")
     parser.add_argument("--largest", type=int, help="largest size, in bytes; by default the whole model's vector")
     parser.add_argument("--seconds", type=float, default=1.0, help="approximate time for each size and collective")
+    parser.add_argument(
+        "--sync", type=Literal["barrier", "window"], default="barrier",
+        help="ranks start after a barrier, or at an agreed time",
+    )  # fmt: skip
+    parser.add_argument("--pool", type=list[str], default=[], help="folders of several launches: pool them, no ranks")
     parser.add_argument("--dir", help="folder of bench.json and the plots; by default runs/bench-<time>")
     parsed = parse(parser, arguments)
     for name in ("largest", "seconds"):
@@ -36,14 +43,18 @@ def main(arguments: Sequence[str], liveness: Liveness) -> None:
     if parsed.largest is not None and max(parsed.sizes, default=0) > parsed.largest:
         raise SettingsError(f"--sizes is {parsed.sizes}, of which some are above --largest {parsed.largest}: raise it")
     launch = read_launch()
-    if launch.size == 1:
+    if parsed.pool:
+        if launch.rank == 0:
+            print(format_bench(pool([Path(folder) for folder in parsed.pool])), flush=True)
+        return
+    if launch.is_alone:
         raise SettingsError(
             "bench measures messages between ranks, but there is one: start it with mpirun -n 2 or more"
         )
     mpi = start_mpi(launch, liveness, CommConfig().start_deadline_s)
     from fedprompt_mpi.comm.bench import COLLECTIVES, Bench, sizes_up_to
 
-    measurement = Bench(mpi.COMM_WORLD, liveness, seconds=parsed.seconds)
+    measurement = Bench(mpi.COMM_WORLD, liveness, seconds=parsed.seconds, sync=parsed.sync)
     channel = measurement.channel
     directory = Path(parsed.dir or f"runs/bench-{time.strftime('%Y%m%d-%H%M%S')}")
     vectors = _agree_on_vectors(channel, parsed.model, prompt_of(parsed), directory)
@@ -52,7 +63,7 @@ def main(arguments: Sequence[str], liveness: Liveness) -> None:
     rows = [measurement.measure(collective, size) for collective in COLLECTIVES for size in sizes]
     if channel.rank == 0:
         made = make_directory(directory, is_new=parsed.dir is None)
-        _write(_result(channel, parsed.model, sizes, rows, vectors), made)
+        _write(_result(channel, parsed, rows, vectors), made)
     channel.close()
 
 
@@ -93,36 +104,24 @@ def _vectors(model: str, prompt: PromptConfig) -> dict[str, int]:
     return {name: 4 * count for name, count in sorted(counts.items(), key=lambda item: item[1])}
 
 
-def _result(
-    channel: Channel, model: str, sizes: Sequence[int], rows: Sequence[Any], vectors: Mapping[str, int]
-) -> dict[str, Any]:
-    """Return the content of bench.json: measurements, fitted models, predictions."""
-    from fedprompt_mpi.comm.bench import COLLECTIVES, fit
-
+def _result(channel: Channel, parsed: Namespace, rows: Sequence[Any], vectors: Mapping[str, int]) -> dict[str, Any]:
+    """Return the content of bench.json: measurements, fitted lines, predictions."""
     mpi = channel.placement.mpi
-    fits = {
-        name: fit(sizes, [row.transfer["median"] or 0.0 for row in rows if row.collective == name])
-        for name in COLLECTIVES
-    }
-    return {
-        "model": model,
+    told = {
+        "model": parsed.model,
         "ranks": channel.size,
         "nodes": int(channel.placement.nodes.max()) + 1,
         "library": mpi.library,
         "transport": mpi.transport,
         "clock_resolution_s": mpi.clock_resolution_s,
+        "sync": parsed.sync,
+        "launches": 1,
         "rows": [{**dataclasses.asdict(row), "ratio": row.ratio} for row in rows],
-        "fits": {name: dataclasses.asdict(fitted) for name, fitted in fits.items()},
-        "predictions": [
-            {"name": name, "bytes": size, "seconds": {c: fitted.seconds(size) for c, fitted in fits.items()}}
-            for name, size in vectors.items()
-        ],
     }
+    return told | conclusions(told["rows"], vectors)
 
 
 def _write(result: dict[str, Any], directory: Path) -> None:
-    from fedprompt_mpi.report.bench import format_bench, plot_bench
-
     write_json(directory / "bench.json", result)
     print(format_bench(result), flush=True)
     files = (directory / "bench.json", *plot_bench(result, directory))

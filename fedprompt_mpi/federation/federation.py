@@ -16,15 +16,15 @@ import numpy as np
 from fedprompt_mpi.comm.codec import CODECS, FLOAT32
 from fedprompt_mpi.comm.placement import describe_processors, own_processors
 from fedprompt_mpi.comm.timing import RECORD, TRANSFERS
-from fedprompt_mpi.comm.traffic import NOTHING, Journey
-from fedprompt_mpi.config import RunConfig, SettingsError
-from fedprompt_mpi.federation.adversary import Observer, attacking_clients, make_attacks
+from fedprompt_mpi.comm.traffic import NOTHING, Journey, Traffic, to_root
+from fedprompt_mpi.config import SettingsError
+from fedprompt_mpi.federation.adversary import Observer, make_attacks
 from fedprompt_mpi.federation.cohort import Cohort, draw_cohort
 from fedprompt_mpi.federation.feedback import ClientFeedback
 from fedprompt_mpi.federation.privacy import Account
 from fedprompt_mpi.federation.server import Aggregation, Server
 from fedprompt_mpi.federation.setup import Setup
-from fedprompt_mpi.federation.updates import LocalUpdates, announce, gather, is_finite
+from fedprompt_mpi.federation.updates import HEADER, LocalUpdates, announce, gather, is_finite
 from fedprompt_mpi.liveness.stop import Stopped
 from fedprompt_mpi.rundir.checkpoint import Checkpoint, InMemoryCheckpoint, save_checkpoint
 from fedprompt_mpi.rundir.journal import Journal, versions
@@ -42,6 +42,9 @@ from fedprompt_mpi.rundir.records import (
     Summary,
 )
 from fedprompt_mpi.text.partition import format_table
+
+MOST_ROUNDS_OF_RANKS = 2**14
+"""Rounds of single ranks, of some ten records each, after which rank 0 has collected the timings at the latest."""
 
 
 class StopRound(Exception):  # noqa: N818 - nothing went wrong
@@ -150,6 +153,7 @@ class Federation:
         self._check_weights()
         with self.phases.time("pack"):
             finish_updates(self.config, updates, attacks, self._feedback, round_)
+        self._feedback.note(cohort.clients)
         headers["asked_to_stop"] = self.phases.liveness.stop.requested
         return updates
 
@@ -165,12 +169,16 @@ class Federation:
             StopRound: if a rank has given the round up.
             SettingsError: on every rank, if every honest client diverged.
         """
-        gathered = gather(self.channel, updates, self._codec)
-        if gathered.headers["given_up"].any():
+        gathered = gather(self.channel, updates, self._codec, self.server.judge)
+        if gathered.verdict.given_up:
             raise StopRound
-        if gathered.headers["asked_to_stop"].any():
+        if gathered.verdict.asked_to_stop:
             self.phases.liveness.stop.request()  # rank 0 tells all ranks with the next broadcast
-        check_some_are_finite(self.config, gathered.headers, round_)
+        if gathered.verdict.diverged:  # one that diverges beside others, or spoils its update on purpose, is dropped
+            raise SettingsError(
+                f"client.lr is {self.config.client.lr:g}, with which every client diverged in round {round_} (no loss "
+                "or update is finite): take a smaller one"
+            )
         self._observer.note(self.server.vector)
         aggregation = self.server.apply(gathered, self.phases, round_)
         return RoundResult(headers=gathered.headers, aggregation=aggregation, own_rates=updates.own_rates)
@@ -205,15 +213,20 @@ class Federation:
         """Save a checkpoint if this round has one; else keep the state in memory if ranks may be lost."""
         if round_ % self.config.output.checkpoint_every == 0 or round_ >= self.config.federation.rounds:
             self.save()
-        elif self.memory is not None and self._codec.exact:
+            return
+        if round_ % max(1, MOST_ROUNDS_OF_RANKS // self.channel.size) == 0:
+            self._collect_timings()
+        if self.memory is not None and self._codec.exact:
             self.memory.keep(self._checkpoint({}))
 
     def save(self) -> None:
         """Save a checkpoint after the last round done; every rank calls this."""
         with self.phases.time("checkpoint"):
-            self._collect_timings()
-            residuals = self._feedback.collect()
-            if self.setup.is_root:
+            sizes = self._collect_timings() + self._feedback.bytes_to_collect
+        residuals = self._feedback.collect()
+        if self.setup.is_root:
+            with self.phases.time("checkpoint"):
+                self._count(to_root(self.channel.placement.nodes, sizes))
                 save_checkpoint(self.setup.paths, self._checkpoint(residuals), self.config)
 
     def stop(self) -> NoReturn:
@@ -275,13 +288,20 @@ class Federation:
             numerics=self.setup.numerics,
         )
 
-    def _collect_timings(self) -> None:
+    def _count(self, traffic: Traffic) -> None:
+        """Add the traffic of a checkpoint to the record of the last round."""
+        if (known := self._record.traffic) is not None:
+            self._record = dataclasses.replace(self._record, traffic=dataclasses.replace(known, checkpoint=traffic))
+
+    def _collect_timings(self) -> np.ndarray:
+        """Append the timings of all ranks to the file; return the bytes of each `[R]`, on rank 0."""
         timing, ranks = self.phases.timing, self.channel.placement.original_ranks.tolist()
         by_rank = self.channel.collect(timing.take().tobytes())
         timing.received += 1
         if self._journal is not None:
             records = [np.frombuffer(data, dtype=RECORD) for data in by_rank]
             self._journal.add_timings(dict(zip(ranks, records, strict=True)))
+        return np.array([len(data) for data in by_rank] or [0], dtype=np.int64)
 
     def _finish_line(self, round_: int, rates: Rates | None) -> None:
         if self._journal is None:
@@ -317,9 +337,10 @@ class Federation:
             counts=np.bincount(cohort.ranks, minlength=cohort.size),
             size=self.setup.method.layout.size,
             server_rows=int(cohort.server is not None),
+            told_weights=1 + len(cohort.clients) if self.config.comm.collective == "reduce" else 0,
         )
         up = journey.up(self._codec, self.config.comm.collective) if aggregated else NOTHING
-        return RoundTraffic(down=journey.down(self._down), up=up)
+        return RoundTraffic(down=journey.down(self._down), up=up, headers=journey.headers(HEADER.itemsize))
 
     def _describe_rank(self) -> tuple[object, ...]:
         """Return rank, host, device, threads and cores of this rank."""
@@ -362,19 +383,6 @@ class Federation:
 
         rate = functools.partial(learning_rate, self.config.client, self.config.federation.rounds)
         return Account(self.config, self.setup.method.layout.size, rate)
-
-
-def check_some_are_finite(config: RunConfig, headers: np.ndarray, round_: int) -> None:
-    """Raise SettingsError, on every rank alike, if the training of every honest client diverged.
-
-    A client that diverges beside others that do not is only dropped, as is one that spoils its update on purpose.
-    """
-    honest = headers[~np.isin(headers["client"], list(attacking_clients(config)))]
-    if len(honest) and not is_finite(honest).any():
-        raise SettingsError(
-            f"client.lr is {config.client.lr:g}, with which every client diverged in round {round_} (no loss or update "
-            "is finite): take a smaller one"
-        )
 
 
 def partition_record(

@@ -3,6 +3,7 @@
 Legend: K clients of the round, P parameters.
 """
 
+import collections
 import contextlib
 import dataclasses
 from collections.abc import Iterable
@@ -14,10 +15,11 @@ from fedprompt_mpi.comm.channel import Channel
 from fedprompt_mpi.comm.codec import CODECS, FLOAT32, Codec
 from fedprompt_mpi.comm.timing import Phases
 from fedprompt_mpi.config import RunConfig
+from fedprompt_mpi.federation.adversary import attacking_clients
 from fedprompt_mpi.federation.feedback import send_with_feedback
 from fedprompt_mpi.federation.overlap import overlapped
 from fedprompt_mpi.federation.privacy import DPFedAvg
-from fedprompt_mpi.federation.updates import Gathered, is_finite
+from fedprompt_mpi.federation.updates import Gathered, Verdict, is_finite
 from fedprompt_mpi.rules.aggregator_base import Aggregator, Updates
 from fedprompt_mpi.rules.aggregators import AGGREGATORS
 from fedprompt_mpi.rules.server_optimizers import SERVER_OPTIMIZERS
@@ -90,6 +92,22 @@ class Server:
             self.vector += self._step
         return self._codec
 
+    def judge(self, headers: np.ndarray) -> Verdict:
+        """Return what all ranks have to know of a round's updates, from their headers `[K]`; on rank 0."""
+        finite, is_client = is_finite(headers), headers["client"] < self._config.federation.clients
+        honest = ~np.isin(headers["client"], list(attacking_clients(self._config)))
+        return Verdict(
+            given_up=bool(headers["given_up"].any()),
+            asked_to_stop=bool(headers["asked_to_stop"].any()),
+            diverged=bool(honest.any() and not finite[honest].any()),
+            aggregated=self._most_malicious(headers) is not None and bool(finite[~is_client].all()),
+        )
+
+    def _most_malicious(self, headers: np.ndarray) -> int | None:
+        """Return the largest f that the finite updates of clients allow the rule to assume; None if none."""
+        is_client = headers["client"] < self._config.federation.clients
+        return self._rule.most_malicious(int((is_finite(headers) & is_client).sum()))
+
     def apply(self, gathered: Gathered, phases: Phases, round_: int) -> Aggregation:
         """Aggregate a round's updates, chunk by chunk, and move the vector.
 
@@ -101,16 +119,16 @@ class Server:
         headers, settings = gathered.headers, self._config.federation
         finite, is_client = is_finite(headers), headers["client"] < settings.clients
         dropped = headers["client"][~finite & is_client].tolist()
-        kept, count = np.flatnonzero(finite), int((finite & is_client).sum())
-        allowed = self._rule.most_malicious(count)
         self._step[:] = 0
-        if allowed is None or not finite[~is_client].all():
+        if not gathered.verdict.aggregated:
             return Aggregation(dropped=dropped, aggregated=False)
         summed = self._config.comm.collective == "reduce"
-        if not self._is_root and not summed:
-            for _ in gathered.chunks:
-                pass
+        if not self._is_root:
+            collections.deque(gathered.sums(None) if summed else gathered.chunks, maxlen=0)
             return Aggregation(dropped=dropped, aggregated=True)
+        kept = np.flatnonzero(finite)
+        allowed = self._most_malicious(headers)
+        assert allowed is not None
         updates = Updates(
             clients=headers["client"][kept].astype(np.int64),
             num_examples=headers["num_examples"][kept].astype(np.float64),
@@ -120,7 +138,7 @@ class Server:
             num_clients=settings.clients,
         )
         everyone = np.zeros(len(headers))
-        if summed:  # by a rule that needs the headers only, which every rank has
+        if summed:  # by a rule that needs the headers only
             self._rule.begin(updates)
             everyone[kept] = self._rule.weights(updates)
             self._move(gathered.sums(everyone), phases, round_)
@@ -143,7 +161,7 @@ class Server:
                         self._rule.observe(chunk, deltas, self.vector[chunk])
                         spilled.keep(chunk, deltas)
 
-                overlapped(chunks, observe, lambda: phases.liveness.enter("aggregate", round_))
+                overlapped(chunks, len(self.vector), observe, lambda: phases.liveness.enter("aggregate", round_))
                 chunks = spilled
             with phases.time("aggregate"):
                 weights = self._rule.weights(updates)
@@ -166,8 +184,6 @@ class Server:
         target = self.vector if self._codec.exact else self._step
 
         def move(chunk: slice, numbers: np.ndarray) -> None:
-            if not self._is_root:
-                return
             with phases.timing.time("aggregate"):  # in a second thread
                 delta = numbers if weights is None else self._rule.combine(numbers, weights)
                 if noise_std:
@@ -175,12 +191,8 @@ class Server:
                 target[chunk] += self._optimizer.step(chunk, delta)
                 phases.liveness.alive()
 
-        def wait() -> None:
-            if self._is_root:
-                phases.liveness.enter("aggregate", round_)
-
-        overlapped(chunks, move, wait)
-        if self._is_root and not self._codec.exact:
+        overlapped(chunks, len(self.vector), move, lambda: phases.liveness.enter("aggregate", round_))
+        if not self._codec.exact:
             with phases.time("pack"):
                 send_with_feedback(self._step, self._residual, self._codec)
                 self.vector += self._step

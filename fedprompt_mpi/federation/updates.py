@@ -6,6 +6,7 @@ Legend: R ranks, K updates of the round, k of them on this rank, P length of a v
 import dataclasses
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import numpy as np
 
@@ -46,30 +47,56 @@ class LocalUpdates:
     """The rates of every client's own prompt, of all ranks; [] if they are not evaluated."""
 
 
+class Verdict(NamedTuple):
+    """What all ranks have to know of a round's updates."""
+
+    given_up: bool
+    """A rank has given the round up."""
+    asked_to_stop: bool
+    diverged: bool
+    """No update of an honest client is finite."""
+    aggregated: bool
+    """There are enough updates for the rule."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Gathered:
     """A round's updates at rank 0. The vectors travel while the chunks are asked for, by every rank, in one way."""
 
     headers: np.ndarray
-    """`[K]` of dtype `HEADER`, in client order; complete on every rank."""
+    """`[K]` of dtype `HEADER`, in client order, on rank 0; elsewhere this rank's own."""
+    verdict: Verdict
     chunks: Chunks
     """Chunks of all clients' deltas `[K, chunk]` float32."""
-    sums: Callable[[np.ndarray], Chunks]
-    """Weights `[K]` float64 -> chunks of sum s_k delta_k `[chunk]` float64; see `exact_sum`."""
+    sums: Callable[[np.ndarray | None], Chunks]
+    """Weights `[K]` float64 (None but on rank 0) -> chunks of sum s_k delta_k `[chunk]` float64; see `exact_sum`."""
 
 
-def gather(channel: Channel, updates: LocalUpdates, codec: Codec) -> Gathered:
-    """Gather the headers on every rank, and return how to gather or sum the deltas at rank 0."""
+def gather(channel: Channel, updates: LocalUpdates, codec: Codec, judge: Callable[[np.ndarray], Verdict]) -> Gathered:
+    """Gather the headers at rank 0, tell all ranks what follows from them, and return how to get at the deltas.
+
+    Args:
+        channel: between the ranks.
+        updates: of this rank.
+        codec: how deltas travel.
+        judge: all headers `[K]` -> the verdict; called on rank 0.
+    """
     counts, deltas = updates.cohort.counts, updates.deltas
+    told = np.zeros(len(Verdict._fields), dtype=np.int64)
     with _waiting(channel):
-        headers = channel.share(updates.headers, counts)
-    first = int(counts[: channel.rank].sum())
+        headers = channel.consult(updates.headers, counts, judge, told)
 
-    def sums(weights: np.ndarray) -> Chunks:
-        own = weights[first : first + len(deltas)]
-        return channel.reduce(deltas, own, unit_of(weights, headers["largest"]))
+    def sums(weights: np.ndarray | None) -> Chunks:
+        first = 1 + int(counts[: channel.rank].sum())
+        factors = np.zeros(1 + int(counts.sum()))
+        if weights is not None:
+            factors[0], factors[1:] = unit_of(weights, headers["largest"]), weights
+        with _waiting(channel):
+            channel.tell(factors)
+        return channel.reduce(deltas, factors[first : first + len(deltas)], factors[0])
 
-    return Gathered(headers=headers, chunks=channel.gather(deltas, counts, codec), sums=sums)
+    verdict = Verdict(*map(bool, told))
+    return Gathered(headers=headers, verdict=verdict, chunks=channel.gather(deltas, counts, codec), sums=sums)
 
 
 def announce(channel: Channel, size: int, fingerprint: int) -> bool:

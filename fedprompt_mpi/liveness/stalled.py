@@ -1,7 +1,10 @@
-"""Stalled-rank detection: a rank that waits too long asks the others, and ends the job if the wait cannot end.
+"""Stalled-rank detection: a rank that waits too long asks its neighbours, and ends the job if the wait cannot end.
 
 A rank that is stopped, or stuck where no Python runs, does not answer. Ranks that wait or train answer with the
 collective in which they wait. If two ranks wait in different collectives, neither can continue.
+
+Each rank asks the log2(R) ranks that are 1, 2, 4, ... behind it in a ring. So a rank that does not answer is missed by
+log2(R) others, and if all ranks wait, but not in one collective, two that are next to each other notice.
 """
 
 import socket
@@ -64,7 +67,7 @@ class StalledRanks:
             StalledError: in a library call, if a rank does not answer or waits in another collective.
         """
         self.answer()
-        others = set(range(self.comm.size)) - {self.comm.rank}
+        others = behind(self.comm.rank, self.comm.size)
         if waited_s < self.patience_s:
             self._called_at, self._next_call_s = None, self.patience_s
         elif self._called_at is None:
@@ -129,3 +132,8 @@ class StalledRanks:
             self.comm.Recv(message.view(np.uint8), source=status.Get_source(), tag=tag)
             arrived.append((status.Get_source(), message[0]))
         return arrived
+
+
+def behind(rank: int, size: int) -> set[int]:
+    """Return the ranks that a rank asks, which are 1, 2, 4, ... behind it in a ring of so many ranks."""
+    return {(rank + (1 << bit)) % size for bit in range((size - 1).bit_length())}

@@ -1,42 +1,176 @@
-"""The results of `bench`: a table, a fitted model with its predictions, and a plot."""
+"""The results of `bench`: a table, fitted lines with predictions, and a plot; of one launch, or of several pooled."""
 
+import dataclasses
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedprompt_mpi.comm.fit import fit_segments, interpolate
+from fedprompt_mpi.comm.statistics import LEAST_SAMPLES, quantiles
+from fedprompt_mpi.config import SettingsError
+from fedprompt_mpi.files import RunFile, read_json
 from fedprompt_mpi.report.theme import save
+from fedprompt_mpi.rules.setting import typed
 from fedprompt_mpi.rundir.console import format_seconds
+
+FILE = "bench.json"
+SAME = ("model", "ranks", "nodes", "library", "transport", "sync")
+"""What launches that are pooled have in common."""
+CORRELATED = 0.3
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class BenchFile:
+    """What is read of a bench.json."""
+
+    model: str
+    ranks: int
+    nodes: int
+    library: str
+    transport: str
+    clock_resolution_s: float
+    sync: str
+    launches: int
+    rows: list[dict[str, Any]]
+    fits: dict[str, Any]
+    predictions: list[dict[str, Any]]
+
+
+def conclusions(rows: Sequence[Mapping[str, Any]], vectors: Mapping[str, int]) -> dict[str, Any]:
+    """Return what follows from measured rows: lines fitted to the medians, and the seconds of each method's vector.
+
+    Args:
+        rows: of bench.json.
+        vectors: name -> bytes.
+    """
+    fits: dict[str, Any] = {}
+    predictions = [{"name": name, "bytes": size, "seconds": {}} for name, size in vectors.items()]
+    for name in dict.fromkeys(row["collective"] for row in rows):
+        own = sorted((row for row in rows if row["collective"] == name), key=lambda row: row["bytes"])
+        sizes = [row["bytes"] for row in own]
+        fits[name] = [dataclasses.asdict(line) for line in fit_segments(sizes, [r["transfer"]["median"] for r in own])]
+        for vector in predictions:
+            vector["seconds"][name] = {
+                key: interpolate(sizes, [row["transfer"][key] for row in own], vector["bytes"])
+                for key in ("median", "q05", "q95")
+            }
+    return {"fits": fits, "predictions": predictions}
+
+
+def pool(folders: Sequence[Path]) -> dict[str, Any]:
+    """Return the pooled result of several launches: each counts once, with its own medians.
+
+    Raises:
+        SettingsError: if a folder has no bench.json, or they are not of one job; it names what differs.
+    """
+    found = [_read(folder) for folder in folders]
+    first = found[0]
+    for folder, other in zip(folders, found, strict=True):
+        differs = [name for name in SAME if getattr(other, name) != getattr(first, name)]
+        if differs or _places(other) != _places(first):
+            raise SettingsError(f"--pool: {folder} and {folders[0]} differ in {differs or 'what was measured'}")
+    rows = []
+    for same in zip(*(result.rows for result in found), strict=True):
+        row: dict[str, Any] = dict(same[0])
+        for part in ("raw", "transfer", "call", "raw_skew", "skew"):
+            if row[part] is not None:
+                row[part] = quantiles([launch[part]["median"] for launch in same])
+        row["repetitions"], row["missed"] = sum(r["repetitions"] for r in same), sum(r["missed"] for r in same)
+        row["ratio"] = None if row["raw"] is None else row["transfer"]["median"] / row["raw"]["median"]
+        row["autocorrelation"] = statistics.median(launch["autocorrelation"] for launch in same)
+        rows.append(row)
+    vectors = {vector["name"]: vector["bytes"] for vector in first.predictions}
+    told = {name: getattr(first, name) for name in (*SAME, "clock_resolution_s")}
+    return {**told, "launches": len(found), "rows": rows, **conclusions(rows, vectors)}
+
+
+def _read(folder: Path) -> BenchFile:
+    try:
+        return typed(BenchFile, read_json(RunFile(folder, FILE)))
+    except (OSError, ValueError, TypeError) as error:
+        raise SettingsError(f"--pool: {folder / FILE} cannot be read as a result of bench ({error})") from error
+
+
+def _places(result: BenchFile) -> list[tuple[Any, Any]]:
+    return [(row["collective"], row["bytes"]) for row in result.rows]
 
 
 def format_bench(result: Mapping[str, Any]) -> str:
-    """Return the tables of a bench.json as text."""
+    """Return the tables of a bench.json, or of several pooled, as text."""
+    several = result["launches"] > 1
+    start = "after two barriers" if result["sync"] == "barrier" else "at an agreed time"
     lines = [
         f"{_where(result)}; {result['library']}; clock resolution {format_seconds(result['clock_resolution_s'])}",
-        f"{'collective':<11}{'bytes':>13}{'runs':>6}{'raw':>12}{'transfer':>12}"
-        f"{'95 % interval':>25}{'ratio':>7}{'call':>12}",
+        f"each repetition with its slowest rank; ranks start {start}; caches are warm, buffers used again",
+        f"{'collective':<11}{'bytes':>13}{'runs':>6}{'raw':>11}{'skew':>11}{'transfer':>11}{'q05 - q95':>23}"
+        f"{'skew':>11}{'ratio':>7}{'call':>11}",
     ]
     for row in result["rows"]:
-        raw = "-" if row["raw"] is None else format_seconds(row["raw"]["median"])
+        raw, raw_skew = (
+            "-" if row[name] is None else format_seconds(row[name]["median"]) for name in ("raw", "raw_skew")
+        )
         ratio = "-" if row["ratio"] is None else f"{row['ratio']:.2f}"
-        interval = f"{format_seconds(row['transfer']['low'])} - {format_seconds(row['transfer']['high'])}"
+        spread = f"{format_seconds(row['transfer']['q05'])} - {format_seconds(row['transfer']['q95'])}"
         lines.append(
-            f"{row['collective']:<11}{row['bytes']:>13,}{row['repetitions']:>6}{raw:>12}"
-            f"{format_seconds(row['transfer']['median']):>12}{interval:>25}{ratio:>7}"
-            f"{format_seconds(row['call']['median']):>12}"
+            f"{row['collective']:<11}{row['bytes']:>13,}{row['repetitions']:>6}{raw:>11}{raw_skew:>11}"
+            f"{format_seconds(row['transfer']['median']):>11}{spread:>23}{format_seconds(row['skew']['median']):>11}"
+            f"{ratio:>7}{format_seconds(row['call']['median']):>11}"
         )
-    lines += ["", "transfer = latency + bytes / bandwidth, fitted"]
-    for name, fit in result["fits"].items():
-        slope = f"bytes / {1e-6 / fit['seconds_per_byte']:,.1f} MB/s" if fit["seconds_per_byte"] else "0"
-        lines.append(
-            f"{name:<11}{format_seconds(fit['latency_s']):>12} + {slope}   (off by {fit['worst']:.0%} at most)"
-        )
-    workers = result["ranks"] - 1
-    lines += ["", f"predicted for {result['model']}, one collective, {workers} worker{'s' if workers > 1 else ''}"]
-    lines.append(f"{'vector':<18}{'bytes':>15}" + "".join(f"{name:>12}" for name in result["fits"]))
+    lines += _notes(result)
+    lines += ["", "lines fitted to the medians: transfer = latency + bytes / bandwidth"]
+    for name, segments in result["fits"].items():
+        for line in segments:
+            slope = f"bytes / {1e-6 / line['seconds_per_byte']:,.1f} MB/s" if line["seconds_per_byte"] else "0"
+            lines.append(
+                f"{name:<11}{line['first']:>13,} to {line['last']:>11,} bytes{format_seconds(line['latency_s']):>12} + "
+                f"{slope}   (off by {line['worst']:.0%} at most)"
+            )
+            name = ""
+    workers, of = result["ranks"] - 1, "launches" if several else "repetitions"
+    lines += [
+        "",
+        f"for {result['model']}, one collective, {workers} worker{'s' if workers > 1 else ''}, between the measured "
+        f"sizes: median (q05 - q95 of {of})",
+        f"{'vector':<18}{'bytes':>15}" + "".join(f"{name:>36}" for name in result["fits"]),
+    ]
     for vector in result["predictions"]:
-        seconds = "".join(f"{format_seconds(vector['seconds'][name]):>12}" for name in result["fits"])
+        seconds = "".join(f"{_with_spread(vector['seconds'][name]):>36}" for name in result["fits"])
         lines.append(f"{vector['name']:<18}{vector['bytes']:>15,}{seconds}")
     return "\n".join(lines)
+
+
+def _with_spread(figures: Mapping[str, float]) -> str:
+    median, low, high = (format_seconds(figures[key]) for key in ("median", "q05", "q95"))
+    return f"{median} ({low} - {high})"
+
+
+def _notes(result: Mapping[str, Any]) -> list[str]:
+    """Return what a reader of the table has to know."""
+    rows, launches, lines = result["rows"], result["launches"], []
+    if launches >= LEAST_SAMPLES:
+        lines.append(f"95 % intervals of the medians, over {launches} launches:")
+        lines += [
+            f"  {row['collective']:<11}{row['bytes']:>13,}   {format_seconds(row['transfer']['low'])} - "
+            f"{format_seconds(row['transfer']['high'])}"
+            for row in rows
+        ]
+    else:
+        lines.append(
+            f"No intervals: they need {LEAST_SAMPLES} launches or more, since each places its processes anew, and "
+            f"there {'is 1' if launches == 1 else f'are {launches}'}. Pool them with bench --pool DIR DIR..."
+        )
+    most = max(row["autocorrelation"] for row in rows)
+    if most > CORRELATED:
+        lines.append(
+            f"Repetitions follow those before them (correlation up to {most:.2f}): they tell less than so many."
+        )
+    if any(row["ratio"] is not None and row["ratio"] < 1 for row in rows):
+        lines.append("A ratio below 1 is no gain: both call one collective, after different waits; see --sync window.")
+    missed = sum(row["missed"] for row in rows)
+    if missed:
+        lines.append(f"{missed} repetitions were left out, or marked: a rank had missed the agreed start.")
+    return lines
 
 
 def _where(result: Mapping[str, Any]) -> str:
@@ -44,20 +178,24 @@ def _where(result: Mapping[str, Any]) -> str:
 
 
 def plot_bench(result: Mapping[str, Any], folder: Path) -> Sequence[Path]:
-    """Write bench.png and bench.svg: raw collective, ours and the model over sizes, both axes logarithmic."""
+    """Write bench.png and bench.svg: raw collective, ours and the fitted lines over sizes, both axes logarithmic."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4), layout="constrained")
     axes = figure.subplots(1, len(result["fits"]), sharey=True)
-    for axis, (name, fit) in zip(axes, result["fits"].items(), strict=True):
+    for axis, (name, segments) in zip(axes, result["fits"].items(), strict=True):
         rows = [row for row in result["rows"] if row["collective"] == name]
         for key, marker, label in (("raw", "s", "raw mpi4py"), ("transfer", ".", "transfer"), ("call", "+", "call")):
             there = [row for row in rows if row[key]]
             sizes, medians = [row["bytes"] for row in there], [row[key]["median"] for row in there]
             axis.plot(sizes, medians, marker, markerfacecolor="none" if key == "raw" else None, label=label)
-        sizes = [row["bytes"] for row in rows]
-        model = [fit["latency_s"] + fit["seconds_per_byte"] * n for n in sizes]
-        axis.plot(sizes, model, "-", linewidth=1, label="latency + bytes / bandwidth")
+        low, high = ([row["transfer"][key] for row in rows] for key in ("q05", "q95"))
+        axis.fill_between([row["bytes"] for row in rows], low, high, alpha=0.15, linewidth=0, label="q05 - q95")
+        for number, line in enumerate(segments):
+            own = [row["bytes"] for row in rows if line["first"] <= row["bytes"] <= line["last"]]
+            model = [line["latency_s"] + line["seconds_per_byte"] * n for n in own]
+            label = "_" if number else "latency + bytes / bandwidth"
+            axis.plot(own, model, "-", linewidth=1, color="0.3", label=label)
         for vector in result["predictions"]:
             axis.axvline(vector["bytes"], color="0.8", linewidth=0.8, zorder=0)
             place = (vector["bytes"], 0.02)

@@ -1,10 +1,11 @@
 """Statistics of the phases of a round, from one run directory or from several launches of one job."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedprompt_mpi.comm.statistics import LEAST_SAMPLES, communication
+from fedprompt_mpi.comm.statistics import LEAST_SAMPLES, communication, slowest_by_round
 from fedprompt_mpi.config import SettingsError
 from fedprompt_mpi.report.run_data import RunData, read_run
 from fedprompt_mpi.rules.setting import Comparison
@@ -43,8 +44,9 @@ def read_communication(directories: Sequence[Path], *, warmup: int | None) -> di
             )
     figures, last = runs[-1].communication, runs[-1].rounds[-1].traffic
     assert figures is not None
-    pooled = communication([run.timings for run in runs], warmup=figures.warmup_rounds if warmup is None else warmup)
-    traffic = None if last is None else {"down": last.down, "up": last.up}
+    launches = [dict(slowest_by_round(run.timings)) for run in runs]
+    pooled = communication(launches, warmup=figures.warmup_rounds if warmup is None else warmup)
+    traffic = None if last is None else {field.name: getattr(last, field.name) for field in dataclasses.fields(last)}
     return {"mode": figures.mode, **pooled, "traffic": traffic}
 
 

@@ -20,7 +20,7 @@ WIDTH, TALLEST = 9.0, 60.0
 GROUPS = {
     "train": ("train",), "evaluate": ("evaluate", "evaluate_clients"), "pack, copy": ("pack", "copy"),
     "wait": ("wait", "sync"), "transfer": TRANSFERS, "wait + transfer": (), "aggregate": ("aggregate",),
-    "checkpoint": ("checkpoint",),
+    "checkpoint": ("checkpoint", "residuals"),
 }  # fmt: skip
 """Name in the figures -> phases, for runs in measure mode; in observe mode wait and transfer are one."""
 COLOURS = dict(zip(GROUPS, (BLUE, GREEN, PURPLE, GREY, VERMILLION, GREY, ORANGE, SKY), strict=True))

@@ -1,10 +1,10 @@
 """The journal of a run: it writes the files of the run directory and prints the progress. Rank 0 alone has one."""
 
 import dataclasses
+import functools
 import importlib.metadata
 import platform
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import tomli_w
@@ -107,9 +107,10 @@ class Journal:
             named: the parameters by name, and the effective prompt.
             closing: the figures of the whole run.
         """
-        figures = self._write_communication()
-        rounds = self._rounds()
-        summary = summarise(rounds, closing)
+        slowest = dict(slowest_by_round(read_timings(self.paths)))
+        figures = {"mode": self.config.comm.mode, **communication([slowest], warmup=self.config.comm.warmup)}
+        write_json(self.paths.communication, figures)
+        summary = summarise([settled(record, slowest.get(record.round)) for record in self._rounds()], closing)
         write_prompt(self.paths, self.config, vector, named, summary.rounds)
         write_record(self.paths.summary, summary)
         self.console.say_summary(summary, figures, self.config)
@@ -119,15 +120,6 @@ class Journal:
 
     def _rounds(self) -> list[RoundRecord]:
         return read_rounds(self.paths, federation_of(self.config, self._done))
-
-    def _write_communication(self) -> dict[str, Any]:
-        """Write the statistics of the phases, and let the seconds of each round be those of its slowest rank."""
-        timings, comm = list(read_timings(self.paths)), self.config.comm
-        slowest = slowest_by_round(timings)
-        write_rounds(self.paths, [settled(record, slowest.get(record.round)) for record in self._rounds()])
-        figures = {"mode": comm.mode, **communication([timings], warmup=comm.warmup)}
-        write_json(self.paths.communication, figures)
-        return figures
 
 
 def settled(record: RoundRecord, slowest: Mapping[str, float] | None) -> RoundRecord:
@@ -153,10 +145,12 @@ def numeric_versions() -> dict[str, str]:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that a run uses, as far as they are installed."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:  # an optional one, such as mpi4py without MPI
-            continue
-    return found
+    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES if _version(name)}}
+
+
+@functools.cache
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # an optional one, such as mpi4py without MPI
+        return ""

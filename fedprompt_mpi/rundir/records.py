@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 from fedprompt_mpi.comm.placement import MPILibrary
-from fedprompt_mpi.comm.traffic import Traffic
+from fedprompt_mpi.comm.traffic import NOTHING, Traffic
 from fedprompt_mpi.config import MOST_WORD, MOST_WORDS, RunConfig, SettingsError, from_dict, to_dict
 from fedprompt_mpi.files import (
     MOST_LINES_BYTES,
@@ -73,10 +73,14 @@ class Seconds:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RoundTraffic:
-    """The traffic of a round, both ways."""
+    """The traffic of a round: the global vector to the clients, their updates, and what comes with these."""
 
     down: Traffic
     up: Traffic
+    headers: Traffic = NOTHING
+    """Of the updates' headers, between ranks."""
+    checkpoint: Traffic = NOTHING
+    """Of the timings and the clients' residuals that rank 0 has gathered for the checkpoint after the round."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

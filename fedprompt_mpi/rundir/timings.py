@@ -1,5 +1,6 @@
 """timings.csv: the records of all ranks, a line per phase."""
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from fedprompt_mpi.comm.statistics import TimingRow
 from fedprompt_mpi.comm.timing import PHASES, is_done
-from fedprompt_mpi.files import append_text, bounded_lines, write_text
+from fedprompt_mpi.files import append_text, bounded_lines, write_lines
 from fedprompt_mpi.rundir.paths import RunPaths
 from fedprompt_mpi.rundir.records import reading
 
@@ -46,20 +47,21 @@ def _parse(line: str, number: int) -> TimingRow:
 
 
 def append_timings(paths: RunPaths, by_rank: Mapping[int, np.ndarray]) -> None:
-    """Append the records `[n]` of each rank, as numbered at the start of the job."""
-    rows = (
+    """Append the records `[n]` of each rank, as numbered at the start of the job: in order of rounds, then of ranks."""
+    rows = [
         (round_, rank, PHASES[phase], seconds, payload)
-        for rank, records in by_rank.items()
+        for rank, records in sorted(by_rank.items())
         for round_, phase, seconds, payload in records.tolist()
-    )
-    append_text(paths.timings, _as_csv(rows))
+    ]
+    rows.sort(key=lambda row: row[0])  # what one rank recorded in a round stays in order
+    append_text(paths.timings, "".join(_as_csv(rows)))
 
 
 def keep_timings(paths: RunPaths, done: int | None) -> None:
     """Keep the records up to round `done`, after which a run continues; None begins an empty file."""
-    rows = [] if done is None else [row for row in read_timings(paths) if is_done(row[0], row[2], done)]
-    write_text(paths.timings, HEAD + _as_csv(rows))
+    kept = () if done is None else (row for row in read_timings(paths) if is_done(row[0], row[2], done))
+    write_lines(paths.timings, itertools.chain([HEAD], _as_csv(kept)))
 
 
-def _as_csv(rows: Iterable[TimingRow]) -> str:
-    return "".join(f"{round_},{rank},{phase},{seconds:.9f},{size}\n" for round_, rank, phase, seconds, size in rows)
+def _as_csv(rows: Iterable[TimingRow]) -> Iterator[str]:
+    return (f"{round_},{rank},{phase},{seconds:.9f},{size}\n" for round_, rank, phase, seconds, size in rows)

@@ -42,7 +42,8 @@ def measure(rule: str, parameters: int, clients: int) -> None:
     server = Server(np.zeros(parameters, dtype=np.float32), config, is_root=True)
     timing = Timing(round=1)
     start = time.perf_counter()
-    server.apply(Gathered(headers=headers, chunks=blocks, sums=lambda weights: iter(())), Phases(timing, Liveness()), 1)
+    gathered = Gathered(headers=headers, verdict=server.judge(headers), chunks=blocks, sums=lambda weights: iter(()))
+    server.apply(gathered, Phases(timing, Liveness()), 1)
     seconds = time.perf_counter() - start
     with tempfile.TemporaryDirectory() as folder:
         save_checkpoint(

@@ -77,7 +77,7 @@ def main() -> None:
         for client in clients:
             task.trace_client(client)
         updates = LocalUpdates(cohort=cohort, headers=headers, deltas=deltas, own_rates=[])
-        server.apply(gather(channel, updates, FLOAT32), channel.phases, round_)
+        server.apply(gather(channel, updates, FLOAT32, server.judge), channel.phases, round_)
         stamps.round()
     if channel.rank == 0:
         stamps.extra["mpi"] = channel.placement.mpi.library

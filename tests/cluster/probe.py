@@ -1,7 +1,9 @@
 """What the tests run on the virtual cluster's nodes, under mpirun; rank 0 prints JSON.
 
 probe.py times P N    transfer, raw collective, reported and counted bytes of each collective, for P numbers, N times
+probe.py window P N   transfer and skew of a broadcast after barriers and at an agreed time, in turn
 probe.py sleep P N    the same broadcast with and without a rank that sleeps before it
+probe.py round P K    the same bytes of a round of K clients in int8, with headers and what a checkpoint gathers
 """
 
 import json
@@ -13,10 +15,16 @@ from typing import Any
 import numpy as np
 
 from fedprompt_mpi.comm.bench import COLLECTIVES, Bench
-from fedprompt_mpi.comm.codec import FLOAT32
+from fedprompt_mpi.comm.clocks import clock_offset
+from fedprompt_mpi.comm.codec import CODECS, FLOAT32
 from fedprompt_mpi.comm.start import start_mpi
 from fedprompt_mpi.comm.timing import PHASES, TRANSFERS
-from fedprompt_mpi.comm.traffic import Journey
+from fedprompt_mpi.comm.traffic import Journey, to_root
+from fedprompt_mpi.config import CommConfig, FederationConfig, RunConfig
+from fedprompt_mpi.federation.cohort import draw_cohort
+from fedprompt_mpi.federation.feedback import ClientFeedback
+from fedprompt_mpi.federation.server import Server
+from fedprompt_mpi.federation.updates import HEADER, LocalUpdates, announce, gather
 from fedprompt_mpi.liveness.liveness import Liveness
 from fedprompt_mpi.start.launcher import read_launch
 
@@ -75,6 +83,30 @@ class Probe:
             }
         return found
 
+    def window(self) -> dict[str, Any]:
+        """Let each repetition be one after barriers and one at an agreed time."""
+        agreed = Bench(self.world, Liveness(), seconds=0.0, sync="window")
+        offset = clock_offset(self.mpi, self.world, self.channel.placement.nodes)
+        found: dict[str, Any] = {"offset_error_s": self.slowest(abs(offset))}
+        ways = {"barrier": self.bench, "window": agreed}
+        samples: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
+        calls = {way: bench.calls("broadcast", self.length)[1] for way, bench in ways.items()}
+        for number in range(self.repetitions + 3):
+            for way, bench in ways.items():
+                self.world.Barrier()
+                calls[way]()
+                seconds = self.seconds_of(bench.channel.phases.timing.take(), *TRANSFERS)
+                start = bench.channel.started - offset
+                late, early = self.slowest(start), -self.slowest(-start)
+                missed = bench is agreed and self.world.allreduce(int(bench.missed)) > 0
+                if number >= 3 and not missed:
+                    samples[way].append((seconds, late - early))
+        for way, pairs in samples.items():
+            found[way] = dict(zip(("transfer", "skew"), np.median(pairs, axis=0).tolist(), strict=True))
+            found[way]["repetitions"] = len(pairs)
+        agreed.channel.close()
+        return found
+
     def sleep(self) -> dict[str, Any]:
         """Let the last rank come late every second time."""
         _, broadcast = self.bench.calls("broadcast", self.length)
@@ -93,11 +125,44 @@ class Probe:
         medians = {late: np.median(pairs, axis=0).tolist() for late, pairs in samples.items()}
         return {"wait": [medians[False][0], medians[True][0]], "transfer": [medians[False][1], medians[True][1]]}
 
+    def round(self) -> dict[str, Any]:
+        """Take the steps of a round without a PLM, and of a checkpoint after it."""
+        channel, clients = self.channel, self.repetitions
+        config = RunConfig(federation=FederationConfig(clients=clients), comm=CommConfig(wire="int8"))
+        cohort, codec = draw_cohort(config, channel.size, 1), CODECS["int8"]
+        server = Server(np.zeros(self.length, dtype=np.float32), config, is_root=channel.rank == 0)
+        feedback = ClientFeedback(codec, clients, self.length, channel)
+        own = cohort.of_rank(channel.rank)
+        headers = np.zeros(len(own), dtype=HEADER)
+        headers["client"], headers["num_examples"] = own, 1
+        deltas = np.random.default_rng(channel.rank).standard_normal((len(own), self.length), dtype=np.float32)
+        journey = Journey(nodes=channel.placement.nodes, counts=cohort.counts, size=self.length)
+        server.broadcast(channel)  # the whole vector, once
+        channel.phases.timing.take()
+        before = self.received()
+        announce(channel, self.length, 0)
+        down = server.broadcast(channel)
+        for client, delta in zip(own, deltas, strict=True):
+            feedback.send(client, delta)
+        feedback.note(cohort.clients)
+        updates = LocalUpdates(cohort=cohort, headers=headers, deltas=deltas, own_rates=[])
+        server.apply(gather(channel, updates, codec, server.judge), channel.phases, 1)
+        checkpoint = to_root(channel.placement.nodes, feedback.bytes_to_collect)
+        feedback.collect()
+        counted = self.received() - before
+        parts = {
+            "down": journey.down(down),
+            "up": journey.up(codec, "gather"),
+            "headers": journey.headers(HEADER.itemsize),
+            "checkpoint": checkpoint,
+        }
+        return {"reported": {name: part.wire_bytes for name, part in parts.items()}, "counted": counted}
+
 
 def main() -> None:
     what, length, repetitions = sys.argv[1], *map(int, sys.argv[2:])
     probe = Probe(length, repetitions)
-    found = probe.times() if what == "times" else probe.sleep()
+    found = {"times": probe.times, "sleep": probe.sleep, "window": probe.window, "round": probe.round}[what]()
     if probe.channel.rank == 0:
         print(json.dumps(found), flush=True)
     probe.channel.close()

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from fedprompt_mpi.comm import statistics
 from fedprompt_mpi.comm.statistics import TimingRow, communication, median_interval, quantiles, slowest_by_round
 
 
@@ -22,8 +23,12 @@ def _rows(transfers: list[float]) -> list[TimingRow]:
     return rows
 
 
+def _figures(rows: list[TimingRow]) -> dict[int, dict[str, float]]:
+    return dict(slowest_by_round(rows))
+
+
 def test_a_round_counts_with_its_slowest_rank() -> None:
-    figures = slowest_by_round(_rows([3.0]))[1]
+    figures = _figures(_rows([3.0]))[1]
     assert figures["transfer"] == pytest.approx(6.0)
     assert figures["gather"] == pytest.approx(4.5)
     assert figures["wait"] == figures["wait (rank 0)"] == pytest.approx(0.51)
@@ -38,13 +43,25 @@ def test_each_collective_counts_with_its_own_slowest_rank() -> None:
     seconds = {0: [3.0, 2.0], 1: [1.0, 5.0]}
     rows: list[TimingRow] = [(1, rank, "gather", s, 8) for rank, pair in seconds.items() for s in pair]
     rows += [(1, rank, "sync", s, 0) for rank, pair in {0: [0.1, 0.7], 1: [0.6, 0.2]}.items() for s in pair]
-    figures = slowest_by_round(rows)[1]
+    figures = _figures(rows)[1]
     assert figures["gather"] == figures["transfer"] == pytest.approx(8.0)
     assert figures["overhead"] == pytest.approx(0.3)
 
 
+def test_a_long_run_is_not_held_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A round is told once there are records of the next but one: so the generator is asked for one row too many."""
+    rows, asked = _rows([1.0, 2.0, 3.0, 4.0]), []
+    monkeypatch.setattr(statistics, "MOST_OPEN", 6)
+    found = slowest_by_round(asked.append(row[0]) or row for row in rows)
+    assert next(found)[0] == 1
+    assert asked[-1] == 3
+    assert dict(found) == {round_: figures for round_, figures in _figures(rows).items() if round_ > 1}
+    with pytest.raises(ValueError, match="a record of round 1 comes after round 2 is complete"):
+        _figures([*rows, (1, 0, "train", 1.0, 0)])
+
+
 def test_warm_up_is_left_out() -> None:
-    figures = communication([_rows([100.0, 1.0, 2.0, 3.0])], warmup=1)
+    figures = communication([_figures(_rows([100.0, 1.0, 2.0, 3.0]))], warmup=1)
     assert figures["rounds"] == 3
     assert figures["seconds"]["transfer"]["median"] == pytest.approx(4.0)
     assert "evaluate" not in figures["seconds"]  # nothing of it was there
@@ -53,19 +70,19 @@ def test_warm_up_is_left_out() -> None:
 def test_only_rounds_that_train_count() -> None:
     """Before the first and after the last round a vector is broadcast and evaluated, too."""
     rows = [(0, 0, "evaluate", 1.0, 0), *_rows([1.0] * 3), (4, 0, "broadcast", 9.0, 0)]
-    assert communication([rows], warmup=0)["rounds"] == 3
+    assert communication([_figures(rows)], warmup=0)["rounds"] == 3
 
 
 def test_launches_count_once_each() -> None:
     """Three quick rounds of one launch do not outweigh one slow round of another."""
-    figures = communication([_rows([1.0] * 3), _rows([3.0])], warmup=0)
+    figures = communication([_figures(_rows([1.0] * 3)), _figures(_rows([3.0]))], warmup=0)
     assert figures["launches"] == 2
     assert figures["rounds"] == 4
     assert figures["seconds"]["transfer"]["median"] == pytest.approx(4.0)
 
 
 def test_nothing_after_the_warm_up() -> None:
-    assert communication([_rows([1.0])], warmup=1)["seconds"] == {}
+    assert communication([_figures(_rows([1.0]))], warmup=1)["seconds"] == {}
 
 
 @pytest.mark.parametrize(

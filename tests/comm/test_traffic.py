@@ -5,7 +5,7 @@ import pytest
 
 from fedprompt_mpi.comm import chunks
 from fedprompt_mpi.comm.codec import CODECS
-from fedprompt_mpi.comm.traffic import Journey, Traffic
+from fedprompt_mpi.comm.traffic import Journey, Traffic, to_root
 
 NODES = np.array([0, 0, 1, 1, 2])
 COUNTS = np.array([0, 3, 3, 2, 2])
@@ -64,3 +64,16 @@ def test_the_server_s_own_update_counts_for_the_chunks() -> None:
     beside = Journey(nodes=nodes, counts=counts, size=size, server_rows=1).up(CODECS["float32"], "gather")
     assert (without.wire_messages, beside.wire_messages) == (2 * 16, 2 * 17)
     assert (without.bytes, without.wire_bytes) == (beside.bytes, beside.wire_bytes)
+
+
+def test_headers_and_what_rank_0_tells() -> None:
+    """Of 40 bytes: ten go up, seven of them from three ranks of other nodes; 64 bytes go to four ranks, two nodes."""
+    headers = Journey(nodes=NODES, counts=COUNTS, size=P).headers(40)
+    assert headers == Traffic(bytes=400 + 4 * 64, messages=4 + 8, wire_bytes=7 * 40 + 2 * 64, wire_messages=3 + 4)
+    weights = Journey(nodes=NODES, counts=COUNTS, size=P, told_weights=11).headers(40)
+    assert weights.wire_bytes - headers.wire_bytes == 2 * 88
+
+
+def test_a_gather_of_uneven_sizes() -> None:
+    """Rank 0's own stay where they are, rank 1's stay on its node."""
+    assert to_root(NODES, np.array([9, 10, 20, 0, 30])) == Traffic(bytes=60, messages=3, wire_bytes=50, wire_messages=2)

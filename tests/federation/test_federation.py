@@ -8,10 +8,9 @@ import pytest
 from fedprompt_mpi.comm import chunks
 from fedprompt_mpi.comm.codec import FLOAT32
 from fedprompt_mpi.comm.local_channel import LocalChannel
-from fedprompt_mpi.config import FederationConfig, PoisonConfig, RunConfig, SettingsError
+from fedprompt_mpi.config import FederationConfig, PoisonConfig, RunConfig
 from fedprompt_mpi.federation.cohort import Cohort, draw_cohort, home_ranks
 from fedprompt_mpi.federation.evaluate import summarise
-from fedprompt_mpi.federation.federation import check_some_are_finite
 from fedprompt_mpi.federation.server import Aggregation, Server
 from fedprompt_mpi.federation.updates import HEADER, LocalUpdates, gather
 from fedprompt_mpi.rules import spill
@@ -68,7 +67,7 @@ def _apply(server: Server, headers: np.ndarray, deltas: np.ndarray, round_: int 
     channel = LocalChannel()
     cohort = Cohort(clients=tuple(range(len(headers))), ranks=(0,) * len(headers), size=1)
     updates = LocalUpdates(cohort=cohort, headers=headers, deltas=deltas, own_rates=[])
-    gathered = gather(channel, updates, FLOAT32)
+    gathered = gather(channel, updates, FLOAT32, server.judge)
     aggregation = server.apply(gathered, channel.phases, round_)
     if aggregation.aggregated:  # all chunks were asked for, as every rank must
         assert next(gathered.chunks, None) is None
@@ -157,11 +156,14 @@ def test_every_rank_knows_whether_the_vector_has_moved(norms: tuple[float, ...],
 def test_a_run_ends_only_if_every_honest_client_diverged() -> None:
     headers = _headers([1] * 3, [np.nan, np.nan, 1.0])
     attacked = RunConfig(poison=PoisonConfig(clients=[0, 1], attack="nan"))
-    check_some_are_finite(RunConfig(), headers, 1)
-    check_some_are_finite(attacked, headers[:2], 1)  # nobody honest is here
-    check_some_are_finite(attacked, headers[:0], 1)
-    with pytest.raises(SettingsError, match="every client diverged in round 4"):
-        check_some_are_finite(RunConfig(), headers[:2], 4)
+
+    def diverged(config: RunConfig, some: np.ndarray) -> bool:
+        return Server(np.zeros(1, dtype=np.float32), config, is_root=True).judge(some).diverged
+
+    assert not diverged(RunConfig(), headers)
+    assert not diverged(attacked, headers[:2])  # nobody honest is here
+    assert not diverged(attacked, headers[:0])
+    assert diverged(RunConfig(), headers[:2])
 
 
 def test_a_loss_that_is_not_finite_is_left_out_too() -> None:

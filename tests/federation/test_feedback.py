@@ -31,9 +31,11 @@ def test_what_will_be_dropped_leaves_the_residual_alone(bad: float) -> None:
     feedback = ClientFeedback(CODECS["int8"], 2, 300, LocalChannel())
     first = np.random.default_rng(0).standard_normal(300).astype(np.float32)
     feedback.send(1, first)
+    feedback.note([1])
     before = feedback.collect()[RESIDUALS].copy()
     values = np.full(300, bad, dtype=np.float32)
     feedback.send(1, values)
+    feedback.note([1])
     np.testing.assert_array_equal(values, np.full(300, bad, dtype=np.float32))
     np.testing.assert_array_equal(feedback.collect()[RESIDUALS], before)
     assert before[1].any()
@@ -46,6 +48,7 @@ def test_the_server_s_own_update_leaves_nothing_behind() -> None:
     values = np.random.default_rng(0).standard_normal(300).astype(np.float32)
     expected = CODECS["int8"].quantise(values)
     feedback.send(2, values)
+    feedback.note([0, 1])
     np.testing.assert_array_equal(values, expected)
     assert not feedback.collect()[RESIDUALS].any()
 
@@ -64,7 +67,7 @@ def test_the_next_piece_comes_while_one_is_worked_on() -> None:
         assert second_asked.wait(timeout=10)
         done.append((piece.start, block))
 
-    overlapped(pieces(), work)
+    overlapped(pieces(), 3, work)
     assert done == [(0, 0), (1, 1), (2, 2)]
 
 
@@ -73,4 +76,4 @@ def test_an_error_in_the_work_is_raised() -> None:
         raise ValueError(f"piece {block}")
 
     with pytest.raises(ValueError, match="piece 0"):
-        overlapped(iter([(slice(0, 1), 0), (slice(1, 2), 1)]), work)
+        overlapped(iter([(slice(0, 1), 0), (slice(1, 2), 1)]), 2, work)

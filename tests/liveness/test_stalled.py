@@ -48,6 +48,7 @@ with live.watched(1.5):
             while time.monotonic() < until:
                 live.step()
                 time.sleep(0.05)
+        channel.consult(np.zeros(1), np.ones(3, dtype=np.int64), np.sum, np.zeros(1))
         channel.tell(np.zeros(1))
         channel.sum(np.zeros(1))
     channel.close()

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import pytest
 
-from fedprompt_mpi.comm import chunks
+from fedprompt_mpi.comm import chunks, mpi_channel
 from fedprompt_mpi.comm.channel import Channel
+from fedprompt_mpi.comm.clocks import Window, clock_offset
 from fedprompt_mpi.comm.codec import CODECS, INT8_CHUNK
 from fedprompt_mpi.comm.exact_sum import unit_of
 from fedprompt_mpi.comm.local_channel import LocalChannel
@@ -41,6 +42,42 @@ def test_broadcast(channel: Channel, length: int) -> None:
     np.testing.assert_array_equal(vector, np.arange(length))
 
 
+def test_a_large_vector_is_broadcast_in_pieces(channel: Channel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mpi_channel, "MOST_AT_ONCE_BYTES", 400)
+    vector = np.arange(1050, dtype=np.float32) if channel.rank == 0 else np.zeros(1050, dtype=np.float32)
+    channel.broadcast(vector)
+    np.testing.assert_array_equal(vector, np.arange(1050))
+    (sent,) = [record for record in channel.phases.timing.take().tolist() if record[1] == PHASES.index("broadcast")]
+    assert sent[3] == 4200
+
+
+@pytest.mark.parametrize("chunk_bytes", [32 * 2**20, 64])
+def test_scatter_undoes_gather(channel: Channel, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", chunk_bytes)
+    counts, length = _counts(channel.size, 7), 600
+    first = int(counts[: channel.rank].sum())
+    everyone = _numbers(np.arange(7), length) if channel.rank == 0 else np.empty((0, length), dtype=np.float32)
+    own = np.zeros((counts[channel.rank], length), dtype=np.float32)
+    for chunk, rows in channel.scatter(everyone, counts, length):
+        own[:, chunk] = rows
+    np.testing.assert_array_equal(own, _numbers(np.arange(first, first + len(own)), length))
+
+
+def test_an_agreed_start_is_the_same_for_all(channel: Channel) -> None:
+    """Ranks of one node read one clock: their agreed times are equal."""
+    from mpi4py import MPI
+
+    if channel.size > 2:
+        pytest.skip("with more ranks than cores an agreed start is seldom met")
+    nodes = np.zeros(channel.size, dtype=np.int64)
+    assert clock_offset(MPI, MPI.COMM_WORLD, nodes) == 0.0
+    window = Window(MPI, MPI.COMM_WORLD, 0.0)
+    starts = [MPI.COMM_WORLD.allgather(window.wait()) for _ in range(20)]
+    assert all(len(set(start)) == 1 for start in starts)
+    elsewhere = np.arange(channel.size)  # as if each rank had a node of its own, whose clock is the same
+    assert abs(clock_offset(MPI, MPI.COMM_WORLD, elsewhere)) < 0.01
+
+
 def _numbers(rows: np.ndarray, length: int) -> np.ndarray:
     """Return rows of numbers that every format carries without loss: at most 7 bits apart in each chunk."""
     return (rows[:, None] * 8 + np.arange(length) % 8).astype(np.float32)
@@ -69,9 +106,12 @@ def test_gather_in_client_order(
     own = np.arange(first, first + counts[channel.rank])
     headers = np.zeros(len(own), dtype=[("client", "<i4"), ("num_examples", "<i8")])
     headers["client"], headers["num_examples"] = own, 100 + own
-    everyone = channel.share(headers, counts)
-    np.testing.assert_array_equal(everyone["client"], np.arange(clients))
-    np.testing.assert_array_equal(everyone["num_examples"], 100 + np.arange(clients))
+    known, there = (np.arange(clients), "all") if channel.rank == 0 else (own, "own")
+    told = np.zeros(1, dtype=np.int64)
+    gathered = channel.consult(headers, counts, lambda everyone: everyone["num_examples"].sum(), told)
+    np.testing.assert_array_equal(gathered["client"], known, err_msg=there)
+    np.testing.assert_array_equal(gathered["num_examples"], 100 + known, err_msg=there)
+    assert told[0] == (100 + np.arange(clients)).sum()
     whole = np.zeros((clients, length), dtype=np.float32)
     pieces = 0
     before: tuple[slice, np.ndarray] | None = None

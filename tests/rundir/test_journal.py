@@ -12,7 +12,7 @@ def test_no_part_of_a_round_takes_longer_than_the_round() -> None:
         (1, 1, "train", 0.1, 0), (1, 1, "gather", 0.01, 8), (1, 1, "evaluate", 0.364, 0),
     ]  # fmt: skip
     record = RoundRecord(round=1, seconds=Seconds(train=0.1, evaluate=0.2, total=0.348))
-    seconds = settled(record, slowest_by_round(rows)[1]).seconds
+    seconds = settled(record, dict(slowest_by_round(rows))[1]).seconds
     assert seconds == Seconds(train=0.1, wait=0.1, transfer=0.02, aggregate=0.0, evaluate=0.364, total=0.474)
     assert seconds.total >= max(seconds.train, seconds.wait, seconds.transfer, seconds.evaluate)
 
