@@ -65,7 +65,7 @@ def test_pbs(commands: Path, tmp_path: Path) -> None:
 
 def test_pbs_saves_before_the_limit_and_queues_again(commands: Path, tmp_path: Path) -> None:
     long = ("--federation.rounds=1000", "--client.steps=20")
-    finished = pbs(commands, tmp_path / "run", 20, *long)
+    finished = pbs(commands, tmp_path / "run", 30, *long)
     assert finished.status == 75, finished
     assert "stopped on request after round" in finished.out
     assert "FLAGS=" in (commands / "told").read_text()
