@@ -18,7 +18,7 @@ import numpy as np
 from fedprompt_mpi.comm.chunks import chunks_of
 from fedprompt_mpi.comm.clocks import Window, clock_offset
 from fedprompt_mpi.comm.mpi_channel import MPIChannel
-from fedprompt_mpi.comm.statistics import SampleQuantiles, quantiles
+from fedprompt_mpi.comm.statistics import Quantiles, quantiles
 from fedprompt_mpi.comm.timing import PHASES, TRANSFERS
 from fedprompt_mpi.liveness.liveness import Liveness
 
@@ -46,20 +46,24 @@ class BenchRow:
     repetitions: int
     missed: int
     """Repetitions whose agreed start a rank has missed; they do not count, unless too few would be left."""
-    raw: SampleQuantiles | None
+    raw: Quantiles | None
     """Of the raw collective; None if it was left out."""
-    transfer: SampleQuantiles
-    call: SampleQuantiles
-    raw_skew: SampleQuantiles | None
+    transfer: Quantiles
+    call: Quantiles
+    raw_skew: Quantiles | None
     """From the first rank's start to the last one's."""
-    skew: SampleQuantiles
+    skew: Quantiles
     autocorrelation: float
     """Of a repetition's transfer with the next one's: above 0 they tell less than as many independent ones would."""
 
     @property
     def ratio(self) -> float | None:
         """Our transfer in units of the raw collective's time."""
-        return None if self.raw is None else self.transfer["median"] / self.raw["median"]
+        return None if self.raw is None else self.transfer.median / self.raw.median
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row as bench.json has it."""
+        return {**dataclasses.asdict(self), "ratio": self.ratio}
 
 
 def sizes_up_to(largest: int, more: Iterable[int] = ()) -> list[int]:

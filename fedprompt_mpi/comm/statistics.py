@@ -13,11 +13,12 @@ References:
     Theorem 2.1 (intervals of quantiles).
 """
 
+import dataclasses
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from itertools import zip_longest
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 
@@ -101,8 +102,9 @@ def _by_occasion(ranks: Collection[_Phases], phase: str) -> Iterable[tuple[float
     return zip_longest(*(phases.get(phase, ()) for phases in ranks), fillvalue=0.0)
 
 
-class SampleQuantiles(TypedDict):
-    """Of samples, in their unit."""
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Quantiles:
+    """A figure over repetitions, rounds or launches, in its unit."""
 
     median: float
     q05: float
@@ -114,13 +116,13 @@ class SampleQuantiles(TypedDict):
     high: float | None
 
 
-def quantiles(samples: Sequence[float]) -> SampleQuantiles:
+def quantiles(samples: Sequence[float]) -> Quantiles:
     """Return median, quantiles and the confidence interval of the median of n samples, in their unit."""
     ordered = np.sort(np.asarray(samples, dtype=np.float64))
     interval = median_interval(len(ordered))
     q05, q25, median, q75, q95 = np.quantile(ordered, [0.05, 0.25, 0.5, 0.75, 0.95]).tolist()
     low, high = (None, None) if interval is None else (float(ordered[interval[0]]), float(ordered[interval[1]]))
-    return {"median": median, "q05": q05, "q25": q25, "q75": q75, "q95": q95, "low": low, "high": high}
+    return Quantiles(median=median, q05=q05, q25=q25, q75=q75, q95=q95, low=low, high=high)
 
 
 def median_interval(n: int) -> tuple[int, int] | None:
@@ -155,6 +157,6 @@ def communication(launches: Sequence[Mapping[int, Mapping[str, float]]], *, warm
     for name, by_launch in samples.items():
         values = [float(np.median(own)) for own in by_launch if own] if several else by_launch[0]
         if values and max(values) > 0:
-            figures[name] = quantiles(values)
+            figures[name] = dataclasses.asdict(quantiles(values))
     rounds_used = sum(len(own) for own in samples["train"])
     return {"launches": len(launches), "rounds": rounds_used, "warmup_rounds": warmup, "seconds": figures}

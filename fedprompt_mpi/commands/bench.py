@@ -1,6 +1,5 @@
 """The command bench: raw MPI collectives and the channel's, side by side over message sizes."""
 
-import dataclasses
 import time
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -116,7 +115,7 @@ def _result(channel: Channel, parsed: Namespace, rows: Sequence[Any], vectors: M
         "clock_resolution_s": mpi.clock_resolution_s,
         "sync": parsed.sync,
         "launches": 1,
-        "rows": [{**dataclasses.asdict(row), "ratio": row.ratio} for row in rows],
+        "rows": [row.to_json() for row in rows],
     }
     return told | conclusions(told["rows"], vectors)
 

@@ -74,8 +74,7 @@ class ClientFeedback:
         """Return all clients' residuals `[K, P]` on rank 0, by name, for the checkpoint; every rank calls this."""
         if self._codec.exact:
             return {}
-        changed = np.array(sorted(self._trained), dtype=np.int64)
-        homes = self._homes[changed]
+        changed, homes = self._changed()
         own = self._residuals[changed[homes == self._channel.rank] - self._first]
         counts = np.bincount(homes, minlength=self._channel.size)
         for chunk, rows in self._channel.gather(own, counts, phase="residuals"):
@@ -89,8 +88,12 @@ class ClientFeedback:
         """`[R]` int64: what each rank sends when the residuals are collected next."""
         if self._codec.exact:
             return np.zeros(self._channel.size, dtype=np.int64)
-        homes = self._homes[np.array(sorted(self._trained), dtype=np.int64)]
-        return 4 * self._size * np.bincount(homes, minlength=self._channel.size)
+        return 4 * self._size * np.bincount(self._changed()[1], minlength=self._channel.size)
+
+    def _changed(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the clients whose residuals have changed since they were collected, and their ranks."""
+        changed = np.array(sorted(self._trained), dtype=np.int64)
+        return changed, self._homes[changed]
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
         """Continue from the residuals that `collect` returned on rank 0; every rank calls this."""

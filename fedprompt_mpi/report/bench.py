@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedprompt_mpi.comm.bench import BenchRow
 from fedprompt_mpi.comm.fit import fit_segments, interpolate
 from fedprompt_mpi.comm.statistics import LEAST_SAMPLES, quantiles
 from fedprompt_mpi.config import SettingsError
@@ -21,6 +22,16 @@ CORRELATED = 0.3
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """One method's vector."""
+
+    name: str
+    bytes: int
+    seconds: dict[str, dict[str, float]]
+    """Collective -> quantile -> seconds."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class BenchFile:
     """What is read of a bench.json."""
 
@@ -32,9 +43,9 @@ class BenchFile:
     clock_resolution_s: float
     sync: str
     launches: int
-    rows: list[dict[str, Any]]
+    rows: list[BenchRow]
     fits: dict[str, Any]
-    predictions: list[dict[str, Any]]
+    predictions: list[Prediction]
 
 
 def conclusions(rows: Sequence[Mapping[str, Any]], vectors: Mapping[str, int]) -> dict[str, Any]:
@@ -70,30 +81,40 @@ def pool(folders: Sequence[Path]) -> dict[str, Any]:
         differs = [name for name in SAME if getattr(other, name) != getattr(first, name)]
         if differs or _places(other) != _places(first):
             raise SettingsError(f"--pool: {folder} and {folders[0]} differ in {differs or 'what was measured'}")
-    rows = []
-    for same in zip(*(result.rows for result in found), strict=True):
-        row: dict[str, Any] = dict(same[0])
-        for part in ("raw", "transfer", "call", "raw_skew", "skew"):
-            if row[part] is not None:
-                row[part] = quantiles([launch[part]["median"] for launch in same])
-        row["repetitions"], row["missed"] = sum(r["repetitions"] for r in same), sum(r["missed"] for r in same)
-        row["ratio"] = None if row["raw"] is None else row["transfer"]["median"] / row["raw"]["median"]
-        row["autocorrelation"] = statistics.median(launch["autocorrelation"] for launch in same)
-        rows.append(row)
-    vectors = {vector["name"]: vector["bytes"] for vector in first.predictions}
+    rows = [_pooled(same).to_json() for same in zip(*(result.rows for result in found), strict=True)]
+    vectors = {vector.name: vector.bytes for vector in first.predictions}
     told = {name: getattr(first, name) for name in (*SAME, "clock_resolution_s")}
     return {**told, "launches": len(found), "rows": rows, **conclusions(rows, vectors)}
 
 
+def _pooled(launches: Sequence[BenchRow]) -> BenchRow:
+    """Return the row of several launches."""
+    parts = {
+        part: quantiles([getattr(row, part).median for row in launches])
+        for part in ("raw", "transfer", "call", "raw_skew", "skew")
+        if all(getattr(row, part) is not None for row in launches)
+    }
+    return dataclasses.replace(
+        launches[0],
+        repetitions=sum(row.repetitions for row in launches),
+        missed=sum(row.missed for row in launches),
+        autocorrelation=statistics.median(row.autocorrelation for row in launches),
+        **parts,
+    )
+
+
 def _read(folder: Path) -> BenchFile:
     try:
-        return typed(BenchFile, read_json(RunFile(folder, FILE)))
-    except (OSError, ValueError, TypeError) as error:
+        content = read_json(RunFile(folder, FILE))
+        for row in content["rows"]:
+            row.pop("ratio")  # which follows from the rest
+        return typed(BenchFile, content)
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
         raise SettingsError(f"--pool: {folder / FILE} cannot be read as a result of bench ({error})") from error
 
 
 def _places(result: BenchFile) -> list[tuple[Any, Any]]:
-    return [(row["collective"], row["bytes"]) for row in result.rows]
+    return [(row.collective, row.bytes) for row in result.rows]
 
 
 def format_bench(result: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 from fedprompt_mpi.comm.placement import MPILibrary
+from fedprompt_mpi.comm.statistics import Quantiles
 from fedprompt_mpi.comm.traffic import NOTHING, Traffic
 from fedprompt_mpi.config import MOST_WORD, MOST_WORDS, RunConfig, SettingsError, from_dict, to_dict
 from fedprompt_mpi.files import (
@@ -181,20 +182,6 @@ class Environment(Job):
 
     earlier: list[EarlierJob] = dataclasses.field(default_factory=list)
     """The first one first."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Quantiles:
-    """A figure over rounds or launches, in its unit."""
-
-    median: float
-    q05: float
-    q25: float
-    q75: float
-    q95: float
-    low: float | None
-    """Of the confidence interval of the median; None of too few samples."""
-    high: float | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -99,5 +99,5 @@ def test_the_interval_holds_the_median_as_often_as_it_says() -> None:
     hits = 0
     for samples in rng.lognormal(size=(2000, 20)):
         figures = quantiles(samples.tolist())
-        hits += figures["low"] <= 1.0 <= figures["high"]  # type: ignore[operator]
+        hits += figures.low <= 1.0 <= figures.high  # type: ignore[operator]
     assert 0.95 <= hits / 2000 < 0.99
