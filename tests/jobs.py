@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedprompt_mpi.start.front import kept_importer
+
 REPOSITORY = Path(__file__).parent.parent
 SMALL = (
     "--task.max_train=120 --task.max_test=24 --federation.rounds=2 --client.steps=3 --federation.clients=10 "
@@ -51,6 +53,8 @@ def launch(
 ) -> Finished:
     """Run `python ARGUMENTS` on so many ranks (1: without mpirun); kill it all at the deadline and fail.
 
+    All jobs of a test session share one import of the program, as those of a sweep do.
+
     Args:
         ranks: number of processes.
         arguments: of the Python interpreter.
@@ -64,7 +68,13 @@ def launch(
         assert mpirun is not None, "no mpirun: pip install '.[mpich]'"
         options = ["--allow-run-as-root", "--oversubscribe"] if is_open_mpi(mpirun) else []
         command = [mpirun, *options, *launcher_flags, "-n", str(ranks), *command]
-    own = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "PYTEST_CURRENT_TEST": None}
+    own = {
+        **os.environ,
+        **kept_importer(),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(REPOSITORY),
+        "PYTEST_CURRENT_TEST": None,
+    }
     variables = {name: value for name, value in {**own, **(environment or {})}.items() if value is not None}
     return communicate(command, variables, deadline_s)
 

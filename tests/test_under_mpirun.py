@@ -12,6 +12,8 @@ from tests.jobs import launch
 )
 def test_the_mpi_tests(file: str, ranks: int) -> None:
     path = str(Path(__file__).parent / "mpi" / file)
-    finished = launch(ranks, "-m", "pytest", "--only-mpi", "-q", "-p", "no:cacheprovider", "-x", path, deadline_s=240)
+    finished = launch(
+        ranks, "-m", "pytest", "--only-mpi", "-q", "-n", "0", "-p", "no:cacheprovider", "-x", path, deadline_s=240
+    )
     assert finished.status == 0, finished
     assert "passed" in finished.out

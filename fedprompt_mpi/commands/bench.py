@@ -43,6 +43,9 @@ def main(arguments: Sequence[str], liveness: Liveness) -> None:
         raise SettingsError(f"--sizes is {parsed.sizes}, of which some are above --largest {parsed.largest}: raise it")
     launch = read_launch()
     if parsed.pool:
+        given = [name for name, value in vars(parsed).items() if name != "pool" and value != parser.get_default(name)]
+        if given:
+            raise SettingsError(f"--pool takes the launches as they are: leave out --{given[0]}")
         if launch.rank == 0:
             print(format_bench(pool([Path(folder) for folder in parsed.pool])), flush=True)
         return

@@ -3,6 +3,7 @@
 import concurrent.futures
 import dataclasses
 import itertools
+import os
 import re
 import shlex
 import signal
@@ -22,6 +23,7 @@ from fedprompt_mpi.rundir.directory import check_content
 from fedprompt_mpi.rundir.may_differ import compared, differences
 from fedprompt_mpi.rundir.paths import LOG, RunPaths
 from fedprompt_mpi.rundir.records import read_settings
+from fedprompt_mpi.start.front import kept_importer
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +172,7 @@ class _Runner:
             # a session of its own: a terminal's Ctrl-C reaches the run once, from here
             process = subprocess.Popen(
                 [*self._command, *plan.command_line],
+                env={**os.environ, **kept_importer()},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -11,7 +11,7 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 from fedprompt_mpi.start import handover, importer
@@ -19,6 +19,8 @@ from fedprompt_mpi.start.launcher import ranks_on_this_node
 
 SWITCH = "FEDPROMPT_START"
 """Environment variable; `plain` lets each rank import for itself."""
+KEPT_FOR = "FEDPROMPT_KEPT_FOR"
+"""Environment variable; the process (`process_name`) for whose jobs one importer is kept until that process ends."""
 TOGETHER = ("run", "bench", "doctor")
 """Commands that all ranks run."""
 FORKED, ALONE = b"f", b"a"
@@ -34,9 +36,7 @@ def starts_together(arguments: Sequence[str]) -> bool:
     return (
         sys.platform == "linux"
         and os.environ.get(SWITCH) != "plain"
-        and command in TOGETHER
-        and not asks_for_text
-        and ranks_on_this_node() != 1
+        and (keeper() != 0 or (command in TOGETHER and not asks_for_text and ranks_on_this_node() != 1))
     )
 
 
@@ -47,14 +47,15 @@ def hand_over() -> None:
     if interrupt is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # it ends this process without a traceback
     leash, held = os.pipe()
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            rank = _ask(connection, leash)
-            if rank:
-                os.close(leash)
-                _stand_for(rank, connection)
-    except OSError:  # the importer has gone, or there can be none here
-        pass
+    for name, kept_for in _importers():
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+                rank = _ask(connection, leash, name, kept_for)
+                if rank:
+                    os.close(leash)
+                    _stand_for(rank, connection)
+        except OSError:  # the importer has gone, or there can be none here
+            pass
     os.close(leash)
     os.close(held)
     signal.signal(signal.SIGINT, interrupt)
@@ -68,33 +69,46 @@ def _fill_standard_files() -> None:
     os.close(number)
 
 
-def _ask(connection: socket.socket, leash: int) -> int:
-    """Return the process that the importer has forked for this rank; 0 if none."""
-    connect(connection)
+def _importers() -> Iterator[tuple[str, int]]:
+    """Yield the names of the importers that this rank may be forked by, each with the process that it is kept for."""
+    if keeper():
+        yield os.environ[KEPT_FOR], keeper()
+    if ranks_on_this_node() != 1:
+        yield job_name(), 0
+
+
+def _ask(connection: socket.socket, leash: int, name: str, kept_for: int) -> int:
+    """Return the process that an importer has forked for this rank; 0 if none."""
+    connect(connection, name, kept_for)
     handover.send(connection, leash)
     if connection.recv(1) != FORKED:
         return 0
     return int.from_bytes(connection.recv(PID_BYTES, socket.MSG_WAITALL), "little")
 
 
-def connect(connection: socket.socket) -> None:
-    """Connect to the importer of this node, and fork it if there is none.
+def connect(connection: socket.socket, name: str, kept_for: int = 0) -> None:
+    """Connect to an importer of this node, and fork it if there is none.
+
+    Args:
+        connection: a socket that is not connected yet.
+        name: of the importer.
+        kept_for: process at whose end it ends; 0: it ends with its last rank.
 
     Raises:
         OSError: if that cannot be done.
     """
-    name = node_name()
+    address = f"\0fedprompt-importer-{os.getuid()}-{name}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         try:
-            listener.bind(name)
+            listener.bind(address)
         except OSError:  # there is one: another front's
             pass
         else:
             listener.listen(4096)
-            importer.fork(listener)
+            importer.fork(listener, kept_for)
     for _ in range(100):
         try:
-            connection.connect(name)
+            connection.connect(address)
         except ConnectionRefusedError:  # it is bound, and does not listen yet
             time.sleep(0.01)
         else:
@@ -104,16 +118,38 @@ def connect(connection: socket.socket) -> None:
         raise PermissionError("that is the importer of somebody else")
 
 
-def node_name() -> str:
-    """Return the abstract socket name of the importer of this job on this node."""
+def job_name() -> str:
+    """Return the name of the importer of this job on this node."""
     job = os.environ.get("PMIX_NAMESPACE")
     if "SLURM_STEP_ID" in os.environ and "PMI_FD" not in os.environ:
         job = f"{os.environ.get('SLURM_JOB_ID')}.{os.environ['SLURM_STEP_ID']}"
-    if not job:
-        parent = os.getppid()
-        with open(f"/proc/{parent}/stat") as file:  # noqa: PTH123 - a number may be used again, with another start time
-            job = f"{parent}.{file.read().rpartition(')')[2].split()[19]}"
-    return f"\0fedprompt-importer-{os.getuid()}-{job}"
+    return job or process_name(os.getppid())
+
+
+def process_name(process: int) -> str:
+    """Return a name for a process of this node, such as "4711.123456": a number may be used again at another time.
+
+    Raises:
+        OSError: if there is no such process.
+    """
+    with open(f"/proc/{process}/stat") as file:  # noqa: PTH123
+        return f"{process}.{file.read().rpartition(')')[2].split()[19]}"
+
+
+def kept_importer() -> dict[str, str]:
+    """Return the environment variable by which all jobs that this process starts share one importer of this node."""
+    with contextlib.suppress(OSError):
+        return {KEPT_FOR: process_name(os.getpid())}
+    return {}
+
+
+def keeper() -> int:
+    """Return the process of this node for which the importer is kept; 0 if none."""
+    name = os.environ.get(KEPT_FOR, "")
+    with contextlib.suppress(OSError, ValueError):
+        process = int(name.partition(".")[0])
+        return process if process_name(process) == name else 0
+    return 0
 
 
 def _stand_for(rank: int, connection: socket.socket) -> NoReturn:

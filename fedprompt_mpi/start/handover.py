@@ -17,7 +17,7 @@ from fedprompt_mpi.start.launcher import Origin
 
 READ_BY_LIBRARIES = (
     "PYTHON", "LD_", "MALLOC_", "OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "BLIS_", "TORCH", "PYTORCH", "HF_",
-    "TRANSFORMERS_", "SAFETENSORS_", "TOKENIZERS_", "RAYON_",
+    "TRANSFORMERS_", "SAFETENSORS_", "TOKENIZERS_", "RAYON_", "XDG_", "LANG", "LC_",
 )  # fmt: skip
 """Beginnings of the environment variables that libraries read when they are loaded."""
 RELAYED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -124,6 +124,9 @@ def take_over(told: dict[str, Any], files: list[int]) -> None:
         told: from `receive`.
         files: from `receive`.
     """
+    import tempfile  # here: a front has no use for it
+    import time
+
     os.setsid()  # a terminal's signals reach the front, which passes them on
     free = max([*told["files"], *files, 2]) + 1
     high = [os.dup2(number, free + i, inheritable=False) for i, number in enumerate(files)]
@@ -135,6 +138,8 @@ def take_over(told: dict[str, Any], files: list[int]) -> None:
     hang_on(high[0])
     os.environ.clear()
     os.environ.update(told["environment"])
+    tempfile.tempdir = None  # both are remembered from the importer's environment
+    time.tzset()
     os.chdir(told["folder"])
     os.umask(told["umask"])
     os.sched_setaffinity(0, told["processors"])

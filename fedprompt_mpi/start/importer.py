@@ -1,6 +1,7 @@
 """The process of a node that imports everything once, and forks the ranks.
 
-It starts no thread, no MPI and nothing of CUDA, has no open file of any rank, and ends with its last rank.
+It starts no thread, no MPI and nothing of CUDA, has no open file of any rank, and ends with its last rank, or with the
+process that it is kept for: a sweep has one importer for all of its runs.
 """
 
 import contextlib
@@ -25,15 +26,20 @@ LINGER_MS = 100.0
 """Wait for a front that is late, once no rank is left."""
 
 
-def fork(listener: socket.socket) -> None:
-    """Fork the importer; it serves the fronts that connect to a listening socket."""
+def fork(listener: socket.socket, kept_for: int = 0) -> None:
+    """Fork the importer; it serves the fronts that connect to a listening socket.
+
+    Args:
+        listener: bound to the importer's name.
+        kept_for: process at whose end the importer ends; 0: it ends with its last rank.
+    """
     importer = os.fork()
     if importer:
         return
     try:
         ours = json.loads(json.dumps(handover.surroundings()))
         _detach(listener)
-        _Importer(listener, ours if _import_everything() else {}).serve()
+        _Importer(listener, ours if _import_everything() else {}, kept_for).serve()
         os._exit(0)
     finally:  # whatever happens: the fronts whose connections close do without it
         os._exit(1)
@@ -81,19 +87,26 @@ def _forks_alone() -> bool:
 class _Importer:
     """Forks a rank for each front that connects from the same surroundings, and tells it how the rank has ended."""
 
-    def __init__(self, listener: socket.socket, surroundings: dict[str, Any]) -> None:
+    def __init__(self, listener: socket.socket, surroundings: dict[str, Any], kept_for: int) -> None:
         self._listener, self._surroundings = listener, surroundings
+        self._keeper = os.pidfd_open(kept_for) if kept_for else None
         self._ranks: dict[int, tuple[int, socket.socket]] = {}  # pidfd -> process, its front
         self._poll = select.poll()
 
     def serve(self) -> None:
-        """Return once the last rank has ended; a front that comes later makes an importer of its own."""
+        """Return once keeper and last rank have ended; a front that comes later makes an importer of its own."""
         patience_ms = FIRST_WITHIN_S * 1000
         self._poll.register(self._listener, select.POLLIN)
-        while events := self._poll.poll(None if self._ranks else patience_ms):
+        if self._keeper is not None:
+            self._poll.register(self._keeper, select.POLLIN)
+        while events := self._poll.poll(None if self._ranks or self._keeper is not None else patience_ms):
             for number, _ in events:
                 if number in self._ranks:
                     self._tell_end(number)
+                elif number == self._keeper:
+                    self._poll.unregister(number)
+                    os.close(number)
+                    self._keeper = None
                 else:
                     self._accept()
             patience_ms = LINGER_MS
@@ -134,6 +147,8 @@ class _Importer:
 
     def _close_all(self, connection: socket.socket) -> None:
         """Close, in a rank, what belongs to the importer and to other ranks."""
+        if self._keeper is not None:
+            os.close(self._keeper)
         for handle, (_, other) in self._ranks.items():
             os.close(handle)
             other.close()

@@ -87,7 +87,7 @@ def job(tmp_path: Path) -> Iterator[Job]:
 
 def test_the_same_bits_as_alone(tmp_path: Path) -> None:
     for way in ("together", "plain"):
-        finished = run_program(3, tmp_path / way, environment={"FEDPROMPT_START": way})
+        finished = run_program(3, tmp_path / way, environment={"FEDPROMPT_START": way, front.KEPT_FOR: None})
         assert finished.status == 0, finished
     prompts = [read_prompt(tmp_path / way)[0]["vector"] for way in ("together", "plain")]
     assert prompts[0].tobytes() == prompts[1].tobytes()
@@ -120,7 +120,7 @@ def test_a_rank_is_where_and_what_its_front_was(tmp_path: Path) -> None:
     """Environment, folder, umask, processors and limits are the launcher's, and it has no other rank's files."""
     told: dict[str, list[tuple[dict[str, object], int]]] = {}
     for way in ("plain", "together"):
-        environment = {"OWN": "two words", "FEDPROMPT_START": way}
+        environment = {"OWN": "two words", "FEDPROMPT_START": way, front.KEPT_FOR: None}
         finished = launch(2, "-c", TELL, str(tmp_path / way), environment=environment)
         assert finished.status == 0, finished
         told[way] = [json.loads((tmp_path / f"{way}-{rank}").read_text()) for rank in range(2)]
@@ -129,6 +129,44 @@ def test_a_rank_is_where_and_what_its_front_was(tmp_path: Path) -> None:
         assert together.pop("forked")
         assert plain == together
         assert files <= plain_files + 2  # the leash
+
+
+PARENT = """
+import os, sys, tempfile
+import fedprompt_mpi.commands.cost as cost
+import fedprompt_mpi.commands.doctor as doctor
+from fedprompt_mpi.__main__ import main
+
+cost.main = doctor.main = lambda rest, liveness: (
+    print("parent", os.getppid(), tempfile.gettempdir(), flush=True), liveness.end()
+)
+sys.argv = ["fedprompt_mpi", sys.argv[1]]
+main()
+"""
+
+
+def test_one_importer_for_all_jobs_of_its_keeper(tmp_path: Path) -> None:
+    """Of one process and of several, parallel commands and others; it ends with its keeper, not with a job."""
+    keeper = subprocess.Popen(["sleep", "600"])
+    environment = {front.KEPT_FOR: front.process_name(keeper.pid)}
+    try:
+        jobs = [(1, "doctor"), (3, "doctor"), (1, "cost")]
+        printed = [launch(ranks, "-c", PARENT, command, environment=environment).out for ranks, command in jobs]
+        parents = [int(line.split()[1]) for out in printed for line in out.splitlines()]
+        assert len(parents) == 5
+        assert len(set(parents)) == 1, printed
+        moved = launch(1, "-c", PARENT, "cost", environment={**environment, "TMPDIR": str(tmp_path)})
+        assert moved.out.split() == ["parent", str(parents[0]), str(tmp_path)]
+        other = launch(1, "-c", PARENT, "doctor", environment={**environment, "HF_HOME": "elsewhere"})
+        assert int(other.out.split()[1]) not in parents  # what libraries read when they are loaded differs
+    finally:
+        keeper.kill()
+        keeper.wait()
+    until = time.monotonic() + ENDS_WITHIN_S
+    while Path(f"/proc/{parents[0]}").exists():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    assert launch(1, "-c", PARENT, "doctor", environment=environment).status == 0
 
 
 def test_a_killed_rank_takes_its_front_along(job: Job) -> None:
@@ -168,14 +206,15 @@ def test_a_rank_of_other_surroundings_imports_for_itself(tmp_path: Path) -> None
 
 def test_the_importer_of_somebody_else_gets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Names of sockets are everybody's: whoever listens there under another user is told nothing."""
-    name = front.node_name()
+    name = "the-name-of-a-job"
     ready, tell = os.pipe()
     other = os.fork()
     if other == 0:
         try:
+            address = f"\0fedprompt-importer-{os.getuid()}-{name}"
             os.setuid(65534)
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-                listener.bind(name)
+                listener.bind(address)
                 listener.listen(1)
                 os.write(tell, b"x")
                 connection, _ = listener.accept()
@@ -185,7 +224,7 @@ def test_the_importer_of_somebody_else_gets_nothing(monkeypatch: pytest.MonkeyPa
     os.read(ready, 1)
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection, pytest.raises(PermissionError):
-            front.connect(connection)
+            front.connect(connection, name)
     finally:
         _, status = os.waitpid(other, 0)
     assert os.waitstatus_to_exitcode(status) == 0
