@@ -35,6 +35,7 @@ usage: mpirun -n N python -m fedprompt_mpi [run] [--config FILE.toml] [--section
                    python -m fedprompt_mpi report [--watch] RUN... [--dir DIR] [--warmup ROUNDS]
                    python -m fedprompt_mpi predict RUN --text TEXT [--text_b TEXT]
                    python -m fedprompt_mpi export RUN DIR
+                   python -m fedprompt_mpi check [--model NAME] [--method METHOD]
                    python -m fedprompt_mpi cost [--model NAME] [--num_virtual_tokens V] [--prefix_hidden_size M]
 
 run     federated prompt tuning; rank 0 aggregates, the other ranks hold the clients
@@ -45,13 +46,14 @@ sweep   a set of recipes, each a run; finished runs are skipped, interrupted one
 report  the page of a run, or of several side by side with the paper's tables; the phases of a round
 predict the class of a text, by the prompt of a run
 export  the prompt of a run as a PEFT adapter
+check   whether a model can be used, and with which methods, in seconds
 cost    parameters and bytes of every method per client and round, from a model's config alone
 
 COMMAND --help lists the flags of a command; run --help lists every setting with its unit and default.
 --config FILE.toml is read first, flags override it; lists are written as JSON: --poison.clients '[0, 3]'.
 --print_config prints the resolved settings and stops. --version prints the version.
 """
-PARALLEL, SERIAL = ("run", "bench", "doctor"), ("report", "predict", "export", "cost", "help")
+PARALLEL, SERIAL = ("run", "bench", "doctor"), ("report", "predict", "export", "check", "cost", "help")
 """Commands that all ranks run, and commands that rank 0 runs alone if they are started under mpirun."""
 COMMANDS = (*PARALLEL, "sweep", *SERIAL)
 

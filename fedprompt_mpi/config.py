@@ -24,6 +24,7 @@ OptimizerName = Literal["adamw", "adam", "adafactor", "sgd"]
 Position = Literal["head", "tail", "random"]
 Mechanism = Literal["none", "ldp", "dp_fedavg"]
 ServerOptimizerName = Literal["plain", "momentum", "adam", "yogi"]
+MultiToken = Literal["refuse", "mean", "first"]
 Family = Literal["masked", "seq2seq", "causal"]
 """Where a PLM answers a cloze question: at its mask token, in its decoder, or as the next token."""
 _CLEAN, _RESUME, _SEEDS, _SWEEP = Comparison.CLEAN_RUN, Comparison.RESUME, Comparison.SEEDS, Comparison.SWEEP
@@ -42,19 +43,29 @@ class TaskConfig:
     """A known task (sst2, imdb, offenseval, twitter, enron, lingspam, qnli, rte, sst2-glue, trec6, airline,
     embedded, embedded-topic, embedded-spam), or any name with data, template and label_words given."""
     data: str | None = setting(None, may_differ=_SEEDS | _CLEAN)
-    """Folder with train/dev/test files (csv, csv.gz, jsonl, parquet), or a hub data set: its name, or name:subset."""
+    """Folder with train/dev/test files (csv, tsv, jsonl, parquet; csv, tsv and jsonl also as .gz or .zst), a clone of a
+    hub data set, what save_to_disk writes, one file for both, or a hub data set: its name, or name:subset."""
     text: str = setting("text")
     """Column of the text."""
     text_b: str | None = setting(None)
     """Column of the second text of a pair."""
     label: str = setting("label")
-    """Column of the label: integers from 0 in the order of label_words, or the label words themselves."""
+    """Column of the label: the values of labels; without them integers from 0 in the order of label_words, or the label
+    words themselves."""
+    labels: list[str | int | float | bool] | None = setting(None)
+    """Values of the label column in the order of the classes, for example '["ham", "spam"]'; they name the classes."""
     user: str | None = setting(None)
     """Column of the natural client, for federation.partition natural."""
+    columns: list[str] | None = setting(None)
+    """Names of all columns of files without a header, for example '["label", "text"]'."""
+    encoding: str = setting("utf-8")
+    """Of text files, such as latin-1, cp1252, gb18030 or utf-16."""
     template: str | None = setting(None)
     """The cloze question, with {text}, {mask} and for pairs {text_b}, for example '{text} it is {mask} .'"""
-    label_words: list[str] | None = setting(None)
-    """One word a class, each a single token of the model's tokenizer."""
+    label_words: list[str | list[str]] | None = setting(None)
+    """A word for each class, or several (the mean of their logits): '[["terrible", "bad"], ["great", "good"]]'."""
+    multi_token: MultiToken = setting("refuse")
+    """What to do with a label word of several tokens: refuse it, or take the mean of their logits, or the first."""
     eval_split: Literal["auto", "dev", "test"] = setting("auto")
     """The split that accuracy is measured on; auto takes test, or dev where there is no test."""
     max_train: int | None = setting(None, at_least=1)
@@ -69,6 +80,12 @@ class TaskConfig:
                 f"task.name is {self.name[:100]!r}, and the run directory is named after it: give a name of letters, "
                 "digits and . _ + -"
             )
+        try:
+            is_of_text = isinstance("".encode(self.encoding), bytes)
+        except (LookupError, UnicodeError, ValueError):
+            is_of_text = False
+        if not is_of_text:
+            raise SettingsError(f"task.encoding is {self.encoding[:60]!r}: give the name of one, such as latin-1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,7 @@ def count_parameters(config: Any, prompt: PromptConfig) -> dict[str, int]:
     sizes, built_by = vars(prompt), model_class(config)
     with as_one_message("the model cannot be built from its config"):
         model = on_meta(lambda: built_by.from_config(config))
-        geometry = geometry_of(config)
+        geometry = geometry_of(config, model)
         return {
             name: make_method(PromptConfig(**{**sizes, "method": name}), geometry, model).layout.size
             for name in METHODS
@@ -64,14 +64,21 @@ def format_cost(name: str, prompt: PromptConfig) -> str:
         SettingsError: if no config can be had for `name`.
     """
     from fedprompt_mpi.plm.hugging_face import read_config
+    from fedprompt_mpi.plm.supported import check_supported, support_of
 
-    counts = count_parameters(read_config(name), prompt)
+    config = read_config(name)
+    outcome, counts = support_of(config), count_parameters(config, prompt)
+    if all(outcome.values()):
+        check_supported(config, "soft", name)
     lines = [
         f"{name}: {counts['full']:,} parameters; {prompt.num_virtual_tokens} virtual tokens, "
         f"prefix hidden size {prompt.prefix_hidden_size}; float32, per client and round, one way",
         f"{'method':<10}{'parameters':>16}{'share of the PLM':>20}{'bytes':>18}",
     ]
     lines += [
-        f"{method:<10}{count:>16,}{count / counts['full']:>20.4%}{4 * count:>18,}" for method, count in counts.items()
+        f"{method:<10}{count:>16,}{count / counts['full']:>20.4%}{4 * count:>18,}"
+        if not outcome[method]
+        else f"{method:<10}{'-':>16}{'-':>20}{'-':>18}   {outcome[method]}"
+        for method, count in counts.items()
     ]
     return "\n".join(lines)

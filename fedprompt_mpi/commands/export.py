@@ -12,7 +12,7 @@ from fedprompt_mpi.config import Family, RunConfig, SettingsError
 from fedprompt_mpi.liveness.liveness import Liveness
 from fedprompt_mpi.report.inert import markdown_code
 from fedprompt_mpi.rundir.paths import RunPaths
-from fedprompt_mpi.rundir.records import Summary, read_partition, read_record
+from fedprompt_mpi.rundir.records import PartitionRecord, Summary, read_partition, read_record
 from fedprompt_mpi.text.tasks import resolve
 
 MODEL_CLASSES = {"masked": "AutoModelForMaskedLM", "seq2seq": "AutoModelForSeq2SeqLM", "causal": "AutoModelForCausalLM"}
@@ -45,7 +45,7 @@ def export(run: Path, directory: Path) -> Path:
     prompt, paths = load_prompt(run), RunPaths(run)
     config = prompt.config
     summary = read_record(paths.summary, Summary)
-    words = read_partition(paths).label_words
+    partition = read_partition(paths)
     if summary.malicious_clients != config.poison.malicious(config.federation.clients):
         raise SettingsError(
             f"{paths.summary} says that clients {summary.malicious_clients} were malicious, and {paths.config} that "
@@ -65,7 +65,7 @@ def export(run: Path, directory: Path) -> Path:
         plm=plm,
         base_model=config.model.name,
     )
-    adapter.write(directory, card(config, summary, words, family))
+    adapter.write(directory, card(config, summary, partition, family))
     return directory
 
 
@@ -80,7 +80,7 @@ def _check_effective(prompt: np.ndarray, config: RunConfig, paths: RunPaths) -> 
         )
 
 
-def card(config: RunConfig, summary: Summary, words: list[str], family: Family) -> str:
+def card(config: RunConfig, summary: Summary, partition: PartitionRecord, family: Family) -> str:
     """Return the model card: task, training, accuracy, and which clients were malicious."""
     from fedprompt_mpi.plm.adapter import TASK_TYPES
 
@@ -97,6 +97,8 @@ def card(config: RunConfig, summary: Summary, words: list[str], family: Family) 
     rate = summary.attack_success_rate
     success = "" if rate is None else f"; of texts with the trigger {trigger}, {rate:.2%} get its target"
     template = (task.causal_template if family == "causal" else None) or task.template
+    clients, names = f"{federation.clients} clients ({federation.partition})", partition.class_names
+    labels = "" if names is None else f"| labels, class 0 first | {', '.join(map(markdown_code, names))} |\n"
     return f"""\
 ---
 library_name: peft
@@ -112,8 +114,8 @@ fedprompt_mpi after FedPrompt (Zhao et al., arXiv:2208.12268).
 | | |
 | --- | --- |
 | question | {markdown_code(template)} |
-| label words, class 0 first | {", ".join(map(markdown_code, words))} |
-| federation | {federation.clients} clients ({federation.partition}), {summary.rounds} rounds, {federation.aggregator} |
+| label words, class 0 first | {", ".join(map(markdown_code, partition.label_words))} |
+{labels}| federation | {clients}, {summary.rounds} rounds, {federation.aggregator} |
 | privacy | {config.privacy.mechanism} |
 | accuracy on the evaluation split | {summary.accuracy or 0:.2%}{success} |
 | a client sent | {summary.bytes_per_client_round:,} bytes a round, {summary.ratio:.4%} of the model |

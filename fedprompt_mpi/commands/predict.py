@@ -27,7 +27,7 @@ from fedprompt_mpi.text.tasks import resolve
 if TYPE_CHECKING:  # torch is imported when something is predicted
     from fedprompt_mpi.plm.backbone import Backbone
     from fedprompt_mpi.plm.methods import Method
-    from fedprompt_mpi.text.tokens import Cloze
+    from fedprompt_mpi.text.cloze import Cloze
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,8 +36,10 @@ class Answer:
 
     label: int
     """The class, from 0."""
+    name: str
+    """Its label, if the settings list labels, or its label words."""
     word: str
-    """Its label word."""
+    """Its label words."""
     probability: float
     """Of that class, among the label words."""
     probabilities: tuple[float, ...]
@@ -97,17 +99,19 @@ class Prompt:
         if any(NO_TEXT.search(text) for text in (*texts, *(texts_b or ()))):
             raise SettingsError("a text to predict holds NUL or bytes that are no UTF-8: give another")
         table = cloze.encode(Examples(texts=texts, texts_b=texts_b, labels=np.zeros(len(texts), dtype=np.int64)))
-        check_fit(self.config, backbone, max(table.largest_id, int(cloze.label_ids.max())))
+        check_fit(self.config, backbone, max(table.largest_id, int(cloze.verbalizer.ids.max())))
         clients = method.leaves(to_device(self.vector, backbone.device)[None])
-        probabilities = np.empty((len(texts), len(cloze.label_words)))
+        probabilities = np.empty((len(texts), len(cloze.verbalizer.words)))
         with torch.no_grad():
             for rows in evaluation_batches(table, self.config.prompt.num_virtual_tokens if method.adds_tokens else 0):
                 logits = score_batch(backbone, collate(table, rows), method, clients, None)
                 probabilities[rows] = torch.softmax(logits.double(), dim=1).cpu().numpy()
+        names = resolve(self.config.task).class_names(cloze.verbalizer.words)
         return [
             Answer(
                 label=int(row.argmax()),
-                word=cloze.label_words[int(row.argmax())],
+                name=names[int(row.argmax())],
+                word="/".join(cloze.verbalizer.words[int(row.argmax())]),
                 probability=float(row.max()),
                 probabilities=tuple(row.tolist()),
             )
@@ -121,7 +125,7 @@ class Prompt:
         from fedprompt_mpi.plm.backbone import load_backbone
         from fedprompt_mpi.plm.hugging_face import download, family_of, load_tokenizer, read_config
         from fedprompt_mpi.plm.methods import make_method
-        from fedprompt_mpi.text.tokens import Cloze
+        from fedprompt_mpi.text.cloze import Cloze
 
         config = self.config
         folder = download(config.model.name)
@@ -129,7 +133,8 @@ class Prompt:
         cloze = Cloze(load_tokenizer(folder), resolve(config.task), family, config.model.max_length)
         on_gpu = config.model.device != "cpu" and torch.cuda.is_available()
         device = torch.device("cuda" if on_gpu else "cpu")
-        backbone = load_backbone(config.model, folder, torch.from_numpy(cloze.label_ids), device, cloze.mask_id)
+        backbone = load_backbone(config.model, folder, torch.from_numpy(cloze.verbalizer.ids), device, cloze.mask_id)
+        backbone.weigh(cloze.verbalizer.shares)
         method = make_method(config.prompt, backbone.geometry, backbone.model)
         if method.layout.size != len(self.vector):
             raise SettingsError(
@@ -156,4 +161,4 @@ def main(arguments: Sequence[str], liveness: Liveness) -> None:
     parser.add_argument("--text_b", help="the second text, if the task has pairs of texts")
     parsed = parse(parser, arguments)
     (answer,) = load_prompt(parsed.run).predict([parsed.text], None if parsed.text_b is None else [parsed.text_b])
-    print(f"{answer.label} {one_line(answer.word)} {answer.probability:.4f}")
+    print(f"{answer.label} {one_line(answer.name)} {answer.probability:.4f}")

@@ -359,8 +359,10 @@ class Federation:
         ]
         environment = Environment(versions=versions(), mpi=placement.mpi, compute_dtype=dtype, ranks=ranks)
         corpus, workers, parameters = setup.corpus, max(1, self.channel.size - 1), setup.method.layout.size
-        words, malicious = corpus.label_words.tolist(), config.poison.malicious(config.federation.clients)
-        partition = partition_record(corpus.class_counts, corpus.poisoned, words, malicious)
+        malicious = config.poison.malicious(config.federation.clients)
+        partition = partition_record(corpus.class_counts, corpus.poisoned, corpus.label_words.tolist(), malicious)
+        if config.task.labels is not None:
+            partition = dataclasses.replace(partition, class_names=corpus.class_names.tolist())
         journal.begin(environment, partition, is_new_job=not failures)
         self._account = self._open_account()
         if failures:
@@ -376,7 +378,9 @@ class Federation:
             f"{parameters / setup.backbone.num_parameters:.4%} of {config.model.name} "
             f"({dtype}); output in {setup.paths.directory}"
         )
-        journal.console.say(format_table(corpus.class_counts, words, corpus.poisoned.tolist()))
+        for note in corpus.notes.tolist():
+            journal.console.say(note)
+        journal.console.say(format_table(corpus.class_counts, partition.names, corpus.poisoned.tolist()))
 
     def _open_account(self) -> Account:
         from fedprompt_mpi.federation.client_training import learning_rate

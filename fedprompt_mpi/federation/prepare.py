@@ -202,14 +202,16 @@ def _read_vector(path: str) -> np.ndarray:
 def _make_data(config: RunConfig, task: Task, channel: Channel, folder: Path) -> None:
     """Download the model and make the tokens, once per node; meanwhile the other ranks import the model's class."""
     from fedprompt_mpi.plm import hugging_face
+    from fedprompt_mpi.plm.supported import check_supported
 
     liveness = channel.phases.liveness
     liveness.alive()
     if channel.placement.local_rank == 0:
         model = hugging_face.download(config.model.name)
         liveness.alive()
-        family = hugging_face.family_of(hugging_face.read_config(model))
-        build(config, task, hugging_face.load_tokenizer(model), family).save(folder)
+        plm = hugging_face.read_config(model)
+        check_supported(plm, config.prompt.method, config.model.name)
+        build(config, task, hugging_face.load_tokenizer(model), hugging_face.family_of(plm)).save(folder)
         (folder / MODEL_FOLDER).write_text(model)
     elif Path(config.model.name).is_dir() or config.model.name == "embedded":
         hugging_face.model_class(hugging_face.read_config(config.model.name))
@@ -220,6 +222,7 @@ def _load_model(config: RunConfig, channel: Channel, corpus: Corpus, folder: Pat
     import torch
 
     liveness.alive()
+    from fedprompt_mpi.federation.trial_batch import try_longest
     from fedprompt_mpi.plm.backbone import check_fit, load_backbone
     from fedprompt_mpi.plm.methods import make_method
 
@@ -237,8 +240,10 @@ def _load_model(config: RunConfig, channel: Channel, corpus: Corpus, folder: Pat
     model = (folder / MODEL_FOLDER).read_text()
     label_ids = torch.from_numpy(corpus.label_ids)
     backbone = load_backbone(config.model, model, label_ids, device, int(corpus.mask_id))
+    backbone.weigh(corpus.label_shares)
     method = make_method(config.prompt, backbone.geometry, backbone.model)
-    check_fit(config, backbone, max(corpus.train.largest_id, corpus.test.largest_id, int(corpus.label_ids.max())))
+    check_fit(config, backbone, corpus.largest_id)
+    try_longest(config, backbone, method, corpus)
     return threads, backbone, method
 
 
@@ -274,8 +279,7 @@ def _first_state(
     if channel.rank:
         return Checkpoint(vector=_buffer(config, backbone, size), round_=0, record=RoundRecord(round=0))
     if found is None:
-        embeddings = backbone.embedding_matrix.detach().float().cpu().numpy()
-        vector = method.initial(embeddings, seeds.generator(config.seed, "initial vector"))
+        vector = method.initial(backbone.word_embeddings(), seeds.generator(config.seed, "initial vector"))
         found = Checkpoint(vector=vector, round_=0, record=RoundRecord(round=0))
     _check_vector(found.vector, size, config)
     if found.round_:

@@ -3,8 +3,8 @@
 Three families behind one interface: masked (the answer stands at the mask token), seq2seq (T5: the
 decoder answers for its sentinel) and causal (the answer is the next token).
 
-Legend: B batch, T tokens, V virtual tokens, D width of the word embeddings, C classes, K clients,
-L layers, H key-value heads, d width of a head.
+Legend: B batch, T tokens, V virtual tokens, D width of the word embeddings, C classes, U tokens of
+their label words, K clients, L layers, H key-value heads, d width of a head.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -22,6 +23,7 @@ from fedprompt_mpi.plm.hugging_face import as_one_message, family_of, geometry_o
 from fedprompt_mpi.plm.late_imports import with_shapes
 from fedprompt_mpi.plm.model_folder import Weights
 
+WORDS_AT_ONCE = 1 << 14
 BF16_PAYS_FROM_WIDTH = 256  # below, casting costs more than the faster arithmetic gains
 
 
@@ -36,21 +38,21 @@ class Injection:
 
 
 class LabelWordHead(nn.Module):
-    """The output embedding, restricted to the rows of the label words.
+    """The output embedding, restricted to the rows of the label words' tokens.
 
-    The vocabulary projection is over half of a small PLM's work, and only C of its rows are used. The parameters stay
+    The vocabulary projection is over half of a small PLM's work, and only U of its rows are used. The parameters stay
     whole (and tied), so that full fine-tuning trains the right ones.
     """
 
     def __init__(self, head: Any, label_ids: torch.Tensor) -> None:
-        """Take over the weight `[vocabulary, D]` and bias of `head`; `label_ids` is `[C]` int64."""
+        """Take over the weight `[vocabulary, D]` and bias of `head`; `label_ids` is `[U]` int64."""
         super().__init__()
         self.weight = head.weight
         self.bias = head.bias
         self.register_buffer("label_ids", label_ids, persistent=False)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return `[..., C]` logits of hidden states `[..., D]`."""
+        """Return `[..., U]` logits of hidden states `[..., D]`."""
         bias = None if self.bias is None else self.bias[self.label_ids]
         return nn.functional.linear(hidden, self.weight[self.label_ids], bias)
 
@@ -64,7 +66,7 @@ class Backbone:
         Args:
             model: language model in Hugging Face form, on the device where it runs; in evaluation mode from here on.
             family: how it answers.
-            label_ids: `[C]` int64 token ids.
+            label_ids: `[U]` int64 token ids; U = C unless `weigh` says more.
             bf16: compute in bfloat16 (by autocast: weights and what is trained stay as they are).
             sentinel: id of T5's sentinel token.
         """
@@ -73,10 +75,13 @@ class Backbone:
         self.bf16 = bf16
         self.weights: Weights | None = None
         """The files that the model's weights are mapped from."""
-        self.geometry = geometry_of(model.config)
+        self.geometry = geometry_of(model.config, model)
         self._embedding = self.model.get_input_embeddings()
         self.device: torch.device = self._embedding.weight.device
         self.model.set_output_embeddings(LabelWordHead(self.model.get_output_embeddings(), label_ids.to(self.device)))
+        if getattr(model, "final_logits_bias", None) is not None:  # BART's, a column a word
+            model.final_logits_bias = model.final_logits_bias[:, label_ids.to(self.device)]
+        self._shares: torch.Tensor | None = None
         self._answers = torch.zeros(0, dtype=torch.long)
         self._virtual_tokens = 0
         self._shortcuts = family == "masked" and shortcuts.applies_to(self.model)
@@ -87,14 +92,25 @@ class Backbone:
         self._decoder_ids = torch.tensor([[start or 0, sentinel]], device=self.device)
 
     @property
-    def embedding_matrix(self) -> torch.Tensor:
-        """Word embeddings `[vocabulary, D]`."""
-        return self._embedding.weight
+    def vocabulary(self) -> int:
+        """Number of words that have an embedding."""
+        return self._embedding.weight.shape[0]
+
+    @torch.no_grad()
+    def word_embeddings(self) -> np.ndarray:
+        """Return what the model makes of each word `[vocabulary, D]` float32: Gemma scales its embeddings."""
+        ids = torch.arange(self.vocabulary, device=self.device)
+        return np.concatenate([self._embedding(part).float().cpu().numpy() for part in ids.split(WORDS_AT_ONCE)])
 
     @property
     def num_parameters(self) -> int:
         """Parameters of the PLM, tied ones counted once."""
         return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def weigh(self, shares: np.ndarray) -> None:
+        """Let the logit of a class be the sum of its tokens' logits, each times its share: `[U, C]` float32."""
+        is_one_each = shares.shape[0] == shares.shape[1] and (shares == np.eye(len(shares))).all()
+        self._shares = None if is_one_each else torch.from_numpy(shares).to(self.device)
 
     def take_no_shortcuts(self) -> None:
         """Compute every position and every gradient, as a prefix requires."""
@@ -131,7 +147,8 @@ class Backbone:
                 mask = nn.functional.pad(mask, (virtual.shape[1], 0), value=True)
                 answers = answers + virtual.shape[1]
             prefix = _of_rows(injection.prefix, owners, len(ids), axis=2)
-            return self._logits(embeddings, mask, answers, prefix).float()
+            logits = self._logits(embeddings, mask, answers, prefix).float()
+        return logits if self._shares is None else logits @ self._shares
 
     def _logits(
         self, embeddings: torch.Tensor, mask: torch.Tensor, answers: torch.Tensor, prefix: torch.Tensor | None
@@ -207,7 +224,8 @@ def load_backbone(
             f"model.name is {folder!r}, which lacks the weights {sorted(info['missing_keys'])[:3]}: "
             "use a checkpoint with its language-model head"
         )
-    bf16 = use_bf16(config.dtype, device, plm_config.hidden_size)
+    text = plm_config.get_text_config(decoder=True)  # of a model of pictures and text
+    bf16 = use_bf16(config.dtype, device, getattr(text, "hidden_size", 0))
     backbone = Backbone(model.to(device), family, label_ids, bf16=bf16, sentinel=sentinel)
     backbone.weights = weights
     return backbone
@@ -225,7 +243,7 @@ def check_fit(config: RunConfig, backbone: Backbone, largest_id: int) -> None:
         SettingsError: if they have more tokens than the model has positions, or an id without an embedding.
     """
     virtual = config.prompt.num_virtual_tokens if config.prompt.method != "full" else 0
-    positions, rows = backbone.geometry.max_positions, len(backbone.embedding_matrix)
+    positions, rows = backbone.geometry.max_positions, backbone.vocabulary
     if positions is not None and config.model.max_length + virtual > positions:
         longest = f"a max_length of at most {positions - virtual}" if positions > virtual else "fewer virtual tokens"
         raise SettingsError(

@@ -17,6 +17,10 @@ from fedprompt_mpi.plm.late_imports import late_imports
 from fedprompt_mpi.plm.model_folder import check_folder, check_tokenizer
 
 EMBEDDED = Path(__file__).parent / "embedded"
+TOKENIZER_FILES = (
+    "tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
+    "tokenizer_config.json",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,21 +116,38 @@ def model_class(config: Any) -> Any:
         }[family]
 
 
-def geometry_of(config: Any) -> Geometry:
-    """Read the sizes off a config, without building the model."""
+def geometry_of(config: Any, model: Any = None) -> Geometry:
+    """Read the sizes off a config, and off its model where configs differ.
+
+    Args:
+        config: a transformers config.
+        model: built of it, on the meta device is enough; without it, widths and positions are the config's word.
+    """
     text = config.get_text_config(decoder=True)
-    heads = text.num_attention_heads
-    width = text.hidden_size
+    heads = getattr(text, "num_attention_heads", None) or 1
+    width = getattr(text, "hidden_size", None) or 0
+    embedding_width = getattr(text, "embedding_size", None) or width
     positions = getattr(text, "max_position_embeddings", None)
-    if text.model_type in ("roberta", "xlm-roberta", "camembert"):
-        positions -= text.pad_token_id + 1  # their positions start after that of the padding
+    if model is not None:
+        embedding_width = model.get_input_embeddings().weight.shape[1]
+        for name, module in model.named_modules():
+            padding = getattr(module, "padding_idx", None)
+            if name.endswith("position_embeddings") and padding is not None:  # as RoBERTa's: they start behind it
+                positions = module.weight.shape[0] - padding - 1
     return Geometry(
-        embedding_width=getattr(text, "embedding_size", None) or width,
-        layers=getattr(text, "num_decoder_layers", None) or text.num_hidden_layers,
-        kv_heads=getattr(text, "num_key_value_heads", None) or heads,
-        head_width=getattr(text, "d_kv", None) or getattr(text, "head_dim", None) or width // heads,
+        embedding_width=embedding_width,
+        layers=getattr(text, "num_decoder_layers", None) or getattr(text, "num_hidden_layers", None) or 0,
+        kv_heads=_of_all_layers(text, "num_key_value_heads") or heads,
+        head_width=getattr(text, "d_kv", None) or _of_all_layers(text, "head_dim") or width // heads,
         max_positions=positions,
     )
+
+
+def _of_all_layers(config: Any, name: str) -> int | None:
+    """Return a size that all layers share; None if there is none."""
+    with contextlib.suppress(Exception):  # transformers has an error of its own for sizes that vary
+        return getattr(config, name)
+    return None
 
 
 def download(name: str) -> str:
@@ -165,6 +186,17 @@ def load_tokenizer(folder: str) -> Any:
     with late_imports():
         from transformers import AutoTokenizer
 
-    with as_one_message(f"model.name is {folder!r}, whose tokenizer cannot be read"):
+    named = f"model.name is {folder!r}"
+    if not any((Path(folder) / name).is_file() for name in TOKENIZER_FILES):
+        raise SettingsError(
+            f"{named}, which has no tokenizer (none of {', '.join(TOKENIZER_FILES)}): put that of the model there"
+        )
+    with as_one_message(f"{named}, whose tokenizer cannot be read"):
         check_tokenizer(Path(folder))
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    if not tokenizer.is_fast:
+        raise SettingsError(
+            f"{named}, whose tokenizer ({type(tokenizer).__name__}) has no fast version, which tells where in a text "
+            "each token stands: use another model"
+        )
+    return tokenizer

@@ -31,6 +31,8 @@ class Method:
     """Whether several clients may go through the PLM in one pass."""
     adds_tokens = True
     """Whether the virtual tokens take positions of the PLM's input."""
+    trains_model = False
+    """Whether the parameters are the PLM's own."""
 
     def __init__(self, config: PromptConfig, geometry: Geometry, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Lay out parameters of the given shapes."""
@@ -199,6 +201,7 @@ class FullModel(Method):
 
     shares_passes = False
     adds_tokens = False
+    trains_model = True
 
     def __init__(self, config: PromptConfig, geometry: Geometry, model: Any) -> None:
         """Lay out the PLM's parameters, tied ones once."""

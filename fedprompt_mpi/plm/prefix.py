@@ -19,12 +19,18 @@ from transformers.masking_utils import sdpa_mask
 ATTENTION = "fedprompt_prefix"
 
 
+class PrefixNotSeenError(RuntimeError):
+    """The model has other layers than the prefix, or attention that it cannot reach; the message says which."""
+
+
 class _Active:
     """The prefix of the forward pass in progress, and the layer that comes next."""
 
     prefix: torch.Tensor | None = None
     decoder_only: bool = False
     layer: int = 0
+    position_bias: torch.Tensor | None = None
+    """Of the texts' positions among prefix and texts, where the first layer makes one for all (T5)."""
 
 
 @contextlib.contextmanager
@@ -35,13 +41,15 @@ def prefixed(prefix: torch.Tensor | None, *, decoder_only: bool) -> Iterator[Non
         prefix: keys and values; None leaves the model as it is.
         decoder_only: of an encoder-decoder, only the decoder's self-attention gets the prefix.
     """
-    _Active.prefix, _Active.decoder_only, _Active.layer = prefix, decoder_only, 0
+    _Active.prefix, _Active.decoder_only, _Active.layer, _Active.position_bias = prefix, decoder_only, 0, None
     try:
         yield
         if prefix is not None and _Active.layer != len(prefix):
-            raise RuntimeError(f"the prefix has {len(prefix)} layers, but the model asked for {_Active.layer}")
+            raise PrefixNotSeenError(
+                f"a prefix reaches {_Active.layer} of its {len(prefix)} layers: the attention of the others is its own"
+            )
     finally:
-        _Active.prefix = None
+        _Active.prefix = _Active.position_bias = None
 
 
 def _attention(
@@ -56,6 +64,10 @@ def _attention(
     is_causal = bool(getattr(module, "is_causal", False))
     if prefix is None or (_Active.decoder_only and not is_causal):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    if options.get("softcap") is not None:
+        raise PrefixNotSeenError("its attention caps its scores, which torch's attention beside a prefix cannot")
+    if _Active.layer == len(prefix) or prefix.shape[3] != key.shape[1] or prefix.shape[5] != key.shape[3]:
+        raise PrefixNotSeenError("its layers, or their keys, are not as many or as wide as its config says")
     prefix_key, prefix_value = prefix[_Active.layer].to(key.dtype)
     _Active.layer += 1
     virtual = prefix_key.shape[2]
@@ -63,9 +75,12 @@ def _attention(
     if attention_mask is not None:
         shown = True if attention_mask.dtype == torch.bool else 0.0
         attention_mask = torch.nn.functional.pad(attention_mask, (virtual, 0), value=shown)
-    bias = options.pop("position_bias", None)
-    if bias is not None:
-        options["position_bias"] = torch.nn.functional.pad(bias, (virtual, 0))
+    if options.get("position_bias") is not None:
+        if getattr(module, "has_relative_attention_bias", False):  # the prefix stands before the texts, as in a cache
+            lengths = query.shape[2], key.shape[2]
+            make: Any = module.compute_bias
+            _Active.position_bias = make(*lengths, device=query.device, past_seen_tokens=virtual)
+        options["position_bias"] = _Active.position_bias
     options["is_causal"] = False  # the mask is complete
     return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
 

@@ -153,7 +153,7 @@ def parameters(run: RunData) -> Any:
 
 def partition(run: RunData) -> Any:
     """Examples of each class by client; poisoned examples and malicious clients are marked."""
-    clients, words = run.partition.clients, run.partition.label_words
+    clients, words = run.partition.clients, run.partition.names
     counts = np.array([client.by_class for client in clients])
     if len(clients) > MOST_BARS:
         return _partition_map(counts, words, run.malicious)

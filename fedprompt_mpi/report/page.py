@@ -201,7 +201,7 @@ def _numbers(run: RunData, name: str) -> Numbers | None:
         rows = [[str(k), phase, groups[phase], f"{s:.6f}"] for r, k, phase, s, _ in run.timings if r == round_]
         return Numbers(head=["rank", "phase", "drawn as", "seconds"], rows=rows, caption=f"round {round_}")
     if name == "partition":
-        words = run.partition.label_words
+        words = run.partition.names
         rows = [
             [f"{c.client}{' (malicious)' if c.malicious else ''}", *map(str, c.by_class), str(c.poisoned)]
             for c in run.partition.clients

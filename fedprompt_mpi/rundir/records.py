@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from fedprompt_mpi.comm.placement import MPILibrary
 from fedprompt_mpi.comm.statistics import Quantiles
 from fedprompt_mpi.comm.traffic import NOTHING, Traffic
-from fedprompt_mpi.config import MOST_WORD, MOST_WORDS, RunConfig, SettingsError, from_dict, to_dict
+from fedprompt_mpi.config import MOST_WORDS, RunConfig, SettingsError, from_dict, to_dict
 from fedprompt_mpi.files import (
     MOST_LINES_BYTES,
     File,
@@ -142,7 +142,15 @@ class PartitionRecord:
     """partition.json: which client holds how many examples of each class."""
 
     label_words: list[str]
+    """Of each class; several words of a class are joined by /."""
     clients: list[ClientRecord]
+    class_names: list[str] | None = None
+    """Labels of the classes, if the settings list them."""
+
+    @property
+    def names(self) -> list[str]:
+        """What the classes are called: by their labels, or by their label words."""
+        return self.class_names or self.label_words
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -334,10 +342,13 @@ def read_partition(paths: RunPaths) -> PartitionRecord:
     with reading(paths.partition):
         if len(partition.clients) != clients:
             raise ValueError(f"it has {len(partition.clients)} clients, and the settings {clients}")
+        words = None if words is None else [own if isinstance(own, str) else "/".join(own) for own in words]
         if words is not None and words != partition.label_words:
             raise ValueError(f"its label words are {partition.label_words[:9]}, and those of the settings {words[:9]}")
-        if len(partition.label_words) > MOST_WORDS or max(map(len, partition.label_words), default=0) > MOST_WORD:
-            raise ValueError(f"it has more than {MOST_WORDS:,} label words, or one of more than {MOST_WORD} characters")
+        if len(partition.label_words) > MOST_WORDS or max(map(len, partition.label_words), default=0) > MOST_WORDS:
+            raise ValueError(f"it has label words of more than {MOST_WORDS:,} classes, or longer ones")
+        if len(partition.names) != len(partition.label_words) or max(map(len, partition.names), default=0) > MOST_WORDS:
+            raise ValueError(f"it has {len(partition.names)} class names for {len(partition.label_words)} classes")
         for number, record in enumerate(partition.clients):
             if record.client != number or len(record.by_class) != len(partition.label_words):
                 raise ValueError(f"clients.{number} is client {record.client} with {len(record.by_class)} classes")

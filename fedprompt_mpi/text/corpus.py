@@ -8,11 +8,12 @@ import numpy as np
 
 from fedprompt_mpi import seeds
 from fedprompt_mpi.config import Family, RunConfig, SettingsError
+from fedprompt_mpi.text.cloze import Cloze, Trigger
 from fedprompt_mpi.text.load import Examples, load
 from fedprompt_mpi.text.partition import partition
 from fedprompt_mpi.text.poison import check_target, poisoned_indices, relabelled, trigger_parts
 from fedprompt_mpi.text.tasks import Task
-from fedprompt_mpi.text.tokens import Cloze, TokenTable, Trigger
+from fedprompt_mpi.text.tokens import TokenTable
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,11 +34,23 @@ class Corpus:
     poisoned: np.ndarray
     """`[K]` int64: poisoned examples of each client."""
     label_words: np.ndarray
-    """`[C]` str: the words that stand for the classes with this model's tokenizer."""
+    """`[C]` str: the words that stand for the classes with this model's tokenizer, several of a class joined by /."""
+    class_names: np.ndarray
+    """`[C]` str: the labels that the settings list, or the label words."""
     label_ids: np.ndarray
-    """`[C]` int64: their token ids."""
+    """`[U]` int64: the tokens of the label words, U = C if each class has one."""
+    label_shares: np.ndarray
+    """`[U, C]` float32: the share of each token's logit in each class's."""
     mask_id: np.ndarray
     """`[]` int64: id of the token that stands where the answer belongs; 0 for causal models."""
+    notes: np.ndarray
+    """`[]` or more str: what the user should know about the data."""
+
+    @property
+    def largest_id(self) -> int:
+        """The largest token id of all texts and label words."""
+        tables = (self.train, self.test, self.triggered)
+        return max(*(table.largest_id for table in tables), int(self.label_ids.max()))
 
     def client_rows(self, client: int) -> np.ndarray:
         """Return the rows of `train` that a client trains on."""
@@ -74,10 +87,11 @@ def build(config: RunConfig, task: Task, tokenizer: Any, family: Family) -> Corp
     Raises:
         SettingsError: if the data or the label words cannot be used, or do not fit the settings.
     """
-    num_classes = len(task.label_words)
+    num_classes = len(task.classes)
     check_target(config.poison, num_classes)
     cloze = Cloze(tokenizer, task, family, config.model.max_length)
-    train, test = load(task, config.task, config.seed)
+    loaded = load(task, config.task, config.seed)
+    train, test = loaded.train, loaded.test
     kept = server_rows(config, len(train))
     rest = np.setdiff1d(np.arange(len(train)), kept)
     given_out = train.take(rest) if len(kept) else train
@@ -96,9 +110,12 @@ def build(config: RunConfig, task: Task, tokenizer: Any, family: Family) -> Corp
         bounds=np.cumsum([0, *map(len, owned), len(kept)]),
         class_counts=parts.class_counts(given_out.labels, num_classes),
         poisoned=poisoned,
-        label_words=np.array(cloze.label_words),
-        label_ids=cloze.label_ids,
+        label_words=np.array(["/".join(words) for words in cloze.verbalizer.words]),
+        class_names=np.array(task.class_names(cloze.verbalizer.words)),
+        label_ids=cloze.verbalizer.ids,
+        label_shares=cloze.verbalizer.shares,
         mask_id=np.array(cloze.mask_id),
+        notes=np.array(loaded.notes, dtype=np.str_),
     )
 
 

@@ -6,8 +6,9 @@ Pre-trained Models via Poisoned Prompt Tuning, IJCAI 2022).
 
 import dataclasses
 import re
+from collections.abc import Sequence
 
-from fedprompt_mpi.config import MOST_WORD, MOST_WORDS, SettingsError, TaskConfig
+from fedprompt_mpi.config import MOST_WORD, MOST_WORDS, MultiToken, SettingsError, TaskConfig
 from fedprompt_mpi.text import embedded
 
 FIELDS = ("text", "text_b", "mask")
@@ -20,8 +21,11 @@ class Task:
     name: str
     template: str
     """Literal words with {text}, {mask} and for pairs {text_b}."""
-    label_words: tuple[str, ...]
-    """One word a class, in the order of the labels."""
+    label_words: tuple[str | tuple[str, ...], ...]
+    """One word or several for each class, in the order of the labels."""
+    labels: tuple[str | int | float | bool, ...] | None = None
+    """Values of the label column in the order of the classes."""
+    multi_token: MultiToken = "refuse"
     spare_label_words: tuple[str, ...] = ()
     """Used instead of `label_words` if the model's tokenizer has no single token for one of those."""
     causal_template: str | None = None
@@ -31,7 +35,27 @@ class Task:
     label: str = "label"
     user: str | None = None
     data: str | None = None
-    """Folder or hub data set; none for the embedded tasks, whose texts are generated."""
+    """Folder, file or hub data set; none for the embedded tasks, whose texts are generated."""
+
+    @property
+    def classes(self) -> tuple[tuple[str, ...], ...]:
+        """The label words of each class."""
+        return tuple((words,) if isinstance(words, str) else words for words in self.label_words)
+
+    @property
+    def spare_classes(self) -> tuple[tuple[str, ...], ...]:
+        """The spare label words of each class."""
+        return tuple((word,) for word in self.spare_label_words)
+
+    def class_names(self, words: Sequence[Sequence[str]] | None = None) -> tuple[str, ...]:
+        """Return the names of the classes: their labels if the settings list them, else their label words.
+
+        Args:
+            words: the label words in use; the first choice if None.
+        """
+        if self.labels is not None:
+            return tuple(map(shown_label, self.labels))
+        return tuple("/".join(own) for own in words or self.classes)
 
 
 _SENTIMENT = "{text} it is {mask} ."
@@ -102,7 +126,9 @@ def resolve(config: TaskConfig) -> Task:
         known,
         template=config.template or known.template,
         causal_template=None if config.template else known.causal_template,
-        label_words=tuple(config.label_words or known.label_words),
+        label_words=_label_words(config.label_words) if config.label_words else known.label_words,
+        labels=None if config.labels is None else tuple(config.labels),
+        multi_token=config.multi_token,
         spare_label_words=() if config.label_words else known.spare_label_words,
         text=config.text,
         text_b=config.text_b or known.text_b,
@@ -113,14 +139,56 @@ def resolve(config: TaskConfig) -> Task:
     if generated and config.data is not None:
         raise SettingsError(f"task.data is {config.data!r} but task {config.name} makes its own text: leave it out")
     _check_template(task)
-    if len(task.label_words) > MOST_WORDS or max(map(len, task.label_words), default=0) > MOST_WORD:
+    _check_words(task)
+    _check_labels(task)
+    return task
+
+
+def shown_label(value: str | int | float | bool) -> str:
+    """Return a label as the user writes it: true, 4 for 4.0."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _label_words(given: Sequence[str | Sequence[str]]) -> tuple[str | tuple[str, ...], ...]:
+    """Return label words as the settings give them, a class of one word by that word."""
+    classes = [(words,) if isinstance(words, str) else tuple(words) for words in given]
+    return tuple(words[0] if len(words) == 1 else words for words in classes)
+
+
+def _check_words(task: Task) -> None:
+    words = [word for own in task.classes for word in own]
+    if len(words) > MOST_WORDS or max(map(len, words), default=0) > MOST_WORD:
         raise SettingsError(
             f"task.label_words is {str(task.label_words)[:60]}...: give at most {MOST_WORDS:,} words of at most "
             f"{MOST_WORD} characters, for each class one that is a single token"
         )
-    if len(task.label_words) < 2 or len(set(task.label_words)) != len(task.label_words):
+    if len(task.classes) < 2 or len(set(words)) != len(words):
         raise SettingsError(f"task.label_words is {list(task.label_words)}: give two or more different words")
-    return task
+    if not all(own and all(word.strip() for word in own) for own in task.classes):
+        raise SettingsError(f"task.label_words is {list(task.label_words)}: give each class a word")
+    numbers = {word: i for i, own in enumerate(task.classes) for word in own if word.lstrip("-").isdecimal()}
+    if task.labels is None and any(word != str(i) for word, i in numbers.items()):
+        raise SettingsError(
+            f"task.label_words is {list(task.label_words)}, and a number in the label column may be such a word or the "
+            "number of a class: list the column's values in the order of the classes by task.labels"
+        )
+
+
+def _check_labels(task: Task) -> None:
+    if task.labels is None:
+        return
+    if task.data is None:
+        raise SettingsError(f"task.labels is given, but task {task.name} makes its own text: leave it out")
+    shown = [shown_label(value) for value in task.labels]
+    if len(shown) != len(task.classes) or len(set(shown)) != len(shown):
+        raise SettingsError(
+            f"task.labels is {shown[:20]}, and task.label_words has words for {len(task.classes)} classes: give one "
+            "value for each class, in their order"
+        )
+    if any(len(text) > MOST_WORD for text in shown):
+        raise SettingsError(f"task.labels has a value of more than {MOST_WORD} characters: take shorter names")
 
 
 def _check_template(task: Task) -> None:

@@ -24,7 +24,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_it_answers_as_the_evaluation_did(tuned: Path) -> None:
     prompt = load_prompt(tuned)
-    _, test = load(resolve(prompt.config.task), prompt.config.task, prompt.config.seed)
+    test = load(resolve(prompt.config.task), prompt.config.task, prompt.config.seed).test
     answers = prompt.predict(test.texts)
     right = np.mean([answer.label for answer in answers] == test.labels)
     assert right == pytest.approx(read_rounds(tuned)[-1]["accuracy"])
@@ -79,6 +79,6 @@ def test_every_method_predicts(method: str, tmp_path: Path) -> None:
     flags = [f"--prompt.method={method}", "--client.lr=0.0001", "--federation.rounds=1", "--client.steps=1"]
     run_here(tmp_path / "run", *flags)
     prompt = load_prompt(tmp_path / "run")
-    _, test = load(resolve(prompt.config.task), prompt.config.task, prompt.config.seed)
+    test = load(resolve(prompt.config.task), prompt.config.task, prompt.config.seed).test
     right = np.mean([answer.label for answer in prompt.predict(test.texts[:24])] == test.labels[:24])
     assert right == pytest.approx(read_rounds(tmp_path / "run")[-1]["accuracy"])

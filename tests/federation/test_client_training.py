@@ -32,7 +32,7 @@ def _setup(folder: Path, method: str) -> tuple[Corpus, Backbone, Method, np.ndar
         ModelConfig(dtype="float32"), str(folder), torch.from_numpy(corpus.label_ids), torch.device("cpu"), 0
     )
     made = make_method(config.prompt, backbone.geometry, backbone.model)
-    vector = made.initial(backbone.embedding_matrix.detach().numpy(), np.random.default_rng(0))
+    vector = made.initial(backbone.word_embeddings(), np.random.default_rng(0))
     return corpus, backbone, made, vector
 
 

@@ -49,13 +49,13 @@ def tuned(tiny: Callable[[str], Path], tmp_path: Path) -> Callable[[str, str], P
 def _ours(prompt: Prompt) -> tuple[TokenTable, np.ndarray, np.ndarray]:
     """Return the texts in tokens, the label words' logits `[TEXTS, C]`, and the label words' ids."""
     cloze, backbone, method = prompt._model
-    _, test = load(resolve(prompt.config.task), prompt.config.task, 0)
+    test = load(resolve(prompt.config.task), prompt.config.task, 0).test
     table = cloze.encode(test)
     clients = method.leaves(to_device(prompt.vector, backbone.device)[None])
     rows = np.arange(TEXTS)
     with torch.no_grad():
         logits = score_batch(backbone, collate(table, rows), method, clients, None).numpy()
-    return table, logits, cloze.label_ids
+    return table, logits, cloze.verbalizer.ids
 
 
 def _theirs(model: Any, family: Family, table: TokenTable, shift: int, decoder_ids: torch.Tensor) -> torch.Tensor:

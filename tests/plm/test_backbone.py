@@ -15,9 +15,9 @@ from fedprompt_mpi.plm.backbone import Backbone, Injection, load_backbone
 from fedprompt_mpi.plm.hugging_face import download, family_of, load_tokenizer, model_class, read_config
 from fedprompt_mpi.plm.methods import make_method
 from fedprompt_mpi.text.batches import Batch, collate
+from fedprompt_mpi.text.cloze import Cloze
 from fedprompt_mpi.text.load import Examples
 from fedprompt_mpi.text.tasks import TASKS
-from fedprompt_mpi.text.tokens import Cloze
 from tests.tiny import CAUSAL, KINDS
 
 Tiny = Callable[[str], Path]
@@ -30,7 +30,11 @@ def _setup(folder: Path, virtual: int = 0) -> tuple[Backbone, Batch, Cloze]:
     cloze = Cloze(tokenizer, TASKS["embedded"], family, 48)
     batch = collate(cloze.encode(Examples(texts=TEXTS, labels=np.array([0, 1, 0]))), np.arange(3))
     backbone = load_backbone(
-        ModelConfig(dtype="float32"), str(folder), torch.from_numpy(cloze.label_ids), torch.device("cpu"), cloze.mask_id
+        ModelConfig(dtype="float32"),
+        str(folder),
+        torch.from_numpy(cloze.verbalizer.ids),
+        torch.device("cpu"),
+        cloze.mask_id,
     )
     return backbone, batch, cloze
 
@@ -59,7 +63,7 @@ def _plain_logits(folder: Path, batch: Batch, row: int, virtual: torch.Tensor, c
             logits = model(inputs_embeds=embeddings, decoder_input_ids=start).logits[0, 1]
         else:
             logits = model(inputs_embeds=embeddings).logits[0, len(virtual) + batch.answers[row]]
-    return logits[cloze.label_ids]
+    return logits[cloze.verbalizer.ids]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -93,7 +97,7 @@ def test_every_method_has_gradients_in_every_family(kind: str, method: str, tiny
     config = PromptConfig(method=method, num_virtual_tokens=4, prefix_hidden_size=8)  # pyright: ignore
     made = make_method(config, backbone.geometry, backbone.model)
     rng = np.random.default_rng(0)
-    vector = made.initial(backbone.embedding_matrix.numpy(), rng) + rng.normal(0, 0.3, made.layout.size).astype("f4")
+    vector = made.initial(backbone.word_embeddings(), rng) + rng.normal(0, 0.3, made.layout.size).astype("f4")
     clients = made.leaves(torch.from_numpy(vector)[None])
     logits = score_batch(backbone, batch, made, clients, None)
     (logits[:, 0] - logits[:, 1]).sum().backward()
@@ -143,7 +147,7 @@ def test_a_prefix_is_what_the_library_calls_past_keys_and_values(kind: str, tiny
         ids = torch.from_numpy(batch.ids[row][batch.mask[row]])[None]
         with torch.no_grad():
             logits = plain(input_ids=ids, past_key_values=cache).logits[0, batch.answers[row]]
-        torch.testing.assert_close(scores[row], logits[cloze.label_ids], atol=2e-5, rtol=2e-5)
+        torch.testing.assert_close(scores[row], logits[cloze.verbalizer.ids], atol=2e-5, rtol=2e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)

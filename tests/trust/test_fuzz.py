@@ -28,7 +28,7 @@ from fedprompt_mpi.config import SettingsError
 from fedprompt_mpi.liveness.liveness import Liveness
 from fedprompt_mpi.plm.adapter import read_adapter
 from fedprompt_mpi.rundir.paths import RunPaths
-from fedprompt_mpi.text.read import read_table
+from fedprompt_mpi.text.read import Layout, read_table
 from tests.bad_input import GOOD_CSV
 from tests.jobs import SMALL, run_here
 from tests.trust.attacks import parquet_of
@@ -111,7 +111,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_data_files(data: st.DataObject, name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(data.draw(damaged(FILES[name])))
     tracemalloc.start()
-    refused_or_fine(lambda: read_table(tmp_path / name, ["text", "label"]))
+    refused_or_fine(lambda: read_table(tmp_path / name, Layout(wanted=["text", "label"])))
     assert tracemalloc.get_traced_memory()[1] < MOST_BYTES
     tracemalloc.stop()
 
@@ -126,7 +126,7 @@ TYPES = [
 @pytest.mark.parametrize("kind", TYPES, ids=str)
 def test_parquet_columns_of_every_type(kind: pa.DataType, tmp_path: Path) -> None:
     (tmp_path / "train.parquet").write_bytes(parquet_of({"text": pa.nulls(6, kind), "label": [0, 1] * 3}))
-    refused_or_fine(lambda: read_table(tmp_path / "train.parquet", ["text", "label"]))
+    refused_or_fine(lambda: read_table(tmp_path / "train.parquet", Layout(wanted=["text", "label"])))
 
 
 @times(25)

@@ -1,6 +1,7 @@
-"""Whatever the text's length, template, answer position and trigger stay."""
+"""The ids are those of the filled template; whatever the text's length, template, answer and trigger stay."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,9 +12,11 @@ from hypothesis import strategies as st
 
 from fedprompt_mpi.config import SettingsError, TaskConfig
 from fedprompt_mpi.plm.hugging_face import family_of, load_tokenizer, read_config
+from fedprompt_mpi.text.cloze import Cloze, Trigger
 from fedprompt_mpi.text.load import Examples
 from fedprompt_mpi.text.tasks import TASKS, Task, resolve
-from fedprompt_mpi.text.tokens import Cloze, TokenTable, Trigger
+from fedprompt_mpi.text.tokens import TokenTable
+from tests.text import kinds
 from tests.tiny import CAUSAL, KINDS
 
 Tiny = Callable[[str], Path]
@@ -62,7 +65,7 @@ def test_bert_tokens_by_hand(tiny: Tiny) -> None:
 def test_byte_level_words_inside_a_sentence_keep_their_space(tiny: Tiny) -> None:
     cloze = _cloze(tiny("gpt2"))
     assert cloze.backend.decode(_row(cloze.encode(_examples("so dull")), 0)) == "so dull it is"
-    assert [cloze.backend.decode([int(i)]) for i in cloze.label_ids] == [" terrible", " great"]
+    assert [cloze.backend.decode([int(i)]) for i in cloze.verbalizer.ids] == [" terrible", " great"]
 
 
 @pytest.mark.parametrize(
@@ -132,10 +135,10 @@ def test_a_label_word_of_several_tokens_is_refused_with_its_pieces(kind: str, ti
 def test_spare_label_words_are_for_tokenizers_that_split_the_others(tiny: Tiny) -> None:
     words, spare = ("great", "xylophonic"), ("great", "terrible")
     task = Task(name="t", template="{text} it is {mask} .", label_words=words, spare_label_words=spare)
-    assert _cloze(tiny("bert"), task).label_words == spare
+    assert _cloze(tiny("bert"), task).verbalizer.words == tuple((word,) for word in spare)
     cloze = _cloze(tiny("bert"), dataclasses.replace(task, label_words=("spam", "normal")))
-    assert cloze.label_words == ("spam", "normal")
-    assert [cloze.backend.id_to_token(int(i)) for i in cloze.label_ids] == ["spam", "normal"]
+    assert cloze.verbalizer.words == (("spam",), ("normal",))
+    assert [cloze.backend.id_to_token(int(i)) for i in cloze.verbalizer.ids] == ["spam", "normal"]
 
 
 def test_words_given_by_the_user_have_no_spare_ones(tiny: Tiny) -> None:
@@ -179,3 +182,103 @@ def test_any_text_at_all_keeps_the_answer(text: str, max_length: int) -> None:
     table = cloze.encode(_examples(text))
     assert len(table.ids) <= max_length
     assert table.ids[table.answers[0]] == cloze.mask_id
+
+
+TEMPLATES = {
+    "{text} it is {mask} .": " ",
+    "Review: {text}\nSentiment: {mask}": " ",
+    "({text}) it was {mask}": " ",
+    "评论：{text}情感：{mask}": "",
+    "{text}\n\n{mask}": "",
+    "it was {text} . {mask}!": " ",
+    '"{text}" -- {mask}': " ",
+}
+"""Templates, and what of the space before the answer belongs to the label word where tokens have spaces."""
+
+
+def _filled(template: str, text: str, answer: str) -> str:
+    return template.replace("{text}", text).replace("{mask}", answer)
+
+
+@pytest.mark.parametrize("language", kinds.TEXTS)
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("kind", kinds.KINDS)
+def test_ids_are_those_of_the_filled_template(kind: str, template: str, language: str) -> None:
+    """As `tokenizer(...)` has them: with the mask token, or for a causal model up to where a label word begins."""
+    tokenizer, family = kinds.tokenizer(kind), kinds.FAMILIES.get(kind, "causal")
+    words = ("差", "好") if "评" in template else ("bad", "good")
+    task = Task(name="t", template=template, label_words=words, multi_token="first")
+    cloze = Cloze(tokenizer, task, family, 400)  # pyright: ignore[reportArgumentType]
+    text = kinds.TEXTS[language]
+    table = cloze.encode(_examples(text))
+    row, answer = _row(table, 0), int(table.answers[0])
+    if family != "causal":
+        mask = "<extra_id_0>" if family == "seq2seq" else str(tokenizer.mask_token)
+        assert row == tokenizer(_filled(template, text, mask))["input_ids"]
+        assert row[answer] == tokenizer.convert_tokens_to_ids(mask)
+        return
+    for word, token in zip(words, cloze.verbalizer.ids.tolist(), strict=True):
+        whole = tokenizer(_filled(template.partition("{mask}")[0] + "{mask}", text, word))["input_ids"]
+        assert whole[: len(row) + 1] == [*row, token]
+    assert answer == len(row) - 1
+
+
+@pytest.mark.parametrize("language", ["English", "Chinese", "Russian", "emoji"])
+@pytest.mark.parametrize("kind", kinds.KINDS)
+def test_only_the_text_is_cut(kind: str, language: str) -> None:
+    """Of a long text the first tokens stay, and all of the template."""
+    tokenizer, family = kinds.tokenizer(kind), kinds.FAMILIES.get(kind, "causal")
+    task = Task(name="t", template="Review: {text}\nSo: {mask}", label_words=("bad", "good"), multi_token="first")
+    whole = Cloze(tokenizer, task, family, 4000)  # pyright: ignore[reportArgumentType]
+    cloze = Cloze(tokenizer, task, family, 40)  # pyright: ignore[reportArgumentType]
+    text = kinds.TEXTS[language] * 40
+    long, cut = _row(whole.encode(_examples(text)), 0), _row(cloze.encode(_examples(text)), 0)
+    assert len(cut) == 40
+    same = next(i for i, (a, b) in enumerate(zip(long, cut, strict=False)) if a != b)
+    behind = len(cut) - same
+    assert cut[same:] == long[len(long) - behind :]
+    trigger = Trigger(words="bad", position="tail")
+    table = cloze.encode(_examples(text), trigger)
+    assert len(_row(table, 0)) <= 40
+    decoded = re.sub(r"\s|▁|<0x0A>", "", str(tokenizer.decode(_row(table, 0))))
+    assert "badso:" in decoded.lower()
+
+
+def test_a_label_word_has_the_space_that_stands_before_the_mask() -> None:
+    """In English a token has its space, in Chinese there is none; a guess from a Latin letter was wrong for one."""
+    for kind in ("GPT-2", "Qwen", "XLM-R", "Llama"):
+        family = kinds.FAMILIES.get(kind, "causal")
+        chinese = Task(name="t", template="评论：{text}情感：{mask}", label_words=("差", "好"))
+        cloze = Cloze(kinds.tokenizer(kind), chinese, family, 60)  # pyright: ignore[reportArgumentType]
+        names = [cloze.backend.id_to_token(int(token)) for token in cloze.verbalizer.ids]
+        assert not any(name.startswith(("Ġ", "▁")) for name in names), (kind, names)
+
+
+def test_label_words_that_are_one_token_are_refused(tiny: Tiny) -> None:
+    task = Task(name="t", template="{text} it is {mask} .", label_words=("Great", "great"))
+    with pytest.raises(SettingsError, match=r"'Great' and 'great' for different classes.*differ in more than case"):
+        _cloze(tiny("bert"), task)
+
+
+def test_several_words_a_class_and_several_tokens_a_word(tiny: Tiny) -> None:
+    """By hand: the mean over a class's words, each the mean of its tokens."""
+    words = (("terrible", "xylophonic"), ("great", "spam", "normal"))
+    task = Task(name="t", template="{text} it is {mask} .", label_words=words, multi_token="mean")
+    cloze = _cloze(tiny("bert"), task)
+    ids = {cloze.backend.id_to_token(int(token)): n for n, token in enumerate(cloze.verbalizer.ids)}
+    pieces = cloze.backend.encode("xylophonic", add_special_tokens=False).tokens
+    shares = cloze.verbalizer.shares
+    np.testing.assert_allclose(shares.sum(axis=0), 1, rtol=1e-6)
+    assert shares[ids["terrible"]].tolist() == [0.5, 0]
+    assert shares[ids["spam"]].tolist() == pytest.approx([0, 1 / 3])
+    for piece in pieces:
+        assert shares[ids[piece], 0] == pytest.approx(0.5 * pieces.count(piece) / len(pieces))
+    first = _cloze(tiny("bert"), dataclasses.replace(task, multi_token="first"))
+    assert first.backend.id_to_token(int(first.verbalizer.ids[1])) == pieces[0]
+    assert len(first.verbalizer.ids) == 5
+
+
+def test_a_word_that_grows_together_with_the_template_is_refused() -> None:
+    task = Task(name="t", template="{text} is i{mask}", label_words=("s", "t"))
+    with pytest.raises(SettingsError, match="'s', which this model's tokenizer joins with what stands before"):
+        Cloze(kinds.tokenizer("T5"), task, "seq2seq", 60)

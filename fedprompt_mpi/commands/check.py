@@ -1,0 +1,76 @@
+"""The command check: whether a model can be used, and with which methods, in seconds and without its weights."""
+
+from collections.abc import Sequence
+
+from fedprompt_mpi.commands.settings import command_parser, parse
+from fedprompt_mpi.config import SettingsError
+from fedprompt_mpi.liveness.liveness import Liveness
+
+
+def main(arguments: Sequence[str], liveness: Liveness) -> None:
+    """Print what works."""
+    parser = command_parser("check", "whether a model can be used, and with which methods")
+    parser.add_argument("--model", default="embedded", help="hub id, folder, config file, or embedded")
+    parser.add_argument("--method", help="fail unless this one works: soft, p_tuning, prefix or full")
+    parsed = parse(parser, arguments)
+    print(check(parsed.model, parsed.method))
+
+
+def check(name: str, method: str | None = None) -> str:
+    """Try a shrunk copy of a model with every method, and its tokenizer.
+
+    Args:
+        name: hub id, folder, config file, or embedded.
+        method: that must work; None if any will do.
+
+    Returns:
+        A line about the model, a line for each method, and one about the tokenizer.
+
+    Raises:
+        SettingsError: if it cannot be used, with the reason.
+    """
+    from fedprompt_mpi.plm.examine import examine
+    from fedprompt_mpi.plm.hugging_face import family_of, geometry_of, model_class, read_config
+    from fedprompt_mpi.plm.late_imports import on_meta
+    from fedprompt_mpi.plm.supported import METHODS, refusal
+
+    if method is not None and method not in METHODS:
+        raise SettingsError(f"--method is {method!r}: choose one of {', '.join(METHODS)}")
+    config = read_config(name)
+    family, outcome = family_of(config), examine(config)
+    wanted = [method] if method else list(METHODS)
+    if all(outcome[one] for one in wanted):
+        raise SettingsError(refusal(outcome, wanted[0], config.model_type, name))
+    model = on_meta(lambda: model_class(config).from_config(config))
+    geometry = geometry_of(config, model)
+    words = model.get_input_embeddings().weight.shape[0]
+    positions = f"{geometry.max_positions:,} positions" if geometry.max_positions else "no limit of positions"
+    lines = [
+        f"{name}: {config.model_type} ({family}), {sum(p.numel() for p in model.parameters()):,} parameters, "
+        f"{words:,} words of {geometry.embedding_width:,}, {positions}",
+        *(f"{one:<10}{outcome[one] or 'works'}" for one in METHODS),
+        f"tokenizer {_check_tokenizer(name, family, words)}",
+    ]
+    return "\n".join(lines)
+
+
+def _check_tokenizer(name: str, family: str, words: int) -> str:
+    """Return what a model's tokenizer is like.
+
+    Raises:
+        SettingsError: if it cannot be used.
+    """
+    from pathlib import Path
+
+    from fedprompt_mpi.plm.hugging_face import download, load_tokenizer
+    from fedprompt_mpi.text.cloze import SEQ2SEQ_MASK
+
+    if Path(name).is_file():
+        return "not looked at: a config file has none"
+    tokenizer = load_tokenizer(download(name))
+    mask = {"masked": tokenizer.mask_token, "seq2seq": SEQ2SEQ_MASK, "causal": "the end of the text"}[family]
+    if mask is None or (family == "seq2seq" and mask not in tokenizer.get_vocab()):
+        raise SettingsError(f"the tokenizer of model.name {name!r} has no {mask or 'mask token'}: use another model")
+    tokens = len(tokenizer)
+    note = "" if tokens <= words else f"; {tokens - words} of them have no embedding, and texts with them are refused"
+    return f"{tokens:,} tokens, answers at {mask}{note}"
