@@ -96,6 +96,8 @@ class ModelConfig:
     """A hub id, a folder in Hugging Face form, or embedded: the small model inside the package."""
     dtype: Literal["auto", "float32", "bfloat16"] = setting("auto", may_differ=_CLEAN)
     """Arithmetic of the frozen model; auto takes bfloat16 where it is faster. Trained parameters stay float32."""
+    checkpoint_activations: bool = setting(False, may_differ=_CLEAN)
+    """Compute the activations inside of layers again in the backward pass: less memory, a third more time."""
     max_length: int = setting(128, at_least=8)
     """Tokens of one example at most, template included, virtual tokens excluded; only the texts are cut."""
     device: Literal["auto", "cpu", "cuda"] = setting("auto", may_differ=_RESUME | _SEEDS | _CLEAN)
@@ -195,6 +197,8 @@ class ClientConfig:
     """Each client's gradient is scaled to at most this norm; 0 or null switches clipping off."""
     proximal: float = setting(0.0, at_least=0)
     """mu of FedProx: weight of half the squared distance from the global vector in the client's loss."""
+    accumulate: int = setting(1, at_least=1)
+    """Parts in which a minibatch goes through the model, one after the other: less memory, the same steps."""
     batched: int | Literal["auto"] = setting("auto", at_least=1)
     """Clients that go through the model in one pass; auto takes all of a rank's. 1 gives the same bits on any number
     of ranks (and trains on one thread unless OMP_NUM_THREADS says otherwise)."""
@@ -375,6 +379,11 @@ class RunConfig:
             raise SettingsError(
                 f"client.batched is {self.client.batched} but prompt.method is full: "
                 "whole models cannot share one pass, use auto or 1"
+            )
+        if self.model.checkpoint_activations and self.prompt.method == "prefix":
+            raise SettingsError(
+                "model.checkpoint_activations is true but prompt.method is prefix, which a second pass does not see: "
+                "leave it out, and take smaller parts (client.accumulate)"
             )
         self._check_transport()
 

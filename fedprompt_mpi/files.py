@@ -223,17 +223,6 @@ def _whole(file: File) -> Iterator[tuple[int, str]]:
             raise
 
 
-_LOCAL_ENDINGS = (".csv", ".tsv", ".gz", ".zst", ".json", ".jsonl", ".parquet", ".txt", ".toml", ".safetensors", ".bin")
-
-
-def is_hub_id(name: str) -> bool:
-    """Return True if a name may be asked for at a hub: `name` or `owner/name`, with no sign that a path is meant."""
-    part = r"[A-Za-z0-9][\w.-]{0,95}"
-    if not re.fullmatch(rf"{part}(/{part})?", name, re.ASCII) or name.endswith(_LOCAL_ENDINGS):
-        return False
-    return not (os.path.lexists(name) or ("/" in name and os.path.lexists(name.split("/")[0])))
-
-
 def write_bytes(file: File, content: bytes) -> None:
     """Write a file whole or not at all."""
     _write_parts(file, [content])

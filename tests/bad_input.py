@@ -188,7 +188,7 @@ CASES: dict[str, tuple[Make, str]] = {
     "a config of bytes": (_toml(b"\xff\xfe\x00"), "bad.toml"),
     "a table for a number": (_toml("[federation.rounds]\na = 1"), "rounds"),
     "a huge config": (_toml("# " + "x" * 2**21), "bad.toml"),
-    "no test file": (_data("train.csv", GOOD_CSV, "--task.eval_split=dev", test=None), "needs a train file and a dev file"),
+    "no test file": (_data("train.csv", GOOD_CSV, "--task.eval_split=dev", test=None), "and a dev file"),
     "no train file": (_data("other.csv", GOOD_CSV), "needs a train file"),
     "an empty file": (_data("train.csv", ""), "train.csv"),
     "a header alone": (_data("train.csv", "text,label\n"), "train.csv"),

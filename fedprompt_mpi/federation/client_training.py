@@ -126,10 +126,8 @@ def train(
             group["lr"] = learning_rate(config, trainer.rounds, round_ - 1 + min(step / len(job.steps), 1.0))
         active = [k for k, job in enumerate(jobs) if step < len(job.steps)]
         rows = [jobs[k].steps[step] for k in active]
-        batch = trainer.make_batch(np.concatenate(rows))
-        step_losses = _mean_losses(backbone, method, [clients[k] for k in active], batch, [len(r) for r in rows])
         optimizer.zero_grad(set_to_none=True)
-        step_losses.sum().backward()
+        step_losses = _backward(trainer, [clients[k] for k in active], rows)
         if config.proximal:
             _pull_back([clients[k] for k in active], method.layout.views(start_vector), config.proximal)
         if config.clip_norm is not None:
@@ -138,7 +136,7 @@ def train(
         optimizer.step()
         for k in active:
             _constrain(vectors[k], start_vector, jobs[k].constrain)
-        losses[active] += step_losses.detach()
+        losses[active] += step_losses
         report(step + 1)
     mean_losses = losses.double().cpu().numpy() / np.array([len(job.steps) for job in jobs])  # waits for the device
     back = time.perf_counter()
@@ -178,13 +176,35 @@ def _constrain(vector: torch.Tensor, start: torch.Tensor, constrain: Callable[[n
     vector.copy_(start + to_device(delta, vector.device))
 
 
+def _backward(trainer: Trainer, clients: list[Parameters], rows: list[np.ndarray]) -> torch.Tensor:
+    """Add the gradients of each client's mean loss over its own rows to its parameters; return the losses `[k]`."""
+    sizes, parts = [len(own) for own in rows], min(trainer.config.accumulate, max(map(len, rows)))
+    losses = torch.zeros(len(clients), device=trainer.backbone.device)
+    for part in range(parts):
+        chosen = [own[part::parts] for own in rows]
+        batch = trainer.make_batch(np.concatenate(chosen))
+        owners = torch.repeat_interleave(torch.arange(len(clients)), torch.tensor([len(own) for own in chosen]))
+        mean = _mean_losses(trainer, clients, batch, owners, sizes)
+        mean.sum().backward()
+        losses += mean.detach()
+    return losses
+
+
 def _mean_losses(
-    backbone: Backbone, method: Method, clients: list[Parameters], batch: Batch, sizes: list[int]
+    trainer: Trainer, clients: list[Parameters], batch: Batch, owners: torch.Tensor, sizes: list[int]
 ) -> torch.Tensor:
-    """Return each client's mean loss over its own rows `[k]`; the rows are in client order."""
-    device = backbone.device
-    owners = torch.repeat_interleave(torch.arange(len(clients)), torch.tensor(sizes)).to(device)
-    logits = score_batch(backbone, batch, method, clients, owners)
+    """Return what a batch adds to each client's mean loss `[k]`.
+
+    Args:
+        trainer: PLM and method.
+        clients: k sets of parameters.
+        batch: B rows.
+        owners: `[B]` int64, the client of each row.
+        sizes: k numbers of rows over which the means are taken.
+    """
+    device = trainer.backbone.device
+    owners = owners.to(device)
+    logits = score_batch(trainer.backbone, batch, trainer.method, clients, owners)
     losses = torch.nn.functional.cross_entropy(logits, to_device(batch.labels, device), reduction="none")
     shares = torch.tensor([1 / size for size in sizes], device=device)[owners]
     return torch.zeros(len(clients), device=device).index_add(0, owners, losses * shares)

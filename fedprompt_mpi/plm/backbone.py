@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from fedprompt_mpi.config import Family, ModelConfig, RunConfig, SettingsError
-from fedprompt_mpi.plm import shortcuts
+from fedprompt_mpi.plm import own_dtype, shortcuts
 from fedprompt_mpi.plm.hugging_face import as_one_message, family_of, geometry_of, model_class, read_config
 from fedprompt_mpi.plm.late_imports import with_shapes
 from fedprompt_mpi.plm.model_folder import Weights
@@ -54,7 +55,8 @@ class LabelWordHead(nn.Module):
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return `[..., U]` logits of hidden states `[..., D]`."""
         bias = None if self.bias is None else self.bias[self.label_ids]
-        return nn.functional.linear(hidden, self.weight[self.label_ids], bias)
+        rows = self.weight[self.label_ids]
+        return nn.functional.linear(hidden, rows.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype))
 
 
 class Backbone:
@@ -111,6 +113,28 @@ class Backbone:
         """Let the logit of a class be the sum of its tokens' logits, each times its share: `[U, C]` float32."""
         is_one_each = shares.shape[0] == shares.shape[1] and (shares == np.eye(len(shares))).all()
         self._shares = None if is_one_each else torch.from_numpy(shares).to(self.device)
+
+    def recompute_activations(self) -> None:
+        """Keep the activations between layers alone, and compute the others again in the backward pass.
+
+        The library does so in training mode; here only the layers themselves are told so, and drop nothing out.
+        """
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        layers: list[Any] = [
+            module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)
+        ]
+        if not layers:
+            raise SettingsError(
+                f"model.checkpoint_activations is true, which a {self.model.config.model_type} model cannot do: "
+                "leave it out, and take smaller parts (client.accumulate)"
+            )
+        for layer in layers:
+            for name, value in vars(layer).items():
+                if "dropout" in name and isinstance(value, float):
+                    setattr(layer, name, 0.0)
+            layer.gradient_checkpointing = layer.training = True
+            layer._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)
 
     def take_no_shortcuts(self) -> None:
         """Compute every position and every gradient, as a prefix requires."""
@@ -212,7 +236,7 @@ def load_backbone(
         load = functools.partial(
             model_class(plm_config).from_pretrained,
             folder,
-            dtype=torch.float32,
+            dtype="auto",
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
@@ -224,10 +248,13 @@ def load_backbone(
             f"model.name is {folder!r}, which lacks the weights {sorted(info['missing_keys'])[:3]}: "
             "use a checkpoint with its language-model head"
         )
+    own_dtype.keep(model)
     text = plm_config.get_text_config(decoder=True)  # of a model of pictures and text
     bf16 = use_bf16(config.dtype, device, getattr(text, "hidden_size", 0))
     backbone = Backbone(model.to(device), family, label_ids, bf16=bf16, sentinel=sentinel)
     backbone.weights = weights
+    if config.checkpoint_activations:
+        backbone.recompute_activations()
     return backbone
 
 
@@ -268,10 +295,13 @@ def use_bf16(dtype: str, device: torch.device, width: int) -> bool:
 
 
 def _matrices(backbone: Backbone) -> dict[str, Any]:
-    """Return the modules that multiply by a weight matrix, by name; they do nearly all of the work."""
+    """Return the modules that multiply by a matrix, by name, but those of bfloat16; they do nearly all of the work."""
     from transformers.pytorch_utils import Conv1D
 
-    return {name: module for name, module in backbone.model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+    modules = {
+        name: module for name, module in backbone.model.named_modules() if isinstance(module, nn.Linear | Conv1D)
+    }
+    return {name: module for name, module in modules.items() if module.weight.dtype != torch.bfloat16}
 
 
 def save_matrices(backbone: Backbone, file: Path) -> None:

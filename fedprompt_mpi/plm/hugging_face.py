@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from fedprompt_mpi.config import Family, SettingsError
-from fedprompt_mpi.files import NO_MEMORY, is_hub_id
+from fedprompt_mpi.files import NO_MEMORY
+from fedprompt_mpi.hub import is_hub_id, why_not_had
 from fedprompt_mpi.plm.late_imports import late_imports
 from fedprompt_mpi.plm.model_folder import check_folder, check_tokenizer
 
@@ -51,8 +52,9 @@ def read_config(name: str) -> Any:
         check_folder(place)
     elif not is_hub_id(name):
         raise SettingsError(f"model.name is {name!r}, but there is no such folder")
-    with as_one_message(f"model.name is {name!r}, whose config cannot be read"):
-        return AutoConfig.from_pretrained(place if is_here else name, trust_remote_code=False, local_files_only=is_here)
+    on_disk = is_here or bool(why_not_had("model", name))
+    with late_imports(), as_one_message(f"model.name is {name!r}, whose config cannot be read"):
+        return AutoConfig.from_pretrained(place if is_here else name, trust_remote_code=False, local_files_only=on_disk)
 
 
 def transformers_quiet() -> None:
@@ -164,11 +166,12 @@ def download(name: str) -> str:
         raise SettingsError(f"model.name is {name!r}, but there is no such folder")
     from huggingface_hub import snapshot_download
 
+    reason, patterns = why_not_had("model", name), ["*.json", "*.safetensors", "*.model", "*.txt"]
     try:
-        return snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"])
-    except Exception as error:  # network, spelling, permission, offline without a copy: all end here
+        return snapshot_download(name, allow_patterns=patterns, local_files_only=bool(reason))
+    except Exception as error:  # interrupted, permission, no copy on this disk: all end here
         raise SettingsError(
-            f"model.name is {name!r}: no such folder, and it cannot be had from the hub ({first_line(error)})"
+            f"model.name is {name!r}: no such folder, and it cannot be had from the hub ({reason or first_line(error)})"
         ) from error
 
 

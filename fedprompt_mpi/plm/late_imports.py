@@ -29,6 +29,8 @@ LATE = (
 SHAPES = ("torch._meta_registrations", "torch.distributed._meta_registrations")
 """These come late too, but only in a process of the command line (`own_the_process`): they give torch's operations on
 the meta device shapes that C++ does not know, no code asks for them by name, and `with_shapes` loads them."""
+_AFTER_SHAPES = "torch._decomp"
+"""Can only be imported by them: torch itself always comes to it that way."""
 
 
 @contextlib.contextmanager
@@ -62,9 +64,14 @@ def with_shapes(build: Callable[[], Any]) -> Any:
     except NotImplementedError:
         if all(map(_is_loaded, SHAPES)):
             raise
-        for module in SHAPES:
-            importlib.import_module(module)
+        _load_shapes()
         return build()
+
+
+def _load_shapes() -> None:
+    for module in SHAPES:
+        _withdraw(module)
+        importlib.import_module(module)
 
 
 def on_meta(build: Callable[[], Any]) -> Any:
@@ -145,6 +152,9 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
+        if fullname == _AFTER_SHAPES and _owned and not _is_loaded(SHAPES[0]):
+            _load_shapes()
+            return _Present.spec(fullname)
         root = _root_of(fullname)
         if _is_loaded(root) or not (root in _COMING or isinstance(sys.modules.get(root), _StandIn)):
             return None
@@ -153,6 +163,25 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
         _MADE.add(spec.name)
         return _StandIn(spec.name)
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        """Run nothing."""
+
+
+class _Present(importlib.abc.Loader):
+    """Loads a module that has come meanwhile."""
+
+    @classmethod
+    def spec(cls, name: str) -> importlib.machinery.ModuleSpec:
+        """Return what finds it; its own, which the import system would take instead, would load it a second time."""
+        module = sys.modules[name]
+        found = importlib.machinery.ModuleSpec(name, cls(), origin=module.__file__, is_package=True)
+        found.submodule_search_locations = list(module.__path__)
+        module.__spec__ = None
+        return found
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
+        return sys.modules[spec.name]
 
     def exec_module(self, module: types.ModuleType) -> None:
         """Run nothing."""

@@ -204,7 +204,8 @@ class FullModel(Method):
     trains_model = True
 
     def __init__(self, config: PromptConfig, geometry: Geometry, model: Any) -> None:
-        """Lay out the PLM's parameters, tied ones once."""
+        """Lay out the PLM's parameters, tied ones once; they are float32 from here on."""
+        model.float()
         self._parameters = dict(model.named_parameters())
         super().__init__(config, geometry, {name: tuple(p.shape) for name, p in self._parameters.items()})
 

@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from fedprompt_mpi.plm.own_dtype import multiply
+
 BERT_LIKE = ("bert", "roberta", "electra", "xlm-roberta", "camembert")
 
 
@@ -68,10 +70,10 @@ def spare_first_layer(model: Any, virtual_tokens: Callable[[], int]) -> None:
         def forward(hidden: torch.Tensor, linear: Any = linear) -> torch.Tensor:
             virtual = virtual_tokens()
             if hidden.ndim < 3 or virtual == 0:
-                return functional.linear(hidden, linear.weight, linear.bias)
+                return multiply(hidden, linear.weight, linear.bias)
             parts = (hidden[:, :virtual], hidden[:, virtual:].detach())
             # as matrices: slices of the batch would be multiplied row by row
-            flat = [functional.linear(part.reshape(-1, part.shape[2]), linear.weight, linear.bias) for part in parts]
+            flat = [multiply(part.reshape(-1, part.shape[2]), linear.weight, linear.bias) for part in parts]
             done = [rows.unflatten(0, part.shape[:2]) for rows, part in zip(flat, parts, strict=True)]
             return torch.cat(done, dim=1)
 

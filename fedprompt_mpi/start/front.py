@@ -144,12 +144,20 @@ def kept_importer() -> dict[str, str]:
 
 
 def keeper() -> int:
-    """Return the process of this node for which the importer is kept; 0 if none."""
-    name = os.environ.get(KEPT_FOR, "")
+    """Return the process of this node for which the importer is kept; 0 if none.
+
+    It forks jobs of this program alone: what another program has changed before it called this one would be in all.
+    """
+    name = os.environ.get(KEPT_FOR, "") if _is_this_program() else ""
     with contextlib.suppress(OSError, ValueError):
         process = int(name.partition(".")[0])
         return process if process_name(process) == name else 0
     return 0
+
+
+def _is_this_program() -> bool:
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec.name == "fedprompt_mpi.__main__" if spec else os.path.basename(sys.argv[0]) == "fedprompt-mpi"  # noqa: PTH119
 
 
 def _stand_for(rank: int, connection: socket.socket) -> NoReturn:

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from fedprompt_mpi.config import SettingsError, TaskConfig
-from fedprompt_mpi.files import is_hub_id
+from fedprompt_mpi.hub import is_hub_id, why_not_had
 from fedprompt_mpi.text.read import FORMATS, Layout, Table, check_type, read_table, values_of
 from fedprompt_mpi.text.tasks import Task
 
 NAMES = {"train": ("train", "training"), "dev": ("dev", "validation", "valid", "val"), "test": ("test",)}
 """Split -> what it may be called."""
-HUB_TIMEOUT_S = 5.0
 MOST_LISTED = 8
 """Names of files in a message."""
 
@@ -149,11 +148,13 @@ def _read_hub(name: str, eval_split: str, wanted: Sequence[str]) -> Splits:
     datasets.logging.set_verbosity_error()
     path, _, subset = name.partition(":")
     failed = f"task.data is {name!r}: no such folder or file, and it cannot be had as a hub data set"
-    _check_hub(path, failed)
+    reason = why_not_had("dataset", path)
+    if reason:  # a copy on this disk may serve
+        datasets.config.HF_HUB_OFFLINE = True  # pyright: ignore[reportAttributeAccessIssue]
     try:
         splits = datasets.load_dataset(path, subset or None)
     except Exception as error:  # network, spelling, permission: all end here
-        raise SettingsError(f"{failed} ({str(error).strip().splitlines()[0]})") from error
+        raise SettingsError(f"{failed} ({reason or str(error).strip().splitlines()[0]})") from error
     choices = ("test", "dev") if eval_split == "auto" else (eval_split,)
     called = [called for split in choices for called in NAMES[split]]
     held_out = next((split for split in called if split in splits), None)
@@ -167,23 +168,6 @@ def _read_hub(name: str, eval_split: str, wanted: Sequence[str]) -> Splits:
         held_out=None if held_out is None else _from_hub(name, splits[held_out], wanted),
         name=held_out or "held-out",
     )
-
-
-def _check_hub(path: str, failed: str) -> None:
-    """Ask the hub once, briefly, for a data set that was not downloaded before: the library would try for a minute."""
-    from datasets import config
-    from huggingface_hub import HfApi
-
-    if config.HF_HUB_OFFLINE:
-        return
-    try:
-        HfApi().dataset_info(path, timeout=HUB_TIMEOUT_S)
-    except Exception as error:  # it may be on this disk all the same
-        config.HF_HUB_OFFLINE = True
-        cache = Path(config.HF_DATASETS_CACHE) / path.replace("/", "___")
-        if not cache.exists():
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise SettingsError(f"{failed} ({reason})") from error
 
 
 def _from_hub(name: str, split: Any, wanted: Sequence[str]) -> Table:

@@ -131,42 +131,44 @@ def test_a_rank_is_where_and_what_its_front_was(tmp_path: Path) -> None:
         assert files <= plain_files + 2  # the leash
 
 
-PARENT = """
-import os, sys, tempfile
-import fedprompt_mpi.commands.cost as cost
-import fedprompt_mpi.commands.doctor as doctor
-from fedprompt_mpi.__main__ import main
-
-cost.main = doctor.main = lambda rest, liveness: (
-    print("parent", os.getppid(), tempfile.gettempdir(), flush=True), liveness.end()
-)
-sys.argv = ["fedprompt_mpi", sys.argv[1]]
-main()
-"""
+def _kept_for(name: str) -> set[int]:
+    """Return the processes that have a keeper's name in their environment."""
+    found = set()
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if f"{front.KEPT_FOR}={name}".encode() in (place / "environ").read_bytes().split(b"\0"):
+                found.add(int(place.name))
+    return found
 
 
 def test_one_importer_for_all_jobs_of_its_keeper(tmp_path: Path) -> None:
     """Of one process and of several, parallel commands and others; it ends with its keeper, not with a job."""
     keeper = subprocess.Popen(["sleep", "600"])
-    environment = {front.KEPT_FOR: front.process_name(keeper.pid)}
+    name = front.process_name(keeper.pid)
+    environment = {front.KEPT_FOR: name}
     try:
-        jobs = [(1, "doctor"), (3, "doctor"), (1, "cost")]
-        printed = [launch(ranks, "-c", PARENT, command, environment=environment).out for ranks, command in jobs]
-        parents = [int(line.split()[1]) for out in printed for line in out.splitlines()]
-        assert len(parents) == 5
-        assert len(set(parents)) == 1, printed
-        moved = launch(1, "-c", PARENT, "cost", environment={**environment, "TMPDIR": str(tmp_path)})
-        assert moved.out.split() == ["parent", str(parents[0]), str(tmp_path)]
-        other = launch(1, "-c", PARENT, "doctor", environment={**environment, "HF_HOME": "elsewhere"})
-        assert int(other.out.split()[1]) not in parents  # what libraries read when they are loaded differs
+        finished = run_program(1, tmp_path / "one", environment=environment)
+        assert finished.status == 0, finished
+        (importer,) = _kept_for(name)
+        began = time.perf_counter()
+        assert launch(1, "-m", "fedprompt_mpi", "cost", environment=environment).status == 0
+        assert run_program(3, tmp_path / "three", environment=environment).status == 0
+        other = launch(1, "-m", "fedprompt_mpi", "cost", environment={**environment, "HF_HOME": str(tmp_path)})
+        assert other.status == 0  # by itself: what libraries read when they are loaded differs
+        assert _kept_for(name) == {importer}, time.perf_counter() - began
+        changed = (
+            "import fedprompt_mpi.commands.cost as c; c.main = print; from fedprompt_mpi.__main__ import main; main()"
+        )
+        assert "cost" not in launch(1, "-c", changed, "cost", environment=environment).err
+        assert "soft" in launch(1, "-m", "fedprompt_mpi", "cost", environment=environment).out
     finally:
         keeper.kill()
         keeper.wait()
     until = time.monotonic() + ENDS_WITHIN_S
-    while Path(f"/proc/{parents[0]}").exists():
+    while _kept_for(name):
         assert time.monotonic() < until
         time.sleep(0.05)
-    assert launch(1, "-c", PARENT, "doctor", environment=environment).status == 0
+    assert launch(1, "-m", "fedprompt_mpi", "--version", environment=environment).status == 0
 
 
 def test_a_killed_rank_takes_its_front_along(job: Job) -> None:
