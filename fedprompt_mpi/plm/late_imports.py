@@ -100,6 +100,8 @@ class _Late:
         self._module, self._name, self._make = module, name, make
 
     def _real(self) -> Any:
+        if _owned and self._module.startswith("torch.") and SHAPES[0] not in sys.modules:
+            _load_shapes()  # which the compiler can only be imported after
         _withdraw(_root_of(self._module))
         if self._make is None:
             module = importlib.import_module(self._module)

@@ -64,6 +64,6 @@ def test_a_command_line_process_of_its_own_has_all_that_a_model_needs(
     kind: str, tiny: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """What one model's modules import others' do not, and no other process has imported it before."""
-    flags = (f"--model.name={tiny(kind)}", "--federation.rounds=1")
+    flags = (f"--model.name={tiny(kind)}", "--federation.rounds=1", "--model.checkpoint_activations=true")
     finished = run_program(1, tmp_path / "run", *flags, environment={"FEDPROMPT_START": "plain"})
     assert finished.status == 0, finished
