@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -54,6 +55,7 @@ def export(run: Path, directory: Path) -> Path:
     if directory.is_dir() and any(directory.iterdir()):
         raise SettingsError(f"{directory} is not empty: name a new folder for the adapter")
     plm = read_config(download(config.model.name))
+    check_window(plm, config)
     family = family_of(plm)
     if prompt.effective is not None:
         _check_effective(prompt.effective, config, paths)
@@ -67,6 +69,29 @@ def export(run: Path, directory: Path) -> Path:
     )
     adapter.write(directory, card(config, summary, partition, family))
     return directory
+
+
+def check_window(plm: Any, config: RunConfig) -> None:
+    """Check that a prefix stays in sight under PEFT too.
+
+    Here it always does; in a cache it falls out of a sliding window behind a long text.
+
+    Args:
+        plm: transformers config of the base model.
+        config: method and lengths.
+
+    Raises:
+        SettingsError: if prefix and longest text are longer than the window.
+    """
+    text = plm.get_text_config(decoder=True)
+    window, layers = getattr(text, "sliding_window", None), getattr(text, "layer_types", None)
+    slides = getattr(text, "use_sliding_window", True) and (layers is None or "sliding_attention" in layers)
+    length = config.prompt.num_virtual_tokens + config.model.max_length
+    if config.prompt.method == "prefix" and window and slides and length > window:
+        raise SettingsError(
+            f"the run's prefix and longest text take {length} positions, and the model's attention looks back {window}:"
+            " under PEFT the prefix would fall out of sight, and here it does not; tune with a shorter model.max_length"
+        )
 
 
 def _check_effective(prompt: np.ndarray, config: RunConfig, paths: RunPaths) -> None:

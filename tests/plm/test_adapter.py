@@ -134,3 +134,17 @@ def test_a_run_starts_from_what_peft_has_saved(tiny: Callable[[str], Path], tmp_
 def test_there_and_back(tuned: Callable[[str, str], Path], tmp_path: Path) -> None:
     run = tuned("bert", "p_tuning")
     np.testing.assert_array_equal(read_adapter(export(run, tmp_path / "adapter")), load_prompt(run).effective)
+
+
+def test_a_prefix_that_would_fall_out_of_a_sliding_window_is_refused() -> None:
+    from transformers import MistralConfig, Qwen2Config
+
+    from fedprompt_mpi.commands.export import check_window
+    from fedprompt_mpi.config import from_dict
+
+    prefix = {"prompt": {"method": "prefix", "num_virtual_tokens": 8}, "model": {"max_length": 64}}
+    check_window(MistralConfig(sliding_window=72), from_dict(prefix))
+    with pytest.raises(SettingsError, match="72 positions, and the model's attention looks back 71"):
+        check_window(MistralConfig(sliding_window=71), from_dict(prefix))
+    check_window(MistralConfig(sliding_window=71), from_dict({**prefix, "prompt": {"method": "soft"}}))
+    check_window(Qwen2Config(sliding_window=16, use_sliding_window=False), from_dict(prefix))

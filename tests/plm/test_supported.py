@@ -33,6 +33,14 @@ def test_a_model_type_is_as_the_table_says(model_type: str) -> None:
     assert {method for method, reason in found.items() if reason} == set(known), (found, known)
 
 
+def test_the_guide_has_the_table() -> None:
+    types = supported._table()["types"]
+    whole = {name: {method: found.get(method, "") for method in supported.METHODS} for name, found in types.items()}
+    guide = (Path(supported.__file__).parent / "README.md").read_text()
+    assert supported.format_table(whole) in guide
+    assert f"All {len(types)} model types" in guide
+
+
 def test_the_families_that_people_use_work() -> None:
     types = supported._table()["types"]
     for name in (
