@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fedprompt_mpi.config import Family, Position, SettingsError
+from fedprompt_mpi.config import Family, MultiToken, Position, SettingsError
 from fedprompt_mpi.text.load import Examples
 from fedprompt_mpi.text.tasks import Task
 from fedprompt_mpi.text.tokens import TokenTable
@@ -116,7 +116,9 @@ class Cloze:
         template = task.causal_template if family == "causal" and task.causal_template else task.template
         self._texts = re.findall(r"{(text(?:_b)?)}", template)
         self.verbalizer = self._choose_verbalizer(task, template.partition("{mask}")[0])
-        self._template = Template(self._question(template) if family == "causal" else template, mask or "")
+        self._template = Template(
+            self._question(template, task.multi_token) if family == "causal" else template, mask or ""
+        )
         sample = self._template.fill(dict.fromkeys(self._texts, _SAMPLE))
         encoding = self.backend.encode(sample.string)
         own = sum(len(_tokens_in(encoding, sample, field)) for field in self._texts)
@@ -270,13 +272,14 @@ class Cloze:
             )
         return [encoding.ids[i] for i in own], names
 
-    def _question(self, template: str) -> str:
+    def _question(self, template: str, multi_token: MultiToken) -> str:
         """Return what a causal model sees of a template: what stands before {mask}.
 
-        A space before {mask} belongs to the label words where the tokenizer has it in their tokens.
+        A space before {mask} belongs to the label words if the tokenizer has it in their tokens, or in those of some:
+        then it is the first token of the others.
 
         Raises:
-            SettingsError: if a text stands behind {mask}, or the space belongs to some of the words.
+            SettingsError: if a text stands behind {mask}.
         """
         question, _, behind = template.partition("{mask}")
         if hidden := re.search(r"{text(?:_b)?}", behind):
@@ -297,10 +300,12 @@ class Cloze:
         for cut, ids in seen.items():
             if all(own == ids for own in before):
                 return question.rstrip() if cut != context else question
-        raise SettingsError(
-            f"task.template is {template!r}, and this model's tokenizer has the space before {{mask}} in the tokens of "
-            "some label words but not of others: leave the space out, or choose other words"
+        bare = context.rstrip()
+        space = context[len(bare) :]
+        self.verbalizer = Verbalizer.of(
+            self.verbalizer.words, lambda word: self._answer(bare, space + word), multi_token
         )
+        return question.rstrip()
 
 
 def _trimmed(string: str, start: int, end: int) -> tuple[int, int]:

@@ -282,3 +282,15 @@ def test_a_word_that_grows_together_with_the_template_is_refused() -> None:
     task = Task(name="t", template="{text} is i{mask}", label_words=("s", "t"))
     with pytest.raises(SettingsError, match="'s', which this model's tokenizer joins with what stands before"):
         Cloze(kinds.tokenizer("T5"), task, "seq2seq", 60)
+
+
+def test_a_space_that_only_some_words_have_in_their_token_is_of_all() -> None:
+    """GPT-2 has a token for " good", and makes a space and more of "qqq": the question ends before the space."""
+    tokenizer = kinds.tokenizer("GPT-2")
+    task = Task(name="t", template="{text} so {mask}", label_words=("good", "qqq"))
+    assert "Ġgood" in tokenizer.get_vocab() and "Ġq" not in tokenizer.get_vocab()
+    with pytest.raises(SettingsError, match=r"'qqq', which this model's tokenizer splits into \['q', 'q', 'q'\]"):
+        Cloze(tokenizer, task, "causal", 60)
+    cloze = Cloze(tokenizer, dataclasses.replace(task, multi_token="first"), "causal", 60)
+    assert [cloze.backend.id_to_token(int(token)) for token in cloze.verbalizer.ids] == ["Ġgood", "Ġ"]
+    assert _row(cloze.encode(_examples("it was")), 0) == tokenizer("it was so")["input_ids"]
