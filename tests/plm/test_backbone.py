@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import numpy as np
@@ -178,3 +179,37 @@ def test_a_checkpoint_without_its_head_is_refused(tiny: Tiny, tmp_path: Path) ->
     BertModel.from_pretrained(tiny("bert")).save_pretrained(tmp_path)
     with pytest.raises(SettingsError, match="lacks the weights"):
         load_backbone(ModelConfig(), str(tmp_path), torch.tensor([5, 6]), torch.device("cpu"), 4)
+
+
+@pytest.mark.parametrize("init", ["vocab", "random"])
+def test_virtual_tokens_are_as_long_as_words_where_a_model_scales_them(init: str) -> None:
+    """Gemma multiplies its embeddings by the root of their width, which virtual tokens do not pass."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {
+        "hidden_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+    }
+    config = transformers.GemmaConfig(vocab_size=300, head_dim=16, num_key_value_heads=2, **sizes)
+    model = transformers.GemmaForCausalLM(config).eval()
+    words = model.get_input_embeddings()(torch.arange(1, 300)).detach()
+    backbone = Backbone(model, "causal", torch.tensor([5, 6]), bf16=False)
+    prompt = PromptConfig(init=init, num_virtual_tokens=200)
+    made = make_method(prompt, backbone.geometry).initial(backbone.word_embeddings(), np.random.default_rng(0))
+    lengths = np.linalg.norm(made.reshape(200, 64), axis=1).mean(), float(words.norm(dim=1).mean())
+    assert lengths[0] == pytest.approx(lengths[1], rel=0.03)
+    assert lengths[1] == pytest.approx(8 * float(model.get_input_embeddings().weight[1:].norm(dim=1).mean()), rel=1e-4)
+
+
+def test_positions_of_a_model_are_those_of_its_table() -> None:
+    """RoBERTa's kind begins behind the padding's position, under whatever name; BERT's kind does not."""
+    sizes = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 16, "max_position_embeddings": 40}
+    expected = {"Bert": 40, "Roberta": 38, "MPNet": 38, "Longformer": 38, "Camembert": 38, "Electra": 40}
+    for name, positions in expected.items():
+        config = getattr(transformers, f"{name}Config")(**sizes, pad_token_id=0 if name in ("Bert", "Electra") else 1)
+        backbone = Backbone(
+            getattr(transformers, f"{name}ForMaskedLM")(config), "masked", torch.tensor([5]), bf16=False
+        )
+        assert backbone.geometry.max_positions == positions, name
