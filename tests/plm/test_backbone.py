@@ -193,13 +193,14 @@ def test_virtual_tokens_are_as_long_as_words_where_a_model_scales_them(init: str
     }
     config = transformers.GemmaConfig(vocab_size=300, head_dim=16, num_key_value_heads=2, **sizes)
     model = transformers.GemmaForCausalLM(config).eval()
-    words = model.get_input_embeddings()(torch.arange(1, 300)).detach()
+    table: Any = model.get_input_embeddings()
+    words = table(torch.arange(1, 300)).detach()
     backbone = Backbone(model, "causal", torch.tensor([5, 6]), bf16=False)
     prompt = PromptConfig(init=init, num_virtual_tokens=200)
     made = make_method(prompt, backbone.geometry).initial(backbone.word_embeddings(), np.random.default_rng(0))
     lengths = np.linalg.norm(made.reshape(200, 64), axis=1).mean(), float(words.norm(dim=1).mean())
     assert lengths[0] == pytest.approx(lengths[1], rel=0.03)
-    assert lengths[1] == pytest.approx(8 * float(model.get_input_embeddings().weight[1:].norm(dim=1).mean()), rel=1e-4)
+    assert lengths[1] == pytest.approx(8 * float(table.weight[1:].norm(dim=1).mean()), rel=1e-4)
 
 
 def test_positions_of_a_model_are_those_of_its_table() -> None:
