@@ -9,7 +9,7 @@ import functools
 import math
 import re
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 MOST_MESSAGE = 1200
@@ -104,11 +104,19 @@ def check(section: str, settings: Any) -> None:
             raise SettingsError(f"{name} is {value}: give {bounds}")
         parts = (hints[field.name], *get_args(hints[field.name]))
         choices = [choice for part in parts if get_origin(part) is Literal for choice in get_args(part)]
-        for text in [value] if isinstance(value, str) else value if isinstance(value, list) else []:
-            if isinstance(text, str) and (found := NO_TEXT.search(text)):
+        for text in _texts(value):
+            if found := NO_TEXT.search(text):
                 raise SettingsError(f"{name} is {text[:60]!r}, which holds {found[0]!r}: that is no text")
         if isinstance(value, str) and choices and value not in choices:
             raise SettingsError(f"{name} is {value!r}: choose one of {', '.join(choices)}")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield the texts of a value, in lists too."""
+    if isinstance(value, str):
+        yield value
+    for part in value if isinstance(value, list) else []:
+        yield from _texts(part)
 
 
 MOST_BITS = 64

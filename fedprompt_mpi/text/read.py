@@ -334,6 +334,7 @@ def _read_arrow(file: IO[bytes], wanted: Sequence[str], room: Room) -> Table:
                 check_type(name, schema.field(name).type)
             rows = 0
             for batch in batches:
+                batch.validate(full=True)  # what is not valid may lead out of its memory
                 room.require(batch.nbytes)
                 own = {name: values_of(batch.column(name)) for name in columns}
                 for row in range(batch.num_rows):
@@ -342,6 +343,8 @@ def _read_arrow(file: IO[bytes], wanted: Sequence[str], room: Room) -> Table:
                 for name, values in own.items():
                     columns[name] += values
         return Table(names=list(schema.names), columns=columns, class_names=_class_names(schema.metadata))
+    except MemoryError as error:  # of a batch whose size is a lie
+        raise ValueError("it asks for more memory than there is") from error
     except pyarrow.ArrowException as error:
         raise ValueError(str(error)) from error
 

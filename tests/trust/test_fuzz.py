@@ -42,11 +42,24 @@ def times(examples: int) -> settings:
 
 
 ROWS = {"text": [f"film {k}" for k in range(40)], "label": [k % 2 for k in range(40)]}
+
+
+def arrow_of(columns: dict[str, Any]) -> bytes:
+    """Return a table as a stream of record batches."""
+    table, sink = pa.table(columns), pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table, max_chunksize=7)
+    return sink.getvalue().to_pybytes()
+
+
 FILES = {
     "train.csv": GOOD_CSV.encode(),
     "train.csv.gz": gzip.compress(GOOD_CSV.encode()),
     "train.jsonl": "".join(f'{{"text": "film {k}", "label": {k % 2}}}\n' for k in range(40)).encode(),
     "train.parquet": parquet_of(ROWS),
+    "train.tsv": GOOD_CSV.replace(",", "\t").encode(),
+    "train.csv.zst": pa.Codec("zstd").compress(GOOD_CSV.encode(), asbytes=True),
+    "train.arrow": arrow_of(ROWS),
 }
 ADAPTER = {
     "adapter_config.json": json.dumps({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 20}).encode(),
