@@ -1,5 +1,10 @@
 """What launchers tell of rank and size, and what MPI's own answer means."""
 
+import json
+import os
+import sys
+from pathlib import Path
+
 import pytest
 
 from fedprompt_mpi.start.launcher import (
@@ -13,7 +18,9 @@ from fedprompt_mpi.start.launcher import (
     transport_of,
     wrong_world,
 )
+from tests.jobs import SMALL, communicate
 
+PRTERUN = Path(sys.executable).parent / "prterun"
 OPEN_MPI = {"OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "11", "PMIX_RANK": "2"}
 MPICH = {"PMI_RANK": "3", "PMI_SIZE": "11"}
 HYDRA = MPICH | {"MPI_LOCALRANKID": "3", "MPI_LOCALNRANKS": "11", "PMI_FD": "9"}
@@ -139,3 +146,14 @@ def test_mpich_under_srun_takes_the_module_with_short_addresses(
     mine = dict(environment)
     set_transport(read_launch(environment), library, mine)
     assert mine.get("MPIR_CVAR_CH4_NETMOD") == netmod
+
+
+@pytest.mark.skipif(not PRTERUN.exists(), reason="prterun comes with Open MPI")
+def test_prterun_is_a_launcher(tmp_path: Path) -> None:
+    """It speaks PMIx alone: mpirun is prterun with Open MPI's variables."""
+    program = [sys.executable, "-m", "fedprompt_mpi", *SMALL, f"--output.dir={tmp_path / 'run'}"]
+    options = ["--allow-run-as-root", "--map-by", ":OVERSUBSCRIBE", "-n", "3"]
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("OMPI_")}
+    finished = communicate([str(PRTERUN), *options, *program], variables | {"OMP_NUM_THREADS": "1"}, deadline_s=120)
+    assert finished.status == 0, finished
+    assert len(json.loads((tmp_path / "run" / "environment.json").read_text())["ranks"]) == 3
