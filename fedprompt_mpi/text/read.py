@@ -326,7 +326,8 @@ def _read_arrow(file: IO[bytes], wanted: Sequence[str], room: Room) -> Table:
     import pyarrow
 
     try:
-        with pyarrow.ipc.open_stream(file) as batches:
+        content = pyarrow.BufferReader(file.read())  # out of which no size that a file claims can lead
+        with pyarrow.ipc.open_stream(content) as batches:
             schema = batches.schema
             _check_names(schema.names)
             columns: dict[str, list[Value]] = {name: [] for name in wanted if name in schema.names}
