@@ -185,7 +185,8 @@ class Cloze:
         behind = self._behind if self.family == "causal" else 0
         fixed = len(encoding.ids) - behind - sum(lengths)
         room = _share_room(lengths[0], lengths[1], self._max_length - fixed - spare)
-        for (field, own), most in zip(tokens.items(), room, strict=False):
+        for field, most in zip(("text", "text_b")[: len(tokens)], room, strict=False):
+            own = tokens[field]
             movable = [i for i in own if i not in trigger]
             left_out = set(movable[len(movable) - max(len(own) - most, 0) :])
             tokens[field] = [i for i in own if i not in left_out]
@@ -321,11 +322,11 @@ def _tokens_in(encoding: Any, filled: Filled, field: str) -> list[int]:
     first, last = filled.spans[field]
     found = []
     for i, (start, end) in enumerate(encoding.offsets):
-        if end > first and start < last and not encoding.special_tokens_mask[i]:
+        if end >= first and start <= last and not encoding.special_tokens_mask[i]:
             start, end = _trimmed(filled.string, start, end)
-            if first <= start < end <= last:
+            if first <= start <= end <= last:  # a token of a space alone may have no width (RoBERTa)
                 found.append(i)
-    return found
+    return list(range(found[0], found[-1] + 1)) if found else []
 
 
 def _share_room(length: int, length_b: int, room: int) -> tuple[int, int]:

@@ -108,6 +108,27 @@ def test_the_longer_text_of_a_pair_is_cut_first(tiny: Tiny) -> None:
         assert len(_row(table, 0)) == 16
 
 
+def test_the_second_text_may_stand_first(tiny: Tiny) -> None:
+    cloze = _cloze(tiny("bert"), dataclasses.replace(PAIR, template="{text_b} ? {mask} , {text}"), max_length=16)
+    for first, second in ((" ".join(["soup"] * 40), "the chef"), ("the chef", " ".join(["soup"] * 40))):
+        row = _row(cloze.encode(_examples(first, texts_b=[second])), 0)
+        assert "the chef" in cloze.backend.decode(row)
+        assert len(row) == 16
+
+
+@pytest.mark.parametrize("kind", kinds.KINDS)
+def test_special_tokens_and_spaces_in_a_text_are_cut_as_others(kind: str) -> None:
+    tokenizer, family = kinds.tokenizer(kind), kinds.FAMILIES.get(kind, "causal")
+    task = Task(name="t", template="{text} so {mask}", label_words=("bad", "good"), multi_token="first")
+    cloze = Cloze(tokenizer, task, family, 30)  # pyright: ignore[reportArgumentType]
+    long = [f"{token} " * 200 for token in tokenizer.all_special_tokens]
+    for text in (*long, "a" + " " * 500, " " * 500 + "a", "a\n" * 300):
+        table = cloze.encode(_examples(text, text[:8]))
+        assert table.lengths.max() <= 30, text[:20]
+        if family == "masked":
+            assert table.ids[table.starts[:-1] + table.answers].tolist() == [cloze.mask_id] * 2
+
+
 @pytest.mark.parametrize("position", ["head", "tail", "random"])
 @pytest.mark.parametrize("words", [0, 3, 400])
 def test_a_trigger_survives_truncation(position: str, words: int, tiny: Tiny) -> None:
