@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from fedprompt_mpi.commands.settings import command_parser, parse
-from fedprompt_mpi.config import SettingsError
+from fedprompt_mpi.config import Family, SettingsError
 from fedprompt_mpi.liveness.liveness import Liveness
 
 
@@ -54,7 +54,7 @@ def check(name: str, method: str | None = None) -> str:
     return "\n".join(lines)
 
 
-def _check_tokenizer(name: str, family: str, words: int) -> str:
+def _check_tokenizer(name: str, family: Family, words: int) -> str:
     """Return what a model's tokenizer is like.
 
     Raises:
@@ -63,14 +63,12 @@ def _check_tokenizer(name: str, family: str, words: int) -> str:
     from pathlib import Path
 
     from fedprompt_mpi.plm.hugging_face import download, load_tokenizer
-    from fedprompt_mpi.text.cloze import SEQ2SEQ_MASK
+    from fedprompt_mpi.text.cloze import find_mask
 
     if Path(name).is_file():
         return "not looked at: a config file has none"
     tokenizer = load_tokenizer(download(name))
-    mask = {"masked": tokenizer.mask_token, "seq2seq": SEQ2SEQ_MASK, "causal": "the end of the text"}[family]
-    if mask is None or (family == "seq2seq" and mask not in tokenizer.get_vocab()):
-        raise SettingsError(f"the tokenizer of model.name {name!r} has no {mask or 'mask token'}: use another model")
+    place = find_mask(tokenizer, family)[0] or "the end of the text"
     tokens = len(tokenizer)
     note = "" if tokens <= words else f"; {tokens - words} of them have no embedding, and texts with them are refused"
-    return f"{tokens:,} tokens, answers at {mask}{note}"
+    return f"{tokens:,} tokens, answers at {place}{note}"

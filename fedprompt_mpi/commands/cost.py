@@ -67,9 +67,10 @@ def format_cost(name: str, prompt: PromptConfig) -> str:
     from fedprompt_mpi.plm.supported import check_supported, support_of
 
     config = read_config(name)
-    outcome, counts = support_of(config), count_parameters(config, prompt)
+    outcome = support_of(config)
     if all(outcome.values()):
         check_supported(config, "soft", name)
+    counts = count_parameters(config, prompt)
     lines = [
         f"{name}: {counts['full']:,} parameters; {prompt.num_virtual_tokens} virtual tokens, "
         f"prefix hidden size {prompt.prefix_hidden_size}; float32, per client and round, one way",

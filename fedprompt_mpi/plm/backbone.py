@@ -298,10 +298,11 @@ def _matrices(backbone: Backbone) -> dict[str, Any]:
     """Return the modules that multiply by a matrix, by name, but those of bfloat16; they do nearly all of the work."""
     from transformers.pytorch_utils import Conv1D
 
-    modules = {
-        name: module for name, module in backbone.model.named_modules() if isinstance(module, nn.Linear | Conv1D)
+    return {
+        name: module
+        for name, module in backbone.model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module.weight.dtype != torch.bfloat16
     }
-    return {name: module for name, module in modules.items() if module.weight.dtype != torch.bfloat16}
 
 
 def save_matrices(backbone: Backbone, file: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from fedprompt_mpi.comm.placement import MPILibrary
 from fedprompt_mpi.comm.statistics import Quantiles
 from fedprompt_mpi.comm.traffic import NOTHING, Traffic
-from fedprompt_mpi.config import MOST_WORDS, RunConfig, SettingsError, from_dict, to_dict
+from fedprompt_mpi.config import MOST_WORD, MOST_WORDS, RunConfig, SettingsError, from_dict, to_dict
 from fedprompt_mpi.files import (
     MOST_LINES_BYTES,
     File,
@@ -338,17 +338,19 @@ def read_partition(paths: RunPaths) -> PartitionRecord:
             class, and the label words are those of the settings.
     """
     partition, settings = read_record(paths.partition, PartitionRecord), read_settings(paths)
-    clients, words = settings["federation"]["clients"], settings["task"].get("label_words")
+    clients, given = settings["federation"]["clients"], settings["task"].get("label_words")
+    classes = [[words] if isinstance(words, str) else words for words in given or partition.label_words]
+    joined, longest = ["/".join(words) for words in classes], max((len(w) for own in classes for w in own), default=0)
     with reading(paths.partition):
         if len(partition.clients) != clients:
             raise ValueError(f"it has {len(partition.clients)} clients, and the settings {clients}")
-        words = None if words is None else [own if isinstance(own, str) else "/".join(own) for own in words]
-        if words is not None and words != partition.label_words:
-            raise ValueError(f"its label words are {partition.label_words[:9]}, and those of the settings {words[:9]}")
-        if len(partition.label_words) > MOST_WORDS or max(map(len, partition.label_words), default=0) > MOST_WORDS:
-            raise ValueError(f"it has label words of more than {MOST_WORDS:,} classes, or longer ones")
-        if len(partition.names) != len(partition.label_words) or max(map(len, partition.names), default=0) > MOST_WORDS:
-            raise ValueError(f"it has {len(partition.names)} class names for {len(partition.label_words)} classes")
+        if joined != partition.label_words:
+            raise ValueError(f"its label words are {partition.label_words[:9]}, and those of the settings {joined[:9]}")
+        if sum(map(len, classes)) > MOST_WORDS or longest > MOST_WORD:
+            raise ValueError(f"it has more than {MOST_WORDS:,} label words, or one of more than {MOST_WORD} characters")
+        names = partition.class_names
+        if names is not None and (len(names) != len(classes) or max(map(len, names)) > MOST_WORD):
+            raise ValueError(f"it has {len(names)} class names for {len(classes)} classes, or one too long")
         for number, record in enumerate(partition.clients):
             if record.client != number or len(record.by_class) != len(partition.label_words):
                 raise ValueError(f"clients.{number} is client {record.client} with {len(record.by_class)} classes")

@@ -89,6 +89,21 @@ class _Backend:
         return call
 
 
+def find_mask(tokenizer: Any, family: Family) -> tuple[str, int]:
+    """Return the token that stands where the answer belongs, and its id; ("", 0) for causal models.
+
+    Raises:
+        SettingsError: if the tokenizer has none.
+    """
+    if family == "causal":
+        return "", 0
+    mask: Any = tokenizer.mask_token if family == "masked" else SEQ2SEQ_MASK
+    mask_id = None if mask is None else tokenizer.backend_tokenizer.token_to_id(mask)
+    if mask_id is None:
+        raise SettingsError(f"the tokenizer of model.name has no {mask or 'mask token'}: use another model")
+    return mask, mask_id
+
+
 class Cloze:
     """A task's template in one tokenizer's ids."""
 
@@ -108,17 +123,11 @@ class Cloze:
         self.family: Family = family
         self._max_length = max_length
         self._unknown = {"[UNK]", "<unk>", tokenizer.unk_token} - {tokenizer.eos_token}
-        mask = {"masked": tokenizer.mask_token, "seq2seq": SEQ2SEQ_MASK, "causal": None}[family]
-        mask_id = None if mask is None else self.backend.token_to_id(mask)
-        if mask_id is None and family != "causal":
-            raise SettingsError(f"the tokenizer of model.name has no {mask or 'mask token'}: use another model")
-        self.mask_id = mask_id or 0
+        mask, self.mask_id = find_mask(tokenizer, family)
         template = task.causal_template if family == "causal" and task.causal_template else task.template
         self._texts = re.findall(r"{(text(?:_b)?)}", template)
         self.verbalizer = self._choose_verbalizer(task, template.partition("{mask}")[0])
-        self._template = Template(
-            self._question(template, task.multi_token) if family == "causal" else template, mask or ""
-        )
+        self._template = Template(self._question(template, task.multi_token) if family == "causal" else template, mask)
         sample = self._template.fill(dict.fromkeys(self._texts, _SAMPLE))
         encoding = self.backend.encode(sample.string)
         own = sum(len(_tokens_in(encoding, sample, field)) for field in self._texts)
@@ -289,9 +298,10 @@ class Cloze:
                 "put {mask} last"
             )
         context = self._context(question)
-        if context == context.rstrip():
+        bare = context.rstrip()
+        if context == bare:
             return question
-        seen = {cut: self.backend.encode(cut, add_special_tokens=False).ids for cut in (context.rstrip(), context)}
+        seen = {cut: self.backend.encode(cut, add_special_tokens=False).ids for cut in (bare, context)}
         before = []
         for word in itertools.chain.from_iterable(self.verbalizer.words):
             encoding = self.backend.encode(context + word, add_special_tokens=False)
@@ -300,8 +310,7 @@ class Cloze:
             )
         for cut, ids in seen.items():
             if all(own == ids for own in before):
-                return question.rstrip() if cut != context else question
-        bare = context.rstrip()
+                return question if cut == context else question.rstrip()
         space = context[len(bare) :]
         self.verbalizer = Verbalizer.of(
             self.verbalizer.words, lambda word: self._answer(bare, space + word), multi_token
