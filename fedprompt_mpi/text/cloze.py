@@ -97,9 +97,9 @@ def find_mask(tokenizer: Any, family: Family) -> tuple[str, int]:
     """
     if family == "causal":
         return "", 0
-    mask: Any = tokenizer.mask_token if family == "masked" else SEQ2SEQ_MASK
-    mask_id = None if mask is None else tokenizer.backend_tokenizer.token_to_id(mask)
-    if mask_id is None:
+    mask = tokenizer.mask_token if family == "masked" else SEQ2SEQ_MASK
+    mask_id = tokenizer.backend_tokenizer.token_to_id(mask or "")
+    if mask is None or mask_id is None:
         raise SettingsError(f"the tokenizer of model.name has no {mask or 'mask token'}: use another model")
     return mask, mask_id
 
