@@ -29,15 +29,14 @@ def check(name: str, method: str | None = None) -> str:
     Raises:
         SettingsError: if it cannot be used, with the reason.
     """
-    from fedprompt_mpi.plm.examine import examine
     from fedprompt_mpi.plm.hugging_face import family_of, geometry_of, model_class, read_config
     from fedprompt_mpi.plm.late_imports import on_meta
-    from fedprompt_mpi.plm.supported import METHODS, refusal
+    from fedprompt_mpi.plm.supported import METHODS, refusal, support_of
 
     if method is not None and method not in METHODS:
         raise SettingsError(f"--method is {method!r}: choose one of {', '.join(METHODS)}")
     config = read_config(name)
-    family, outcome = family_of(config), examine(config)
+    family, outcome = family_of(config), support_of(config, anew=True)
     wanted = [method] if method else list(METHODS)
     if all(outcome[one] for one in wanted):
         raise SettingsError(refusal(outcome, wanted[0], config.model_type, name))

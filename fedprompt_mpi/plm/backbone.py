@@ -23,6 +23,8 @@ from fedprompt_mpi.plm import own_dtype, shortcuts
 from fedprompt_mpi.plm.hugging_face import as_one_message, family_of, geometry_of, model_class, read_config
 from fedprompt_mpi.plm.late_imports import with_shapes
 from fedprompt_mpi.plm.model_folder import Weights
+from fedprompt_mpi.plm.own_dtype import has_plain_weight
+from fedprompt_mpi.plm.quantised import is_quantised, keep_one_arithmetic, one_place
 
 WORDS_AT_ONCE = 1 << 14
 BF16_PAYS_FROM_WIDTH = 256  # below, casting costs more than the faster arithmetic gains
@@ -107,7 +109,7 @@ class Backbone:
     @property
     def num_parameters(self) -> int:
         """Parameters of the PLM, tied ones counted once."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
+        return self.model.num_parameters()
 
     def weigh(self, shares: np.ndarray) -> None:
         """Let the logit of a class be the sum of its tokens' logits, each times its share: `[U, C]` float32."""
@@ -241,6 +243,7 @@ def load_backbone(
             trust_remote_code=False,
             local_files_only=True,
             output_loading_info=True,
+            **(one_place(device) if is_quantised(plm_config) else {}),
         )
         model, info = with_shapes(load)  # it builds the model on the meta device
     if info["missing_keys"]:
@@ -248,11 +251,18 @@ def load_backbone(
             f"model.name is {folder!r}, which lacks the weights {sorted(info['missing_keys'])[:3]}: "
             "use a checkpoint with its language-model head"
         )
+    if not has_plain_weight(model.get_output_embeddings()):
+        raise SettingsError(
+            f"model.name is {folder!r}, whose output embedding is quantised, so that the label words cannot be scored "
+            "alone: use a checkpoint that leaves it as it was (llm_int8_skip_modules)"
+        )
     own_dtype.keep(model)
     text = plm_config.get_text_config(decoder=True)  # of a model of pictures and text
     bf16 = use_bf16(config.dtype, device, getattr(text, "hidden_size", 0))
-    backbone = Backbone(model.to(device), family, label_ids, bf16=bf16, sentinel=sentinel)
+    placed = model if is_quantised(plm_config) else model.to(device)
+    backbone = Backbone(placed, family, label_ids, bf16=bf16, sentinel=sentinel)
     backbone.weights = weights
+    keep_one_arithmetic(backbone.model)
     if config.checkpoint_activations:
         backbone.recompute_activations()
     return backbone
@@ -301,7 +311,7 @@ def _matrices(backbone: Backbone) -> dict[str, Any]:
     return {
         name: module
         for name, module in backbone.model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module.weight.dtype != torch.bfloat16
+        if isinstance(module, nn.Linear | Conv1D) and has_plain_weight(module) and module.weight.dtype != torch.bfloat16
     }
 
 

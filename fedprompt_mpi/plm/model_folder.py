@@ -1,8 +1,9 @@
 """A model's folder before any library reads it, and whether its weights are still the ones that were loaded.
 
 transformers interprets what it finds in a folder: a config can name an attention function to be fetched from a hub and
-run, a way to quantise, other files; an adapter's config names another model. Nothing of that is wanted here, so a
-folder that asks for it is refused. Code beside a model (`auto_map`) is never used, a chat template never rendered.
+run, a way to quantise, other files; an adapter's config names another model. A folder that asks for such is refused,
+but for the one way to quantise that `quantised.py` knows. Code beside a model (`auto_map`) is never used, a chat
+template never rendered.
 """
 
 import os
@@ -12,6 +13,7 @@ from typing import Any
 
 from fedprompt_mpi.config import SettingsError
 from fedprompt_mpi.files import ChangedFileError, read_json
+from fedprompt_mpi.plm.quantised import check_quantisation
 
 ADAPTER_CONFIG = "adapter_config.json"
 INTERPRETED = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -20,7 +22,7 @@ HARMLESS = (None, "eager", "sdpa")
 _LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "num_decoder_layers")
 MOST_SIZE, MOST_GROWTH = 10**5, 10**4
 REFUSED = (
-    "quantization_config", "compression_config", "fusion_config", "kernel_config", "use_kernels", "distributed_config",
+    "compression_config", "fusion_config", "kernel_config", "use_kernels", "distributed_config",
     "transformers_weights", "gguf_file", "custom_generate",
 )  # fmt: skip
 
@@ -60,6 +62,8 @@ def _check_config(file: Path) -> None:
                 f"{file} asks for {name} = {str(value)[:80]!r}, which may fetch or run what is not in transformers: "
                 "take it out, or use another model"
             )
+        if name == "quantization_config" and value:
+            check_quantisation(value, str(file))
         if is_size(name) and isinstance(value, int) and not -1 <= value <= MOST_SIZE:
             raise SettingsError(f"{file} has {name} = {str(value)[:40]}: expecting at most {MOST_SIZE:,}")
         if name in _LAYERS and value == 0:

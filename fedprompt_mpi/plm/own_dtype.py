@@ -43,7 +43,7 @@ def keep(model: Any) -> None:
     kept: set[int] = set()
     words = model.get_input_embeddings()
     for name, module in model.named_modules():
-        if not isinstance(module, nn.Linear | Conv1D) and module is not words:
+        if not (isinstance(module, nn.Linear | Conv1D) and has_plain_weight(module)) and module is not words:
             continue
         if name.endswith(".wo"):  # T5 converts the other factor to its dtype
             continue
@@ -52,8 +52,13 @@ def keep(model: Any) -> None:
             make = _look_up if module is words else _multiply_transposed if isinstance(module, Conv1D) else _multiply
             module.forward = functools.partial(make, module)
     for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.is_floating_point() and id(tensor) not in kept:
+        if type(tensor) in (nn.Parameter, torch.Tensor) and tensor.is_floating_point() and id(tensor) not in kept:
             tensor.data = tensor.data.float()
+
+
+def has_plain_weight(module: nn.Module) -> bool:
+    """Return True if a module's weight holds numbers as torch stores them, and not packed ones (`quantised.py`)."""
+    return type(module.weight) is nn.Parameter
 
 
 def _multiply(module: Any, x: torch.Tensor) -> torch.Tensor:

@@ -21,13 +21,15 @@ import torch
 from torch.nn import functional
 
 from fedprompt_mpi.plm.own_dtype import multiply
+from fedprompt_mpi.plm.quantised import is_quantised
 
 BERT_LIKE = ("bert", "roberta", "electra", "xlm-roberta", "camembert")
 
 
 def applies_to(model: Any) -> bool:
-    """Return whether a masked language model is of a kind that these shortcuts know."""
-    return model.config.model_type in BERT_LIKE and not getattr(model.config, "is_decoder", False)
+    """Return whether a masked language model is of a kind that these shortcuts know, and its weights are not packed."""
+    is_known = model.config.model_type in BERT_LIKE and not getattr(model.config, "is_decoder", False)
+    return is_known and not is_quantised(model.config)
 
 
 def narrow_last_layer(model: Any, answers: Callable[[], torch.Tensor]) -> None:

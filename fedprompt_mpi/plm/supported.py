@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 from fedprompt_mpi.config import Method, SettingsError
 from fedprompt_mpi.files import read_json, write_json
+from fedprompt_mpi.plm.quantised import NOT_TRAINED, is_quantised
 
 TABLE = Path(__file__).parent / "supported.json"
 METHODS: tuple[str, ...] = get_args(Method)
@@ -40,10 +41,17 @@ def refusal(outcome: Mapping[str, str], method: str, model_type: str, name: str)
     return f"prompt.method {method} does not work with {named}: {outcome[method]}; {remedy}"
 
 
-def support_of(config: Any) -> dict[str, str]:
-    """Return for each method why it does not work with a model, empty if it does."""
+def support_of(config: Any, *, anew: bool = False) -> dict[str, str]:
+    """Return for each method why it does not work with a model, empty if it does; `anew`: whatever the table says."""
+    outcome = _tried(config, anew=anew)
+    if is_quantised(config):
+        outcome["full"] = outcome["full"] or NOT_TRAINED
+    return outcome
+
+
+def _tried(config: Any, *, anew: bool) -> dict[str, str]:
     known: Mapping[str, Mapping[str, str]] = _table()["types"]
-    if _minor(_table()["transformers"]) == _minor(_version()) and config.model_type in known:
+    if not anew and _minor(_table()["transformers"]) == _minor(_version()) and config.model_type in known:
         return {name: known[config.model_type].get(name, "") for name in METHODS}
     from fedprompt_mpi.plm.examine import examine
 

@@ -325,7 +325,14 @@ REFUSED: dict[str, Attack] = {
     "attention for all parts": model({"attn_implementation": {"": "theirs/kernel:f"}}, "attn_implementation"),
     "attention below": model({"text_config": {"_attn_implementation": "theirs/kernel"}}, "attn_implementation"),
     "experts from a hub": model({"experts_implementation": "theirs/kernel"}, "experts_implementation"),
-    "quantisation": model({"quantization_config": {"quant_method": "bitsandbytes"}}, "quantization_config"),
+    "quantisation by other code": model({"quantization_config": {"quant_method": "gptq"}}, "bitsandbytes alone"),
+    "quantisation by a name": model({"quantization_config": "theirs/kernel"}, "bitsandbytes alone"),
+    "quantisation with more": model(
+        {"quantization_config": {"load_in_4bit": True, "kernel": "theirs/kernel"}}, "which is no setting of"
+    ),
+    "a pattern without end": model(
+        {"quantization_config": {"load_in_4bit": True, "llm_int8_skip_modules": ["(a+)+$"]}}, "which is no setting of"
+    ),
     "fusions": model({"fusion_config": {"patch_embeddings": True}}, "fusion_config"),
     "other weights": model({"transformers_weights": "../other.safetensors"}, "transformers_weights"),
     "weights of elsewhere": model(
