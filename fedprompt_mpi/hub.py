@@ -5,7 +5,7 @@ import os
 import re
 from typing import Literal
 
-TIMEOUT_S = 5.0
+TIMEOUT_S = 4.0
 """Compute nodes often have no network: then nobody answers at all."""
 
 _LOCAL_ENDINGS = (".csv", ".tsv", ".gz", ".zst", ".json", ".jsonl", ".parquet", ".txt", ".toml", ".safetensors", ".bin")
@@ -26,6 +26,7 @@ def why_not_had(kind: Literal["model", "dataset"], name: str) -> str:
 
     if constants.is_offline_mode():
         return "offline mode is on"
+    constants.HF_HUB_DISABLE_TELEMETRY = True  # to tell of itself, the library would ask the hub a question before ours
     try:
         HfApi().repo_info(name, repo_type=kind, timeout=TIMEOUT_S)
     except Exception as error:  # network, spelling, permission: all end here
