@@ -1,8 +1,9 @@
 """How a process of a job ends, so that no rank waits for another one and every message is printed.
 
-A rank that must stop ends all others through MPI. Launchers disagree about the exit status of a single rank once MPI
-runs (MPICH's Hydra returned 0, 2 or 9 for the same program), but agree about an abort. Slurm's srun is the exception:
-it returns the status with which all ranks end, and 137 after an abort.
+Where all ranks know that the job ends, they finalize MPI and rank 0 ends with the status. A rank that must stop alone
+ends all others through MPI: launchers disagree about the exit status of a single rank that has not finalized (MPICH's
+Hydra returned 0, 2 or 9 for the same program), but agree about an abort. Slurm's srun is the exception: it returns the
+status with which all ranks end, and 137 after an abort.
 """
 
 import ctypes
@@ -11,11 +12,14 @@ import os
 import struct
 import sys
 import termios
+import threading
 import time
 from typing import Any, NoReturn
 
 FAILED = 3
 """Exit status: a rank failed."""
+FINALIZED_WITHIN_S = 10.0
+"""Time that ranks which all know of the end have to finalize MPI."""
 LAST_WORDS_S = 2.0
 """Time that a launcher gets to read the last message of a rank before the abort."""
 
@@ -47,6 +51,13 @@ def end_job(status: int) -> NoReturn:
         wait_until_read(sys.stderr.fileno())
         mpi.COMM_WORLD.Abort(status)
     os._exit(status)
+
+
+def abort_after(seconds: float, status: int) -> None:
+    """End the job by an abort if this process has not ended by then: a rank does not come to finalize."""
+    timer = threading.Timer(seconds, lambda: end_job(status))
+    timer.daemon = True
+    timer.start()
 
 
 def running_mpi() -> Any:

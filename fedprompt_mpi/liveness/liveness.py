@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 from fedprompt_mpi.liveness.clock import RunningClock
-from fedprompt_mpi.liveness.exit import FAILED, LAST_WORDS_S, end_job, end_process
+from fedprompt_mpi.liveness.exit import FAILED, FINALIZED_WITHIN_S, LAST_WORDS_S, abort_after, end_job, end_process
 from fedprompt_mpi.liveness.node_watcher import ENDED_HERE, NodeTable, TableRow
 from fedprompt_mpi.liveness.output import printable
 from fedprompt_mpi.liveness.stop import StopRequest
@@ -200,14 +200,19 @@ class Liveness:
     def end_together(self, status: int) -> NoReturn:
         """End a job all of whose ranks call this, so that its launcher returns `status`.
 
-        Under mpirun rank 0 alone ends with it: Open MPI ends the job at the first other status, before rank 0 has
-        printed its message.
+        All ranks finalize MPI, so that MPICH has nothing to say of its own. Under mpirun rank 0 alone ends with the
+        status: Open MPI, which says so in any case, ends the job at the first one that is not 0.
         """
         if self._under_srun:
             end_process(status)
+        if self.survives:  # Open MPI with ULFM would wait for ranks that are gone
+            if self.rank == 0:
+                self.end_job(status)
+            end_process(0, others_left=True)
         if self.rank == 0:
-            self.end_job(status)
-        end_process(0, others_left=self.survives)
+            self._mark_over()
+            abort_after(FINALIZED_WITHIN_S, status)
+        end_process(status if self.rank == 0 else 0)
 
     def end_job(self, status: int) -> NoReturn:
         """End every rank of the job now, so that its launcher returns `status`."""
