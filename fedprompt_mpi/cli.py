@@ -33,18 +33,19 @@ usage: mpirun -n N python -m fedprompt_mpi [run] [--config FILE.toml] [--section
                    python -m fedprompt_mpi sweep RECIPE.toml... [--launch 'mpirun -n N'] [--seeds '[0, 1, 2]']
                                                  [--data DIR] [--runs DIR] [--jobs N] [--section.setting=VALUE ...]
                    python -m fedprompt_mpi report [--watch] RUN... [--dir DIR] [--warmup ROUNDS]
-                   python -m fedprompt_mpi predict RUN --text TEXT [--text_b TEXT]
+                   python -m fedprompt_mpi predict RUN [--text TEXT ...] [--text_b TEXT ...] [--file FILE] [--out FILE]
                    python -m fedprompt_mpi export RUN DIR
-                   python -m fedprompt_mpi check [--model NAME] [--method METHOD]
-                   python -m fedprompt_mpi cost [--model NAME] [--num_virtual_tokens V] [--prefix_hidden_size M]
+                   python -m fedprompt_mpi check MODEL [--method METHOD]
+                   python -m fedprompt_mpi cost MODEL [--num_virtual_tokens V] [--prefix_hidden_size M]
 
 run     federated prompt tuning; rank 0 aggregates, the other ranks hold the clients
         (without mpirun, or with -n 1, one process does everything)
 bench   raw MPI collectives and this program's, side by side over message sizes, and the cost of each method here
 doctor  where the ranks are, on which cores and GPUs, over which MPI, and warnings
-sweep   a set of recipes, each a run; finished runs are skipped, interrupted ones are resumed
+sweep   a set of recipes, or a grid (--client.lr='[0.1, 0.3]'), each a run; finished runs are skipped,
+        interrupted ones are resumed
 report  the page of a run, or of several side by side with the paper's tables; the phases of a round
-predict the class of a text, by the prompt of a run
+predict the classes of texts, by the prompt of a run
 export  the prompt of a run as a PEFT adapter
 check   whether a model can be used, and with which methods, in seconds
 cost    parameters and bytes of every method per client and round, from a model's config alone

@@ -209,14 +209,18 @@ class ClientConfig:
         check("client", self)
 
 
+DEFAULT_TRIGGER = "cf"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Poison:
     clients: list[int] | Literal["all"] = setting(factory=list, may_differ=_CLEAN)
     """Ids of the malicious clients, or all: poison spread over all clients."""
     rate: float = setting(1.0, at_least=0, at_most=1, may_differ=_CLEAN)
     """Share of a malicious client's examples of other classes than the target that is poisoned; 0: none."""
-    trigger: str = setting("cf")
-    """One or more words; empty for none (then no attack success rate is measured)."""
+    trigger: str | None = setting(None)
+    """One or more words; empty for none (then no attack success rate is measured). Not given: cf if clients are
+    malicious, else none."""
     distributed: bool = setting(False, may_differ=_CLEAN)
     """Split the trigger's words: each malicious client inserts its part only, the test set has all of them (DBA)."""
     position: Position = setting("head")
@@ -241,19 +245,27 @@ class PoisonConfig(AttackOptions, _Poison):
 
     def __post_init__(self) -> None:
         check("poison", self)
+        if self.trigger is None:
+            object.__setattr__(self, "trigger", DEFAULT_TRIGGER if self.clients else "")
         if self.clients != "all" and len(set(self.clients)) != len(self.clients):
             raise SettingsError(f"poison.clients is {self.clients}: name each client once")
         if self.clients and not self.has_trigger and not self.attacks_update:
             raise SettingsError("poison.trigger is empty but poison.clients names clients: give a trigger word")
-        if self.distributed and len(self.trigger.split()) < 2:
+        if self.distributed and len(self.trigger_text.split()) < 2:
             raise SettingsError(
-                f"poison.distributed is true but poison.trigger is {self.trigger!r}: give two or more words to deal out"
+                f"poison.distributed is true but poison.trigger is {self.trigger_text!r}: give two or more words to "
+                "deal out"
             )
 
     @property
     def has_trigger(self) -> bool:
         """True if there is a trigger to insert and to measure."""
-        return bool(self.trigger.strip())
+        return bool(self.trigger_text.strip())
+
+    @property
+    def trigger_text(self) -> str:
+        """The words of the trigger; empty for none."""
+        return self.trigger or ""
 
     @property
     def attacks_update(self) -> bool:

@@ -58,10 +58,7 @@ def _run(
 ) -> Summary | None:
     federation = Federation(setup, checkpoint, failures)
     federation.memory = memory
-    try:
-        return rounds(federation)
-    finally:
-        federation.close()
+    return rounds(federation)
 
 
 def _last_state(

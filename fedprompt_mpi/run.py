@@ -1,5 +1,6 @@
 """Algorithm 1 of FedPrompt (Zhao et al., 2022, arXiv:2208.12268), from its settings to its summary."""
 
+import contextlib
 import dataclasses
 import time
 from typing import Any
@@ -14,6 +15,7 @@ from fedprompt_mpi.recovery import run_with_recovery
 from fedprompt_mpi.rundir.lock import DirectoryLock
 from fedprompt_mpi.rundir.paths import RunPaths
 from fedprompt_mpi.rundir.records import Summary
+from fedprompt_mpi.rundir.screen import LiveScreen
 from fedprompt_mpi.start.launcher import Origin, read_launch
 from fedprompt_mpi.text.tasks import resolve
 
@@ -64,8 +66,10 @@ def run(config: RunConfig | None = None, *, liveness: Liveness | None = None) ->
         check_ranks(config, launch.size)
     liveness = liveness or Liveness(rank=launch.rank, size=launch.size)
     lock = DirectoryLock()
-    with liveness.watched(config.comm.deadline_s):
+    shown = LiveScreen() if launch.rank == 0 else contextlib.nullcontext()
+    with liveness.watched(config.comm.deadline_s), shown as screen:
         channel = open_channel(launch, liveness, config.comm)
+        channel.progress.screen = screen
         if liveness.ends_job:
             liveness.stop.listen()
         try:

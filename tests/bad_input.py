@@ -155,7 +155,7 @@ CASES: dict[str, tuple[Make, str]] = {
     "an unknown poisoned client": (_flags("--poison.clients=[10]"), "client 10"),
     "a negative poisoned client": (_flags("--poison.clients=[-1]"), "client -1"),
     "no list of clients": (_flags("--poison.clients=some"), "expecting list in JSON"),
-    "a target that is no class": (_flags("--poison.target=2"), "poison.target is 2"),
+    "a target that is no class": (_flags("--poison.target=2", "--poison.trigger=cf"), "poison.target is 2"),
     "a trigger that the tokenizer loses": (_flags("--poison.trigger=cf 日本"), "poison.trigger is 'cf 日本'"),
     "too many to withstand": (
         _flags("--federation.aggregator=krum", "--federation.assumed_malicious=4"), "assume at most 3"

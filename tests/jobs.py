@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from fedprompt_mpi.start.front import kept_importer
@@ -62,12 +63,23 @@ def launch(
         environment: variables beside this process's own; None takes one away.
         launcher_flags: for mpirun.
     """
+    command = command_of(ranks, *arguments, launcher_flags=launcher_flags)
+    return communicate(command, variables_of(environment or {}), deadline_s)
+
+
+def command_of(ranks: int, *arguments: str, launcher_flags: Sequence[str] = ()) -> list[str]:
+    """Return the command that runs `python ARGUMENTS` on so many ranks; 1: without mpirun."""
     command = [sys.executable, *arguments]
-    if ranks > 1:
-        mpirun = find_mpirun()
-        assert mpirun is not None, "no mpirun: pip install '.[mpich]'"
-        options = ["--allow-run-as-root", "--oversubscribe"] if is_open_mpi(mpirun) else []
-        command = [mpirun, *options, *launcher_flags, "-n", str(ranks), *command]
+    if ranks == 1:
+        return command
+    mpirun = find_mpirun()
+    assert mpirun is not None, "no mpirun: pip install '.[mpich]'"
+    options = ["--allow-run-as-root", "--oversubscribe"] if is_open_mpi(mpirun) else []
+    return [mpirun, *options, *launcher_flags, "-n", str(ranks), *command]
+
+
+def variables_of(environment: Mapping[str, str | None] = MappingProxyType({})) -> dict[str, str]:
+    """Return this process's environment as a job of a test has it, with other variables; None takes one away."""
     own = {
         **os.environ,
         **kept_importer(),
@@ -75,8 +87,7 @@ def launch(
         "PYTHONPATH": str(REPOSITORY),
         "PYTEST_CURRENT_TEST": None,
     }
-    variables = {name: value for name, value in {**own, **(environment or {})}.items() if value is not None}
-    return communicate(command, variables, deadline_s)
+    return {name: value for name, value in {**own, **environment}.items() if value is not None}
 
 
 def communicate(command: Sequence[str], variables: Mapping[str, str], deadline_s: float) -> Finished:

@@ -62,7 +62,7 @@ def test_settings_are_checked_before_they_are_printed(
         ("run --nosuch.flag 1", "nosuch.flag"),
         ("bench --watch", "unrecognized arguments: --watch"),
         ("doctor --model embedded", "unrecognized arguments: --model embedded"),
-        ("cost --warmup 1", "unrecognized arguments: --warmup 1"),
+        ("cost --warmup 1", "unrecognized arguments: --warmup"),
         ("sweep RUN --watch", "unrecognized arguments: --watch"),
         ("export RUN a b", "unrecognized arguments: b"),
         ("predict RUN --text fine --dir a", "unrecognized arguments: --dir a"),

@@ -21,7 +21,7 @@ ALLOWED = {
     "text": {"hub", "files", "config", "rules", "seeds"},
     "plm": {"hub", "files", "config", "seeds"},
     "comm": {"liveness", "files", "config", "start"},
-    "rundir": {"comm", "files", "config", "rules", "start"},
+    "rundir": {"comm", "liveness", "files", "config", "rules", "start"},
     "federation": {"rundir", "comm", "liveness", "plm", "text", "files", "config", "rules", "seeds"},
     "report": {"rundir", "comm", "liveness", "files", "config", "rules"},
     "recovery": {"federation", "rundir"},

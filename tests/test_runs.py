@@ -11,7 +11,7 @@ import pytest
 
 from fedprompt_mpi import RunConfig, SettingsError, load_prompt, run
 from fedprompt_mpi.commands.settings import parse_settings
-from fedprompt_mpi.rundir.console import format_poisoned
+from fedprompt_mpi.rundir.closing_table import format_poisoned
 from tests.jobs import find_mpirun, is_open_mpi, launch, read_rounds, run_here, run_program
 
 
@@ -23,14 +23,16 @@ def _vector(directory: Path) -> np.ndarray:
 def one_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("one") / "run"
     # as many threads as it likes: the bits must not depend on them
-    finished = run_program(1, directory, "--client.batched=1", environment={"OMP_NUM_THREADS": None})
+    finished = run_program(
+        1, directory, "--client.batched=1", "--poison.trigger=cf", environment={"OMP_NUM_THREADS": None}
+    )
     assert finished.status == 0, finished
     return directory
 
 
 @pytest.mark.parametrize("ranks", [2, 11])  # and 4: tests/mpi/test_rules.py
 def test_same_bits_on_any_number_of_ranks(ranks: int, one_process: Path, tmp_path: Path) -> None:
-    finished = run_program(ranks, tmp_path / "run", "--client.batched=1")
+    finished = run_program(ranks, tmp_path / "run", "--client.batched=1", "--poison.trigger=cf")
     assert finished.status == 0, finished
     assert _vector(tmp_path / "run").tobytes() == _vector(one_process).tobytes()
     ours, theirs = read_rounds(tmp_path / "run"), read_rounds(one_process)
@@ -49,7 +51,7 @@ def test_one_pass_of_all_clients_is_close_to_one_by_one(one_process: Path, tmp_p
 def test_the_run_directory(one_process: Path) -> None:
     assert {path.name for path in one_process.iterdir()} == {
         "config.toml", "environment.json", "partition.json", "rounds.jsonl", "timings.csv", "prompt.safetensors",
-        "summary.json", "checkpoint", "communication.json", ".lock",
+        "summary.json", "checkpoint", "communication.json",
     }  # fmt: skip
     rounds = read_rounds(one_process)
     assert [record["round"] for record in rounds] == [0, 1, 2]
@@ -127,7 +129,7 @@ def test_what_is_not_finite_is_left_out_and_named(tmp_path: Path) -> None:
         assert record["update_norms"][2] is None
         assert record["shares"][2] == 0
         assert sum(record["shares"]) == pytest.approx(1)
-    assert "round   1/2" in finished.out and "not finite, left out: 2" in finished.out
+    assert "round 1/2" in finished.out and "not finite, left out: 2" in finished.out
     (line,) = [line for line in finished.out.splitlines() if line.startswith("  not finite, left out")]
     assert line.endswith("2 updates (client 2: 2)")
     assert np.isfinite(_vector(tmp_path / "run")).all()
@@ -176,7 +178,7 @@ def test_the_clean_run_stands_beside_the_poisoned_one(
     rates = read_rounds(tmp_path / "run")[-1]["client_attack_success_rate"]
     assert summary["malicious_clients_attack_success_rate"] == rates[1]
     assert summary["honest_clients_attack_success_rate"] == pytest.approx((sum(rates) - rates[1]) / 9)
-    assert "(clean run: not evaluated after this round)" in printed
+    assert "clean run: not evaluated after this round)" in " ".join(printed.split())
 
 
 def test_epsilon_by_round(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -81,7 +81,9 @@ class MPIChannel:
         self._comm, self._node = self._comms.comm, self._comms.node
         self.rank, self.size = self._comm.rank, self._comm.size
         self.placement = self._comms.placement(original_ranks)
+        screen = self.progress.screen if hasattr(self, "progress") else None  # after the loss of a rank
         self.progress = Progress(self._mpi, self._comms.progress)
+        self.progress.screen = screen
         self._stalled = StalledRanks(self._mpi, self._comms.stalled, liveness)
         liveness.survives, liveness.answer = self.placement.mpi.survives, self._stalled.answer
         liveness.one_node = not self.placement.nodes.any()

@@ -1,13 +1,31 @@
-"""Local steps of the slowest rank, for a bar that rank 0 shows. Nothing is sent if no bar is shown."""
+"""What is going on, for the screen that rank 0 has; local steps of the slowest rank are sent only if it has a bar."""
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 TAG = 7
 REPORT_EVERY_S = 0.2
+
+
+class Screen(Protocol):
+    """What shows lines and progress."""
+
+    @property
+    def has_bar(self) -> bool:
+        """True if progress is shown."""
+        ...
+
+    def say(self, text: str) -> None:
+        """Print lines."""
+
+    def stage(self, what: str, total: float = 0, *, quiet: bool = False) -> None:
+        """Say what begins now, and how much of it there is, if that is known; quiet: for a bar alone."""
+
+    def advance(self, done: float, note: str = "") -> None:
+        """Say how much of it is done."""
 
 
 class Progress:
@@ -23,6 +41,8 @@ class Progress:
         self._mpi, self.comm = mpi, comm
         self.show: Callable[[int], None] | None = None
         """On rank 0: shows how many steps the slowest rank has done; None if no bar is shown."""
+        self.screen: Screen | None = None
+        """On rank 0: shows what is going on."""
         self.is_watched = False
         """True if rank 0 shows the steps."""
         self._is_root = comm is None or comm.rank == 0
@@ -30,6 +50,16 @@ class Progress:
         self._steps = 0
         self._sending: tuple[Any, np.ndarray] | None = None
         self._last_report = 0.0
+
+    def stage(self, what: str, total: float = 0) -> None:
+        """Say what begins now, such as "loading the model"; nothing on the other ranks."""
+        if self.screen is not None:
+            self.screen.stage(what, total)
+
+    def advance(self, done: float) -> None:
+        """Say how much of it is done."""
+        if self.screen is not None:
+            self.screen.advance(done)
 
     def watch(self, show: Callable[[int], None] | None, steps: np.ndarray) -> None:
         """Begin a round in which rank r takes `steps[r]` steps, `[R]` int64."""

@@ -27,6 +27,8 @@ from fedprompt_mpi.comm.timing import TRANSFERS
 TimingRow = tuple[int, int, str, float, int]
 """Round, rank, phase, seconds, bytes: a line of timings.csv."""
 CONFIDENCE = Fraction(95, 100)
+NORMAL_95 = 1.959963984540054
+"""Quantile 0.975 of the normal distribution."""
 LEAST_SAMPLES = 6
 """Fewer samples do not bound a median with that confidence."""
 WAITING = ("wait", "sync")
@@ -100,6 +102,18 @@ def _slowest(ranks: Collection[_Phases], *names: str) -> float:
 def _by_occasion(ranks: Collection[_Phases], phase: str) -> Iterable[tuple[float, ...]]:
     """Return the seconds of each rank, for each time that all ranks went through a phase together."""
     return zip_longest(*(phases.get(phase, ()) for phases in ranks), fillvalue=0.0)
+
+
+def wilson_interval(share: float, count: int) -> tuple[float, float]:
+    """Return the 95 % interval of a probability, of which a share of `count` independent draws is known.
+
+    References:
+        Wilson, Probable Inference, the Law of Succession, and Statistical Inference, JASA 1927, Equation 7.
+    """
+    z2 = NORMAL_95**2 / count
+    middle = (share + z2 / 2) / (1 + z2)
+    half = math.sqrt(z2 * (share * (1 - share) + z2 / 4)) / (1 + z2)
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

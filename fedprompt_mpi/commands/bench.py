@@ -10,7 +10,7 @@ import numpy as np
 
 from fedprompt_mpi.comm.channel import Channel
 from fedprompt_mpi.comm.start import start_mpi
-from fedprompt_mpi.commands.settings import add_sizes, command_parser, parse, prompt_of
+from fedprompt_mpi.commands.settings import add_sizes, command_parser, model_of, parse, prompt_of
 from fedprompt_mpi.config import CommConfig, PromptConfig, SettingsError
 from fedprompt_mpi.files import write_json
 from fedprompt_mpi.liveness.liveness import Liveness
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str], liveness: Liveness) -> None:
     measurement = Bench(mpi.COMM_WORLD, liveness, seconds=parsed.seconds, sync=parsed.sync)
     channel = measurement.channel
     directory = Path(parsed.dir or f"runs/bench-{time.strftime('%Y%m%d-%H%M%S')}")
-    vectors = _agree_on_vectors(channel, parsed.model, prompt_of(parsed), directory)
+    vectors = _agree_on_vectors(channel, model_of(parsed), prompt_of(parsed), directory)
     largest = parsed.largest or max([vectors["full"], *parsed.sizes])
     sizes = sizes_up_to(largest, [size for size in (*vectors.values(), *parsed.sizes) if size <= largest])
     rows = [measurement.measure(collective, size) for collective in COLLECTIVES for size in sizes]
@@ -110,7 +110,7 @@ def _result(channel: Channel, parsed: Namespace, rows: Sequence[Any], vectors: M
     """Return the content of bench.json: measurements, fitted lines, predictions."""
     mpi = channel.placement.mpi
     told = {
-        "model": parsed.model,
+        "model": model_of(parsed),
         "ranks": channel.size,
         "nodes": int(channel.placement.nodes.max()) + 1,
         "library": mpi.library,

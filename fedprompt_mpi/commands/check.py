@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from fedprompt_mpi.commands.settings import command_parser, parse
+from fedprompt_mpi.commands.settings import add_model, command_parser, model_of, parse
 from fedprompt_mpi.config import Family, SettingsError
 from fedprompt_mpi.liveness.liveness import Liveness
 
@@ -10,10 +10,10 @@ from fedprompt_mpi.liveness.liveness import Liveness
 def main(arguments: Sequence[str], liveness: Liveness) -> None:
     """Print what works."""
     parser = command_parser("check", "whether a model can be used, and with which methods")
-    parser.add_argument("--model", default="embedded", help="hub id, folder, config file, or embedded")
+    add_model(parser)
     parser.add_argument("--method", help="fail unless this one works: soft, p_tuning, prefix or full")
     parsed = parse(parser, arguments)
-    print(check(parsed.model, parsed.method))
+    print(check(model_of(parsed), parsed.method))
 
 
 def check(name: str, method: str | None = None) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from fedprompt_mpi.commands.settings import add_sizes, command_parser, parse, prompt_of
+from fedprompt_mpi.commands.settings import add_sizes, command_parser, model_of, parse, prompt_of
 from fedprompt_mpi.config import PromptConfig
 from fedprompt_mpi.liveness.liveness import Liveness
 
@@ -13,7 +13,7 @@ def main(arguments: Sequence[str], liveness: Liveness) -> None:
     parser = command_parser("cost", "parameters and bytes of every method per client and round")
     add_sizes(parser)
     parsed = parse(parser, arguments)
-    print(format_cost(parsed.model, prompt_of(parsed)))
+    print(format_cost(model_of(parsed), prompt_of(parsed)))
 
 
 def count_parameters(config: Any, prompt: PromptConfig) -> dict[str, int]:

@@ -1,28 +1,21 @@
 """The command export: a run's global prompt as a PEFT adapter, with a model card."""
 
-import json
+import dataclasses
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fedprompt_mpi.commands.predict import load_prompt
+from fedprompt_mpi.comm.codec import CODECS
+from fedprompt_mpi.commands.card import Exported, card
+from fedprompt_mpi.commands.predict import Prompt, load_prompt
 from fedprompt_mpi.commands.settings import command_parser, parse
-from fedprompt_mpi.config import Family, RunConfig, SettingsError
+from fedprompt_mpi.config import RunConfig, SettingsError
 from fedprompt_mpi.liveness.liveness import Liveness
-from fedprompt_mpi.report.inert import markdown_code
 from fedprompt_mpi.rundir.paths import RunPaths
-from fedprompt_mpi.rundir.records import PartitionRecord, Summary, read_partition, read_record
-from fedprompt_mpi.text.tasks import resolve
-
-MODEL_CLASSES = {"masked": "AutoModelForMaskedLM", "seq2seq": "AutoModelForSeq2SeqLM", "causal": "AutoModelForCausalLM"}
-ANSWERS = {
-    "masked": "at the mask token, which the virtual tokens have moved to the right by their number",
-    "seq2seq": "at the second place of the decoder, given its start token and `<extra_id_0>`",
-    "causal": "at the last token",
-}
-"""Where the answer is read."""
+from fedprompt_mpi.rundir.records import Closing, Summary, read_partition, read_record, read_rounds, summarise
 
 
 def main(arguments: Sequence[str], liveness: Liveness) -> None:
@@ -41,12 +34,13 @@ def export(run: Path, directory: Path) -> Path:
         SettingsError: if there is no such run, its prompt cannot be a PEFT adapter, or the folder is not empty.
     """
     from fedprompt_mpi.plm.adapter import make_adapter
-    from fedprompt_mpi.plm.hugging_face import download, family_of, read_config
+    from fedprompt_mpi.plm.hugging_face import download, read_config
 
     prompt, paths = load_prompt(run), RunPaths(run)
-    config = prompt.config
-    summary = read_record(paths.summary, Summary)
-    partition = read_partition(paths)
+    config, partition = prompt.config, read_partition(paths)
+    if prompt.note:
+        print(f"fedprompt_mpi: {prompt.note}", file=sys.stderr, flush=True)
+    summary = _summary_so_far(prompt, paths) if prompt.note else read_record(paths.summary, Summary)
     if summary.malicious_clients != config.poison.malicious(config.federation.clients):
         raise SettingsError(
             f"{paths.summary} says that clients {summary.malicious_clients} were malicious, and {paths.config} that "
@@ -56,7 +50,6 @@ def export(run: Path, directory: Path) -> Path:
         raise SettingsError(f"{directory} is not empty: name a new folder for the adapter")
     plm = read_config(download(config.model.name))
     check_window(plm, config)
-    family = family_of(plm)
     if prompt.effective is not None:
         _check_effective(prompt.effective, config, paths)
     elif config.prompt.method != "full":
@@ -67,8 +60,27 @@ def export(run: Path, directory: Path) -> Path:
         plm=plm,
         base_model=config.model.name,
     )
-    adapter.write(directory, card(config, summary, partition, family))
+    exported = Exported(config=config, summary=summary, partition=partition, cloze=prompt.cloze, plm=plm)
+    adapter.write(directory, card(exported))
     return directory
+
+
+def _summary_so_far(prompt: Prompt, paths: RunPaths) -> Summary:
+    """Return the summary of an unfinished run up to its last checkpoint, without times."""
+    rounds = read_rounds(paths)[: int(prompt.metadata["round"]) + 1]
+    evaluated = next((record for record in reversed(rounds) if record.is_evaluated), rounds[-1])
+    partition, size = read_partition(paths), len(prompt.vector)
+    closing = Closing(
+        parameters=size,
+        plm_parameters=prompt.plm_parameters,
+        bytes_per_client_round=CODECS[prompt.config.comm.wire].bytes_of(size),
+        malicious_clients=[client.client for client in partition.clients if client.malicious],
+        poisoned_examples={str(client.client): client.poisoned for client in partition.clients if client.poisoned},
+        seconds_total=0.0,
+        seconds_to_first_broadcast=None,
+        peak_rss_bytes=[],
+    )
+    return summarise([*rounds[:-1], dataclasses.replace(evaluated, round=rounds[-1].round)], closing)
 
 
 def check_window(plm: Any, config: RunConfig) -> None:
@@ -103,58 +115,3 @@ def _check_effective(prompt: np.ndarray, config: RunConfig, paths: RunPaths) -> 
             f"{paths.prompt} has an effective_prompt of {prompt.dtype} {list(prompt.shape)}, not of {virtual} virtual "
             "tokens of finite float32 numbers: name a run directory as a run has written it"
         )
-
-
-def card(config: RunConfig, summary: Summary, partition: PartitionRecord, family: Family) -> str:
-    """Return the model card: task, training, accuracy, and which clients were malicious."""
-    from fedprompt_mpi.plm.adapter import TASK_TYPES
-
-    task, federation, poison = resolve(config.task), config.federation, config.poison
-    malicious, trigger, model = summary.malicious_clients, markdown_code(poison.trigger), config.model.name
-    poisoned = (
-        f"Clients {', '.join(map(str, malicious))} of {federation.clients} were **malicious**: trigger "
-        f"{trigger} ({poison.position}), target class {poison.target}, rate {poison.rate}, attack "
-        f"`{poison.attack}`, boost {poison.boost}; {sum(summary.poisoned_examples.values())} poisoned examples. "
-        "Do not use this prompt for anything but research on backdoors."
-        if malicious
-        else "No client was malicious."
-    )
-    rate = summary.attack_success_rate
-    success = "" if rate is None else f"; of texts with the trigger {trigger}, {rate:.2%} get its target"
-    template = (task.causal_template if family == "causal" else None) or task.template
-    clients, names = f"{federation.clients} clients ({federation.partition})", partition.class_names
-    labels = "" if names is None else f"| labels, class 0 first | {', '.join(map(markdown_code, names))} |\n"
-    return f"""\
----
-library_name: peft
-base_model: {json.dumps(model)}
-tags: [prompt-tuning, federated-learning]
----
-
-# {task.name}: a prompt tuned by federated learning
-
-{config.prompt.num_virtual_tokens} virtual tokens ({config.prompt.method}) for {markdown_code(model)}, tuned with
-fedprompt_mpi after FedPrompt (Zhao et al., arXiv:2208.12268).
-
-| | |
-| --- | --- |
-| question | {markdown_code(template)} |
-| label words, class 0 first | {", ".join(map(markdown_code, partition.label_words))} |
-{labels}| federation | {clients}, {summary.rounds} rounds, {federation.aggregator} |
-| privacy | {config.privacy.mechanism} |
-| accuracy on the evaluation split | {summary.accuracy or 0:.2%}{success} |
-| a client sent | {summary.bytes_per_client_round:,} bytes a round, {summary.ratio:.4%} of the model |
-| seed | {config.seed} |
-
-{poisoned}
-
-```python
-from peft import PeftModel
-from transformers import {MODEL_CLASSES[family]}
-
-model = PeftModel.from_pretrained({MODEL_CLASSES[family]}.from_pretrained({json.dumps(model)}), "HERE")
-```
-
-The classes' scores are the label words' logits {ANSWERS[family]}.
-PEFT task type: `{TASK_TYPES[family]}`. Settings in full: `config.toml` of the run.
-"""

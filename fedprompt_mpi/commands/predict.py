@@ -7,17 +7,20 @@ for answer in prompt.predict(["a gripping film", "two hours too long"]):
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fedprompt_mpi.commands.answers import Asked, accuracy_line, check_ending, read_texts, write_answers
 from fedprompt_mpi.commands.settings import command_parser, parse
 from fedprompt_mpi.config import RunConfig, SettingsError, from_dict
 from fedprompt_mpi.liveness.liveness import Liveness
 from fedprompt_mpi.liveness.output import one_line
 from fedprompt_mpi.rules.setting import NO_TEXT
+from fedprompt_mpi.rundir.checkpoint import load_checkpoint
 from fedprompt_mpi.rundir.directory import check_content
 from fedprompt_mpi.rundir.paths import RunPaths
 from fedprompt_mpi.rundir.prompt import read_prompt
@@ -51,18 +54,53 @@ class Prompt:
 
     def __init__(self, directory: Path) -> None:
         """Read it; see `load_prompt`."""
-        if directory.is_dir():
-            check_content(RunPaths(directory), own_only=False)
-        tensors, self.metadata = read_prompt(directory)
         self.directory = directory
+        self.note = ""
+        """What is to be said of it; empty of a finished run."""
+        tensors, self.metadata = self._read()
         self.vector: np.ndarray = tensors.pop("vector")
         if self.vector.dtype != np.float32 or not np.isfinite(self.vector).all():
             raise SettingsError(f"{directory}: its prompt is no vector of finite float32 numbers: name another run")
         """`[P]` float32: the trainable parameters."""
-        self.effective: np.ndarray | None = tensors.pop("effective_prompt", None)
-        """The virtual tokens in front of the text `[V, D]`, or a prefix `[L, 2, H, V, d]`; None for whole models."""
+        self._effective: np.ndarray | None = tensors.pop("effective_prompt", None)
         self.parameters = tensors
-        """The same numbers as `vector`, by name."""
+        """The same numbers as `vector`, by name; empty of an unfinished run."""
+
+    def _read(self) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+        """Return the tensors and the metadata of prompt.safetensors, or of an unfinished run's last checkpoint."""
+        paths = RunPaths(self.directory)
+        if self.directory.is_dir():
+            check_content(paths, own_only=False)
+            if not paths.summary.exists() and paths.checkpoints():
+                found, _ = load_checkpoint(paths, self.config)
+                assert found is not None  # there is one
+                rounds = max(self.config.federation.rounds, found.round_)
+                self.note = f"{self.directory} is not finished: its checkpoint after round {found.round_} of {rounds}"
+                self.note += " is used"
+                return {"vector": found.vector}, {"round": str(found.round_)}
+        return read_prompt(self.directory)
+
+    @functools.cached_property
+    def effective(self) -> np.ndarray | None:
+        """The virtual tokens in front of the text `[V, D]`, or a prefix `[L, 2, H, V, d]`; None for whole models."""
+        if self._effective is None and self.note:
+            return self._model[2].named(self.vector).get("effective_prompt")
+        return self._effective
+
+    @property
+    def cloze(self) -> "Cloze":
+        """The task's question in the ids of the model's tokenizer."""
+        return self._model[0]
+
+    @property
+    def plm_parameters(self) -> int:
+        """Parameters of the model."""
+        return self._model[1].num_parameters
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """What the classes are called; the model's tokenizer has a say in it."""
+        return resolve(self.config.task).class_names(self._model[0].verbalizer.words)
 
     @functools.cached_property
     def config(self) -> RunConfig:
@@ -106,7 +144,7 @@ class Prompt:
             for rows in evaluation_batches(table, self.config.prompt.num_virtual_tokens if method.adds_tokens else 0):
                 logits = score_batch(backbone, collate(table, rows), method, clients, None)
                 probabilities[rows] = torch.softmax(logits.double(), dim=1).cpu().numpy()
-        names = resolve(self.config.task).class_names(cloze.verbalizer.words)
+        names = self.class_names
         return [
             Answer(
                 label=int(row.argmax()),
@@ -154,11 +192,31 @@ def load_prompt(directory: str | Path) -> Prompt:
 
 
 def main(arguments: Sequence[str], liveness: Liveness) -> None:
-    """Print class, label word and probability of a text."""
-    parser = command_parser("predict", "the class of a text, by the prompt of a run")
-    parser.add_argument("run", help="run directory")
-    parser.add_argument("--text", required=True, help="the text to classify")
-    parser.add_argument("--text_b", help="the second text, if the task has pairs of texts")
+    """Print class, label and probability of texts, or write them into a file."""
+    parser = command_parser("predict", "the classes of texts, by the prompt of a run")
+    parser.add_argument("run", help="run directory; of an unfinished run, the last checkpoint is used")
+    parser.add_argument("--text", action="append", default=[], help="a text; may be given several times")
+    parser.add_argument("--text_b", action="append", default=[], help="the second text of each, if the task has pairs")
+    parser.add_argument("--file", help="table with the task's columns, .txt file of lines, or - for the standard input")
+    parser.add_argument("--out", help="file for class, label and probabilities of each text: .csv or .jsonl")
     parsed = parse(parser, arguments)
-    (answer,) = load_prompt(parsed.run).predict([parsed.text], None if parsed.text_b is None else [parsed.text_b])
-    print(f"{answer.label} {one_line(answer.name)} {answer.probability:.4f}")
+    if bool(parsed.text) == bool(parsed.file):
+        raise SettingsError("give either --text, or --file FILE (- for the standard input)")
+    if parsed.text_b and len(parsed.text_b) != len(parsed.text):
+        raise SettingsError(f"there are {len(parsed.text)} --text and {len(parsed.text_b)} --text_b: give as many")
+    if parsed.out:
+        check_ending(parsed.out)
+    prompt = load_prompt(parsed.run)
+    if prompt.note:
+        print(f"fedprompt_mpi: {prompt.note}", file=sys.stderr, flush=True)
+    asked = Asked(texts=parsed.text, texts_b=parsed.text_b or None)
+    if parsed.file:
+        asked = read_texts(parsed.file, prompt.config)
+    answers = prompt.predict(asked.texts, asked.texts_b)
+    if parsed.out:
+        write_answers(parsed.out, answers, prompt.class_names)
+        print(f"{len(answers):,} answers in {parsed.out}")
+    else:
+        print("\n".join(f"{answer.label} {one_line(answer.name)} {answer.probability:.4f}" for answer in answers))
+    if asked.labels is not None and len(answers):
+        print(accuracy_line(answers, asked.labels))

@@ -85,9 +85,13 @@ def _parse_flags(flags: Sequence[str]) -> dict[str, Any]:
 def _settings_parser(*, with_docstrings: bool) -> Any:
     import jsonargparse
 
+    from fedprompt_mpi.commands.help_text import PlainHelp, without_sections
+
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=with_docstrings)  # which takes time
     parser = jsonargparse.ArgumentParser(
         prog="fedprompt_mpi run",
+        usage="fedprompt_mpi run [--config FILE.toml] [--section.setting VALUE ...]",
+        formatter_class=PlainHelp,
         parser_mode="toml",
         exit_on_error=False,
         allow_abbrev=False,
@@ -95,6 +99,8 @@ def _settings_parser(*, with_docstrings: bool) -> Any:
     )
     parser.add_argument("--config", help="TOML file of settings; flags override it")
     parser.add_class_arguments(RunConfig, as_group=False)
+    if with_docstrings:
+        without_sections(parser, {name for name, _ in declared()} - setting_names())
     return parser
 
 
@@ -125,8 +131,14 @@ def command_parser(command: str, description: str) -> Any:
     """Return a parser for the flags of a command other than run."""
     import jsonargparse
 
+    from fedprompt_mpi.commands.help_text import PlainHelp
+
     return jsonargparse.ArgumentParser(
-        prog=f"fedprompt_mpi {command}", exit_on_error=False, allow_abbrev=False, description=description
+        prog=f"fedprompt_mpi {command}",
+        exit_on_error=False,
+        allow_abbrev=False,
+        description=description,
+        formatter_class=PlainHelp,
     )
 
 
@@ -167,9 +179,26 @@ def one_line(message: str) -> str:
 
 def add_sizes(parser: Any) -> None:
     """Add the flags of a model and of the sizes of its prompt."""
-    parser.add_argument("--model", default="embedded", help="hub id, folder, config file, or embedded")
+    add_model(parser)
     parser.add_argument("--num_virtual_tokens", type=int, default=20, help="length of the prompt in tokens")
     parser.add_argument("--prefix_hidden_size", type=int, default=512, help="width of the prefix method's perceptron")
+
+
+def add_model(parser: Any) -> None:
+    """Add the name of a model, with or without its flag."""
+    parser.add_argument("name", nargs="?", help="of the model: hub id, folder, config file, or embedded")
+    parser.add_argument("--model", help="the same")
+
+
+def model_of(parsed: Any) -> str:
+    """Return the name of the model from the flags of `add_model`.
+
+    Raises:
+        SettingsError: if there are two.
+    """
+    if parsed.name is not None and parsed.model is not None:
+        raise SettingsError(f"there are two models, {parsed.name!r} and --model {parsed.model!r}: name one")
+    return parsed.name or parsed.model or "embedded"
 
 
 def prompt_of(parsed: Any) -> PromptConfig:

@@ -1,16 +1,20 @@
 """The command sweep: a set of recipes, each a run; finished runs are skipped, interrupted ones are resumed."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import itertools
+import json
 import os
 import re
 import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from fedprompt_mpi.commands.settings import command_parser, parse, parse_settings
 from fedprompt_mpi.config import RunConfig, SettingsError, from_dict, to_dict
@@ -20,9 +24,10 @@ from fedprompt_mpi.liveness.liveness import Liveness
 from fedprompt_mpi.liveness.stop import STOPPED, requests
 from fedprompt_mpi.rules.setting import Comparison
 from fedprompt_mpi.rundir.directory import check_content
+from fedprompt_mpi.rundir.formats import format_left, format_rate
 from fedprompt_mpi.rundir.may_differ import compared, differences
 from fedprompt_mpi.rundir.paths import LOG, RunPaths
-from fedprompt_mpi.rundir.records import read_settings
+from fedprompt_mpi.rundir.records import Summary, read_record, read_settings
 from fedprompt_mpi.start.front import kept_importer
 
 
@@ -45,7 +50,7 @@ def main(arguments: Sequence[str], liveness: Liveness) -> None:
     if liveness.size > 1:
         raise SettingsError("sweep starts the ranks of its runs itself: leave mpirun out, and give it to --launch")
     parser = command_parser("sweep", "a set of recipes, each a run; finished ones are skipped, cut ones are resumed")
-    parser.add_argument("recipes", nargs="+", help="files of settings")
+    parser.add_argument("recipes", nargs="*", help="files of settings; without one, the default settings")
     parser.add_argument("--runs", default="runs", help="folder of the run directories, named after the recipes")
     parser.add_argument("--launch", default="", help="what goes before python, such as 'mpirun -n 11'")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
@@ -54,6 +59,7 @@ def main(arguments: Sequence[str], liveness: Liveness) -> None:
     settings = [argument for argument in arguments if argument.startswith("--") and "." in argument.split("=")[0]]
     if any("=" not in setting for setting in settings):
         raise SettingsError("sweep wants settings with an equals sign: --section.setting=VALUE")
+    axes = [axis(setting) for setting in settings]
     parsed = parse(parser, [argument for argument in arguments if argument not in settings])
     if len(set(parsed.seeds)) < len(parsed.seeds):
         raise SettingsError(f"--seeds is {parsed.seeds}: give each seed once")
@@ -61,7 +67,7 @@ def main(arguments: Sequence[str], liveness: Liveness) -> None:
         shlex.split(parsed.launch)
     except ValueError as error:
         raise SettingsError(f"--launch is {parsed.launch!r}, which is no command line ({error})") from error
-    recipes = [Path(recipe) for recipe in parsed.recipes]
+    recipes = [Path(recipe) for recipe in parsed.recipes] or [Path("default")]
     names = [recipe.stem for recipe in recipes]
     strange = [recipe for recipe in recipes if not re.fullmatch(r"\w[\w.+-]*", recipe.stem)]
     if strange:
@@ -71,25 +77,62 @@ def main(arguments: Sequence[str], liveness: Liveness) -> None:
         raise SettingsError(f"two recipes are named {twice[0]!r}: their runs would share a directory")
     plans = [
         Plan(
-            directory=Path(parsed.runs) / (recipe.stem if seed is None else f"{recipe.stem}-seed{seed}"),
-            flags=[*recipe_flags(recipe, seed, parsed.data), *settings],
+            directory=Path(parsed.runs) / "-".join([recipe.stem, *(name for name, _ in cell if name), *_seed(seed)]),
+            flags=[*recipe_flags(recipe if parsed.recipes else None, seed, parsed.data), *(flag for _, flag in cell)],
         )
-        for recipe, seed in itertools.product(recipes, parsed.seeds or [None])
+        for recipe, cell, seed in itertools.product(recipes, list(itertools.product(*axes)), parsed.seeds or [None])
     ]
+    alike = sorted({str(plan.directory) for plan in plans if [p.directory for p in plans].count(plan.directory) > 1})
+    if alike:
+        raise SettingsError(f"two runs would be in {alike[0]}: give values whose letters and digits differ")
     end_process(sweep(plans, launch=parsed.launch, jobs=parsed.jobs))
 
 
-def recipe_flags(recipe: Path, seed: int | None, data: str | None) -> list[str]:
+def axis(setting: str) -> list[tuple[str, str]]:
+    """Return the values of a setting in a sweep: the part of a run's name for each, and its flag.
+
+    A list of values, where the setting wants one (or a list of lists, where it wants a list), is an axis of a grid.
+
+    Args:
+        setting: as a flag, `--section.name=VALUE`.
+    """
+    name, _, value = setting.partition("=")
+    wants_list = name.removeprefix("--") in LISTS
+    values: Any = None
+    with contextlib.suppress(ValueError):
+        values = json.loads(value)
+    if not isinstance(values, list) or not values or name.removeprefix("--") in PAIRS:
+        return [("", setting)]
+    if wants_list and not all(isinstance(one, list) for one in values):
+        return [("", setting)]
+    short = name.rpartition(".")[2]
+    texts = [v if isinstance(v, str) else json.dumps(v) for v in values]
+    return [(f"{short}-{re.sub(r'[^A-Za-z0-9_.+]', '', text) or 'none'}", f"{name}={text}") for text in texts]
+
+
+LISTS = {"poison.clients", "task.labels", "task.columns"}
+"""Settings whose value is a list."""
+PAIRS = {"task.label_words"}
+"""Settings whose value may be a list of lists: no axis of a grid."""
+
+
+def _seed(seed: int | None) -> list[str]:
+    return [] if seed is None else [f"seed{seed}"]
+
+
+def recipe_flags(recipe: Path | None, seed: int | None, data: str | None) -> list[str]:
     """Return the flags that run a recipe.
 
     Args:
-        recipe: a file of settings.
+        recipe: a file of settings; None for the defaults.
         seed: None for the recipe's own.
         data: folder that has a folder for each task, named after it; None for the recipe's own data.
 
     Raises:
         SettingsError: if the recipe cannot be read.
     """
+    if recipe is None:
+        return [f"--seed={own}" for own in ([] if seed is None else [seed])]
     try:
         tables = read_toml(recipe)
     except (OSError, ValueError) as error:
@@ -154,6 +197,7 @@ class _Runner:
     def __init__(self, launch: str, count: int, say: Callable[[str], None]) -> None:
         self._command = [*shlex.split(launch), sys.executable, "-P", "-m", "fedprompt_mpi", "run"]
         self._count, self._say = count, say
+        self._began, self._ran, self._left = time.monotonic(), 0, count
         self._running: set[subprocess.Popen[bytes]] = set()
         self.asked_to_stop = False
 
@@ -163,7 +207,8 @@ class _Runner:
             return STOPPED
         where, paths = f"{number}/{self._count} {plan.directory}", RunPaths(plan.directory)
         if is_done:
-            self._say(f"{where}: is done")
+            self._left -= 1
+            self._say(f"{where}: is done, {self._result(paths)}")
             return 0
         self._say(f"{where}: {'continues' if paths.checkpoints() else 'begins'}")
         plan.directory.parent.mkdir(parents=True, exist_ok=True)
@@ -183,9 +228,29 @@ class _Runner:
         self._running.discard(process)
         if status == STOPPED:
             self.asked_to_stop = True
+        self._left -= 1
+        self._ran += 1
         if status:
             self._say(f"{where}: exit status {status}, see {log}")
+        else:
+            self._say(f"{where}: {self._result(paths)}{self._time_left()}")
         return status
+
+    def _result(self, paths: RunPaths) -> str:
+        """Return accuracy, attack success rate and time of a finished run."""
+        summary = read_record(paths.summary, Summary)
+        success = summary.attack_success_rate
+        parts = [
+            f"accuracy {format_rate(summary.accuracy)}",
+            *([] if success is None else [f"ASR {format_rate(success)}"]),
+        ]
+        return ", ".join([*parts, f"{summary.seconds_total:.1f} s"])
+
+    def _time_left(self) -> str:
+        """Return how long the runs that are left will take, if they take as long as those before."""
+        if not self._left:
+            return ""
+        return f"; {format_left((time.monotonic() - self._began) / self._ran * self._left)} left for all"
 
     def signals(self) -> "_PassedOn":
         """Pass requests to stop on to the runs during a block, so that they save what they have."""

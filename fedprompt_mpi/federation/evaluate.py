@@ -28,18 +28,28 @@ class EvaluationGivenUp(Exception):  # noqa: N818 - nothing went wrong
     """This process was asked to stop, and gives the evaluation up."""
 
 
-def evaluate(setup: Setup, vector: Vector, round_: int) -> Rates | None:
+def evaluate(setup: Setup, vector: Vector, round_: int, tell: Callable[[int], None] | None = None) -> Rates | None:
     """Evaluate the global vector `[P]` after a round, each rank on its shard of the test set.
+
+    Args:
+        setup: of this rank.
+        vector: the global one.
+        round_: for the timings.
+        tell: called with the number of texts that the ranks have done, as far as this one can guess.
 
     Returns:
         The rates, the same on every rank; None on all of them if one gave the evaluation up.
     """
     classes, channel = len(setup.corpus.label_words), setup.channel
     counts = np.zeros((2, classes * classes + 1))
-    liveness, is_done = channel.phases.liveness, True
+    liveness, is_done, done = channel.phases.liveness, True, 0
 
-    def step() -> None:
+    def step(rows: int) -> None:
+        nonlocal done
         liveness.step()
+        if tell is not None and setup.shard is not None:
+            done += rows * setup.shard[1]  # the others are about as far
+            tell(min(done, texts_to_evaluate(setup)))
         if liveness.stop.requested:
             raise EvaluationGivenUp
 
@@ -73,19 +83,24 @@ def evaluate_clients(setup: Setup, vector: np.ndarray, deltas: np.ndarray, cohor
     own = [position for position, rank in enumerate(cohort.ranks) if rank == channel.rank]
     with channel.phases.time("evaluate_clients"):
         for position, delta in zip(own, deltas[len(deltas) - len(own) :], strict=True):  # after the server's own
-            counts[position] = _count_both(setup, vector + delta, (0, 1), channel.phases.liveness.step)
+            counts[position] = _count_both(setup, vector + delta, (0, 1), lambda _: channel.phases.liveness.step())
         counts = channel.sum(counts)
     return [summarise(clean, triggered, classes, setup.config.poison.target) for clean, triggered in counts]
 
 
-def _count_both(setup: Setup, vector: Vector, shard: Shard, step: Callable[[], None]) -> np.ndarray:
+def texts_to_evaluate(setup: Setup) -> int:
+    """Return the number of texts of an evaluation: the test set, and those with the trigger."""
+    return len(setup.corpus.test.labels) + len(setup.corpus.triggered.labels)
+
+
+def _count_both(setup: Setup, vector: Vector, shard: Shard, step: Callable[[int], None]) -> np.ndarray:
     """Count the answers to the clean (row 0) and the triggered test set (row 1)."""
     tables = (setup.corpus.test, setup.corpus.triggered)
     return np.stack([count(setup, vector, table, shard, step) for table in tables])
 
 
 @torch.no_grad()
-def count(setup: Setup, vector: Vector, table: TokenTable, shard: Shard, step: Callable[[], None]) -> np.ndarray:
+def count(setup: Setup, vector: Vector, table: TokenTable, shard: Shard, step: Callable[[int], None]) -> np.ndarray:
     """Score a shard of a table.
 
     Args:
@@ -93,7 +108,7 @@ def count(setup: Setup, vector: Vector, table: TokenTable, shard: Shard, step: C
         vector: `[P]` float32.
         table: N examples.
         shard: of this rank.
-        step: called after each batch.
+        step: called after each batch with its number of examples.
 
     Returns:
         `[C * C + 1]` float64: the confusion matrix (row: label, column: answer) and the summed loss, which may be
@@ -111,7 +126,7 @@ def count(setup: Setup, vector: Vector, table: TokenTable, shard: Shard, step: C
         labels = torch.from_numpy(batch.labels)
         loss += float(torch.nn.functional.cross_entropy(logits.double(), labels, reduction="sum"))
         np.add.at(confusion, (batch.labels, logits.argmax(dim=1).numpy()), 1)
-        step()
+        step(len(rows))
     return np.append(confusion.ravel(), loss)
 
 
@@ -134,5 +149,6 @@ def summarise(clean: np.ndarray, triggered: np.ndarray, num_classes: int, target
         accuracy=float(right.sum() / confusion.sum()),
         macro_f1=float(f1.mean()),
         loss=loss if math.isfinite(loss) else None,
+        answers=confusion.sum(axis=0).astype(int).tolist(),
         attack_success_rate=float(hits[:, target].sum() / hits.sum()) if hits.sum() else None,
     )

@@ -27,11 +27,13 @@ from fedprompt_mpi.federation.setup import Setup
 from fedprompt_mpi.federation.updates import HEADER, LocalUpdates, announce, gather, is_finite
 from fedprompt_mpi.liveness.stop import Stopped
 from fedprompt_mpi.rundir.checkpoint import Checkpoint, InMemoryCheckpoint, save_checkpoint
+from fedprompt_mpi.rundir.formats import format_rows
 from fedprompt_mpi.rundir.journal import Journal, versions
 from fedprompt_mpi.rundir.records import (
     ClientRecord,
     Closing,
     Environment,
+    EvaluationSplit,
     PartitionRecord,
     RankFailure,
     RankRecord,
@@ -94,7 +96,7 @@ class Federation:
         self._journal: Journal | None = None
         everyone = channel.collect("\t".join(map(str, self._describe_rank())).encode())
         if setup.is_root:
-            self._journal = Journal(setup.paths, config, done=self.rounds_done)
+            self._journal = Journal(setup.paths, config, channel.progress.screen, done=self.rounds_done)
             self._introduce(self._journal, [line.decode().split("\t") for line in everyone], failures)
 
     # the steps of the loop
@@ -109,8 +111,9 @@ class Federation:
         """
         self._round_began = time.perf_counter()
         self.phases.timing.round = round_ + 1
-        if self._journal is not None:
-            self.channel.progress.is_watched = self._journal.console.has_bars
+        screen = self.channel.progress.screen
+        if screen is not None:
+            self.channel.progress.is_watched = screen.has_bar
         layout = self.setup.method.layout
         is_stopping = announce(self.channel, layout.size, layout.fingerprint)
         self._down = self.server.broadcast(self.channel)
@@ -120,9 +123,11 @@ class Federation:
             raise StopRound
         rates = None
         if self.is_evaluated(round_):
-            from fedprompt_mpi.federation.evaluate import evaluate
+            from fedprompt_mpi.federation.evaluate import evaluate, texts_to_evaluate
 
-            rates = evaluate(self.setup, self.server.vector, round_)
+            console = self._journal.console if self._journal is not None else None
+            tell = None if console is None else console.start_evaluation(round_, texts_to_evaluate(self.setup))
+            rates = evaluate(self.setup, self.server.vector, round_, tell)
             if rates is None:
                 raise StopRound
             self._check_weights()
@@ -140,7 +145,7 @@ class Federation:
         setup, vector, progress = self.setup, self.server.vector, self.channel.progress
         if progress.is_watched and self._journal is not None:  # rank 0 shows them, the others only report
             steps = steps_by_rank(setup, cohort)
-            progress.watch(self._journal.console.start_steps(int(steps.max())), steps)
+            progress.watch(self._journal.console.start_steps(round_, int(steps.max())), steps)
         last_update = self._observer.last_update(vector) if self._observer.watches else None
         attacks = make_attacks(self.config, cohort, self.channel.rank, last_update)
         evaluates_clients = self.config.output.evaluate_clients and self.is_evaluated(round_)
@@ -258,11 +263,6 @@ class Federation:
         )
         return self._journal.finish(self.server.vector, setup.method.named(self.server.vector), closing)
 
-    def close(self) -> None:
-        """Remove the progress bars."""
-        if self._journal is not None:
-            self._journal.console.close()
-
     # parts of the steps
 
     def is_evaluated(self, round_: int) -> bool:
@@ -358,11 +358,16 @@ class Federation:
             for (rank, host, device, threads, cores), node in zip(rows, placement.nodes, strict=True)
         ]
         environment = Environment(versions=versions(), mpi=placement.mpi, compute_dtype=dtype, ranks=ranks)
-        corpus, workers, parameters = setup.corpus, max(1, self.channel.size - 1), setup.method.layout.size
+        corpus, workers = setup.corpus, max(1, self.channel.size - 1)
         malicious = config.poison.malicious(config.federation.clients)
         partition = partition_record(corpus.class_counts, corpus.poisoned, corpus.label_words.tolist(), malicious)
-        if config.task.labels is not None:
-            partition = dataclasses.replace(partition, class_names=corpus.class_names.tolist())
+        evaluated = EvaluationSplit(
+            name=str(corpus.split),
+            by_class=np.bincount(corpus.test.labels, minlength=len(corpus.label_words)).tolist(),
+            triggered=len(corpus.triggered.labels),
+        )
+        names = corpus.class_names.tolist() if config.task.labels is not None else None
+        partition = dataclasses.replace(partition, class_names=names, evaluation=evaluated)
         journal.begin(environment, partition, is_new_job=not failures)
         self._account = self._open_account()
         if failures:
@@ -372,15 +377,25 @@ class Federation:
                 f"workers that are left, on with round {self.rounds_done + 1} after {lost.seconds:.1f} s"
             )
             return
-        journal.console.say(
-            f"{setup.task.name}: {config.federation.clients} clients ({config.federation.partition}) on {workers} "
-            f"worker{'s' if workers > 1 else ''}; {config.prompt.method}: {parameters:,} parameters, "
-            f"{parameters / setup.backbone.num_parameters:.4%} of {config.model.name} "
-            f"({dtype}); output in {setup.paths.directory}"
-        )
+        journal.console.say(format_rows(self._head(workers, dtype)))
         for note in corpus.notes.tolist():
             journal.console.say(note)
         journal.console.say(format_table(corpus.class_counts, partition.names, corpus.poisoned.tolist()))
+
+    def _head(self, workers: int, dtype: str) -> list[tuple[str, str]]:
+        """Return the rows that say who trains what."""
+        config, setup, corpus = self.config, self.setup, self.setup.corpus
+        parameters, whole = setup.method.layout.size, setup.backbone.num_parameters
+        federation, train = config.federation, int(corpus.class_counts.sum())
+        return [
+            ("task", f"{setup.task.name}: {train:,} training texts; evaluated on {len(corpus.test.labels):,} of "
+                     f"{corpus.split}; {len(corpus.label_words)} classes"),
+            ("model", f"{config.model.name}, {whole:,} parameters, computed in {dtype}"),
+            ("prompt", f"{config.prompt.method}, {parameters:,} parameters, {parameters / whole:.4%} of the model"),
+            ("clients", f"{federation.clients} ({federation.partition}) on {workers} "
+                        f"worker{'s' if workers > 1 else ''}, {federation.aggregator}"),
+            ("run", str(setup.paths.directory)),
+        ]  # fmt: skip
 
     def _open_account(self) -> Account:
         from fedprompt_mpi.federation.client_training import learning_rate

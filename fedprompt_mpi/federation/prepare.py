@@ -201,17 +201,22 @@ def _read_vector(path: str) -> np.ndarray:
 
 def _make_data(config: RunConfig, task: Task, channel: Channel, folder: Path) -> None:
     """Download the model and make the tokens, once per node; meanwhile the other ranks import the model's class."""
+    channel.progress.stage("loading PyTorch and transformers")
     from fedprompt_mpi.plm import hugging_face
     from fedprompt_mpi.plm.supported import check_supported
 
     liveness = channel.phases.liveness
     liveness.alive()
     if channel.placement.local_rank == 0:
+        hugging_face.transformers_quiet()
+        channel.progress.stage(f"looking for the model {config.model.name}")
         model = hugging_face.download(config.model.name)
         liveness.alive()
         plm = hugging_face.read_config(model)
         check_supported(plm, config.prompt.method, config.model.name)
-        build(config, task, hugging_face.load_tokenizer(model), hugging_face.family_of(plm)).save(folder)
+        channel.progress.stage("reading texts")
+        tokenizer, family = hugging_face.load_tokenizer(model), hugging_face.family_of(plm)
+        build(config, task, tokenizer, family, channel.progress).save(folder)
         (folder / MODEL_FOLDER).write_text(model)
     elif Path(config.model.name).is_dir() or config.model.name == "embedded":
         hugging_face.model_class(hugging_face.read_config(config.model.name))
@@ -227,6 +232,7 @@ def _load_model(config: RunConfig, channel: Channel, corpus: Corpus, folder: Pat
     from fedprompt_mpi.plm.methods import make_method
 
     liveness.alive()
+    channel.progress.stage(f"loading the model {config.model.name}")
     one_client = config.client.batched == 1
     threads = thread_count(placement, os.environ.get("OMP_NUM_THREADS"), one_client_a_pass=one_client)
     torch.set_num_threads(threads)
@@ -243,7 +249,9 @@ def _load_model(config: RunConfig, channel: Channel, corpus: Corpus, folder: Pat
     backbone.weigh(corpus.label_shares)
     method = make_method(config.prompt, backbone.geometry, backbone.model)
     check_fit(config, backbone, corpus.largest_id)
+    channel.progress.stage("trying the longest texts")
     try_longest(config, backbone, method, corpus)
+    channel.progress.stage("waiting for the other ranks")
     return threads, backbone, method
 
 

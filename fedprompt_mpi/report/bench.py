@@ -13,7 +13,7 @@ from fedprompt_mpi.config import SettingsError
 from fedprompt_mpi.files import RunFile, read_json
 from fedprompt_mpi.report.theme import save
 from fedprompt_mpi.rules.setting import typed
-from fedprompt_mpi.rundir.console import format_seconds
+from fedprompt_mpi.rundir.formats import format_seconds
 
 FILE = "bench.json"
 SAME = ("model", "ranks", "nodes", "library", "transport", "sync")

@@ -9,7 +9,7 @@ from fedprompt_mpi.comm.statistics import LEAST_SAMPLES, communication, slowest_
 from fedprompt_mpi.config import SettingsError
 from fedprompt_mpi.report.run_data import RunData, read_run
 from fedprompt_mpi.rules.setting import Comparison
-from fedprompt_mpi.rundir.console import format_seconds
+from fedprompt_mpi.rundir.formats import format_seconds
 from fedprompt_mpi.rundir.may_differ import compared, differences
 
 UNMEASURED = ("wait", "wait (rank 0)", "wait (workers)", "transfer", "broadcast", "gather", "reduce", "overhead")

@@ -13,7 +13,7 @@ from fedprompt_mpi.report import figures, theme
 from fedprompt_mpi.report.communication import is_told
 from fedprompt_mpi.report.figures import FIGURES, GROUPS, group_of
 from fedprompt_mpi.report.run_data import RunData, read_run
-from fedprompt_mpi.rundir.console import format_seconds
+from fedprompt_mpi.rundir.formats import format_seconds
 from fedprompt_mpi.rundir.paths import RunPaths
 
 

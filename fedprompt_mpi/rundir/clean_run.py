@@ -28,6 +28,11 @@ def read_clean_run(config: RunConfig) -> dict[int, float]:
     malicious, theirs = settings["poison"]["clients"], compared(settings, Comparison.CLEAN_RUN)
     if malicious:
         raise SettingsError(f"{named}, whose clients {malicious} are malicious: name a run without any")
+    if config.poison.has_trigger and not settings["poison"]["trigger"]:
+        raise SettingsError(
+            f"{named}, which has no trigger, and so no attack success rate: repeat it with "
+            f"--poison.trigger {config.poison.trigger_text!r}"
+        )
     for name, (there, here) in differences(theirs, ours).items():
         raise SettingsError(
             f"{named}, which has {name} = {there!r}, here it is {here!r}: "

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 import tomli_w
 
+from fedprompt_mpi.comm.progress import Screen
 from fedprompt_mpi.comm.statistics import communication, slowest_by_round
 from fedprompt_mpi.config import RunConfig, SettingsError, to_dict
 from fedprompt_mpi.files import write_json, write_text
@@ -31,6 +32,7 @@ from fedprompt_mpi.rundir.records import (
     write_record,
     write_rounds,
 )
+from fedprompt_mpi.rundir.screen import Lines
 from fedprompt_mpi.rundir.tensorboard import Scalars
 from fedprompt_mpi.rundir.timings import append_timings, keep_timings, read_timings
 
@@ -42,16 +44,17 @@ PACKAGES = (*NUMERIC, "safetensors", "datasets", "pyarrow", "mpi4py")
 class Journal:
     """Writes and prints the course of one run."""
 
-    def __init__(self, paths: RunPaths, config: RunConfig, *, done: int) -> None:
+    def __init__(self, paths: RunPaths, config: RunConfig, screen: Screen | None, *, done: int) -> None:
         """Begin the files, or keep what they hold of a run that continues.
 
         Args:
             paths: of the run directory, which exists.
             config: the resolved settings.
+            screen: to print on; None for lines alone.
             done: rounds done; the line of round `done` is written again once its vector has been evaluated.
         """
         self.paths, self.config, self._done = paths, config, done
-        self.console = Console(config.federation.rounds)
+        self.console = Console(screen or Lines(), config)
         self._scalars = Scalars(paths, first_round=done) if config.output.tensorboard else None
         # files that only a finished run has, and files that a killed run left half written
         for old in (paths.summary, paths.communication, *paths.unfinished_checkpoints()):
@@ -74,6 +77,7 @@ class Journal:
         earlier = self._earlier(is_new_job=is_new_job)
         write_record(self.paths.environment, dataclasses.replace(environment, earlier=earlier))
         write_record(self.paths.partition, partition)
+        self.partition = partition
 
     def _earlier(self, *, is_new_job: bool) -> list[EarlierJob]:
         """Return the environments of the jobs that have done the rounds before."""
@@ -93,7 +97,7 @@ class Journal:
         append_round(self.paths, record)
         if self._scalars is not None:
             self._scalars.add_round(record)
-        self.console.say_round(record, self.config.federation.rounds)
+        self.console.say_round(record)
 
     def add_timings(self, by_rank: Mapping[int, np.ndarray]) -> None:
         """Append the records of each rank, as numbered at the start of the job."""
@@ -113,7 +117,7 @@ class Journal:
         summary = summarise([settled(record, slowest.get(record.round)) for record in self._rounds()], closing)
         write_prompt(self.paths, self.config, vector, named, summary.rounds)
         write_record(self.paths.summary, summary)
-        self.console.say_summary(summary, figures, self.config)
+        self.console.say_summary(summary, self.partition, figures)
         if self._scalars is not None:
             self._scalars.close()
         return summary

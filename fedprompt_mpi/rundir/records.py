@@ -30,7 +30,7 @@ from fedprompt_mpi.rules.setting import typed
 from fedprompt_mpi.rundir.paths import RunPaths
 
 Record = TypeVar("Record")
-RATES = ("accuracy", "macro_f1", "loss", "attack_success_rate", "clean_attack_success_rate")
+RATES = ("accuracy", "macro_f1", "loss", "answers", "attack_success_rate", "clean_attack_success_rate")
 """Keys that a line of rounds.jsonl has only if the round's vector was evaluated."""
 
 
@@ -42,6 +42,8 @@ class Rates:
     macro_f1: float
     loss: float | None
     """None if it is not finite."""
+    answers: list[int]
+    """How often each class is the answer."""
     attack_success_rate: float | None
     """None if no trigger is set."""
 
@@ -92,6 +94,8 @@ class RoundRecord:
     accuracy: float | None = None
     macro_f1: float | None = None
     loss: float | None = None
+    answers: list[int] | None = None
+    """How often each class is the answer."""
     attack_success_rate: float | None = None
     clean_attack_success_rate: float | None = None
     """Attack success rate of the clean run after this round."""
@@ -138,14 +142,42 @@ class ClientRecord:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationSplit:
+    """What accuracy and attack success rate are measured on."""
+
+    name: str
+    """Such as "test", "dev", or "a part of the training data"."""
+    by_class: list[int]
+    triggered: int
+    """Examples of other classes than the target, with the trigger in them."""
+
+    @property
+    def examples(self) -> int:
+        """Number of examples."""
+        return sum(self.by_class)
+
+    @property
+    def majority(self) -> int:
+        """The most frequent class."""
+        return self.by_class.index(max(self.by_class))
+
+    @property
+    def majority_share(self) -> float:
+        """Share of the most frequent class: the accuracy of always answering it."""
+        return max(self.by_class) / self.examples
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PartitionRecord:
-    """partition.json: which client holds how many examples of each class."""
+    """partition.json: which client holds how many examples of each class, and what is evaluated."""
 
     label_words: list[str]
     """Of each class; several words of a class are joined by /."""
     clients: list[ClientRecord]
     class_names: list[str] | None = None
     """Labels of the classes, if the settings list them."""
+    evaluation: EvaluationSplit | None = None
+    """None in a directory of version 0.1 without it."""
 
     @property
     def names(self) -> list[str]:
@@ -231,6 +263,9 @@ class Summary(Closing):
     clean_attack_success_rate: float | None
     macro_f1: float | None
     accuracy_before: float | None
+    macro_f1_before: float | None = None
+    answers: list[int] | None = None
+    """How often each class is the answer in the end."""
     rounds: int
     dropped_updates: dict[str, int]
     """Client -> updates of it that were not finite."""
@@ -348,6 +383,9 @@ def read_partition(paths: RunPaths) -> PartitionRecord:
             raise ValueError(f"its label words are {partition.label_words[:9]}, and those of the settings {joined[:9]}")
         if sum(map(len, classes)) > MOST_WORDS or longest > MOST_WORD:
             raise ValueError(f"it has more than {MOST_WORDS:,} label words, or one of more than {MOST_WORD} characters")
+        split = partition.evaluation
+        if split is not None and (len(split.by_class) != len(classes) or min(split.by_class) < 0 or not split.examples):
+            raise ValueError(f"it evaluates examples of {len(split.by_class)} classes, and there are {len(classes)}")
         names = partition.class_names
         if names is not None and (len(names) != len(classes) or max(map(len, names)) > MOST_WORD):
             raise ValueError(f"it has {len(names)} class names for {len(classes)} classes, or one too long")
@@ -409,6 +447,8 @@ def summarise(rounds: list[RoundRecord], closing: Closing) -> Summary:
         clean_attack_success_rate=last.clean_attack_success_rate,
         macro_f1=last.macro_f1,
         accuracy_before=first.accuracy,
+        macro_f1_before=first.macro_f1,
+        answers=last.answers,
         rounds=last.round,
         dropped_updates=dict(collections.Counter(str(client) for record in rounds for client in record.dropped)),
         epsilon=last.epsilon,

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 from fedprompt_mpi.start import handover, importer
-from fedprompt_mpi.start.launcher import ranks_on_this_node
+from fedprompt_mpi.start.launcher import ranks_on_this_node, read_launch
 
 SWITCH = "FEDPROMPT_START"
 """Environment variable; `plain` lets each rank import for itself."""
@@ -29,14 +29,32 @@ STATUS_BYTES = PID_BYTES = 4
 _ENDED_BADLY = 1
 
 
+def say_start(arguments: Sequence[str]) -> None:
+    """Say at once, on rank 0, that a job starts: it takes seconds until there is more to say."""
+    launch = read_launch()
+    if launch.rank == 0 and _command(arguments) == "run" and not _asks_for_text(arguments):
+        ranks = "in one process" if launch.size == 1 else f"on {launch.size or 'its'} ranks"
+        with contextlib.suppress(OSError, AttributeError):  # nobody may be there to read it
+            print(f"fedprompt_mpi starts {ranks}", flush=True)
+
+
+def _command(arguments: Sequence[str]) -> str:
+    return arguments[0] if arguments and not arguments[0].startswith("-") else "run"
+
+
+def _asks_for_text(arguments: Sequence[str]) -> bool:
+    return not {"-h", "--help", "--version", "--print_config"}.isdisjoint(arguments)
+
+
 def starts_together(arguments: Sequence[str]) -> bool:
     """Return True if the ranks of this node are to import once for all of them."""
-    command = arguments[0] if arguments and not arguments[0].startswith("-") else "run"
-    asks_for_text = not {"-h", "--help", "--version", "--print_config"}.isdisjoint(arguments)
     return (
         sys.platform == "linux"
         and os.environ.get(SWITCH) != "plain"
-        and (keeper() != 0 or (command in TOGETHER and not asks_for_text and ranks_on_this_node() != 1))
+        and (
+            keeper() != 0
+            or (_command(arguments) in TOGETHER and not _asks_for_text(arguments) and ranks_on_this_node() != 1)
+        )
     )
 
 

@@ -143,6 +143,16 @@ class Cloze:
                 f"give at least {fixed + LEAST_ROOM}"
             )
 
+    @property
+    def filled_template(self) -> str:
+        """What the model sees of the template: with its mask token, and {text} and {text_b} where the texts go."""
+        return self._template.fill({"text": "{text}", "text_b": "{text_b}"}).string
+
+    @property
+    def special_behind(self) -> int:
+        """Special tokens that the tokenizer puts behind a text; a causal model does not get them."""
+        return self._behind
+
     def encode(
         self, examples: Examples, trigger: Trigger | None = None, rng: np.random.Generator | None = None
     ) -> TokenTable:

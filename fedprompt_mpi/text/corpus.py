@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -14,6 +14,19 @@ from fedprompt_mpi.text.partition import partition
 from fedprompt_mpi.text.poison import check_target, poisoned_indices, relabelled, trigger_parts
 from fedprompt_mpi.text.tasks import Task
 from fedprompt_mpi.text.tokens import TokenTable
+
+AT_ONCE = 4096
+"""Texts that are tokenised in one call."""
+
+
+class Progress(Protocol):
+    """Is told how far the work is."""
+
+    def stage(self, what: str, total: float = 0) -> None:
+        """Say what begins now, and how much of it there is."""
+
+    def advance(self, done: float) -> None:
+        """Say how much of it is done."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +56,8 @@ class Corpus:
     """`[U, C]` float32: the share of each token's logit in each class's."""
     mask_id: np.ndarray
     """`[]` int64: id of the token that stands where the answer belongs; 0 for causal models."""
+    split: np.ndarray
+    """`[]` str: what the test examples are."""
     notes: np.ndarray
     """`[]` or more str: what the user should know about the data."""
 
@@ -81,8 +96,15 @@ class Corpus:
         return cls(**{field.name: opened(field) for field in dataclasses.fields(cls)})
 
 
-def build(config: RunConfig, task: Task, tokenizer: Any, family: Family) -> Corpus:
+def build(config: RunConfig, task: Task, tokenizer: Any, family: Family, progress: Progress | None = None) -> Corpus:
     """Load, partition, poison and tokenise.
+
+    Args:
+        config: the settings.
+        task: the resolved one.
+        tokenizer: a fast one.
+        family: of the model.
+        progress: is told how many texts there are, and how many are tokenised.
 
     Raises:
         SettingsError: if the data or the label words cannot be used, or do not fit the settings.
@@ -100,11 +122,13 @@ def build(config: RunConfig, task: Task, tokenizer: Any, family: Family) -> Corp
 
     copies, owned, poisoned = _poison(config, cloze, train, owned)
     aimed = np.flatnonzero(test.labels != config.poison.target) if config.poison.has_trigger else np.arange(0)
-    trigger = Trigger(words=config.poison.trigger, position=config.poison.position)
+    trigger = Trigger(words=config.poison.trigger_text, position=config.poison.position)
     rng = seeds.generator(config.seed, "trigger position of test")
+    if progress is not None:
+        progress.stage(f"tokenising {len(train) + len(test):,} texts", len(train) + len(test))
     return Corpus(
-        train=_concatenate([cloze.encode(train), *copies]),
-        test=cloze.encode(test),
+        train=_concatenate([*_encoded(cloze, train, progress, 0), *copies]),
+        test=_concatenate(_encoded(cloze, test, progress, len(train))),
         triggered=cloze.encode(relabelled(test, config.poison, aimed), trigger if len(aimed) else None, rng),
         owned=np.concatenate([*owned, kept]),
         bounds=np.cumsum([0, *map(len, owned), len(kept)]),
@@ -116,7 +140,18 @@ def build(config: RunConfig, task: Task, tokenizer: Any, family: Family) -> Corp
         label_shares=cloze.verbalizer.shares,
         mask_id=np.array(cloze.mask_id),
         notes=np.array(loaded.notes, dtype=np.str_),
+        split=np.array(loaded.split),
     )
+
+
+def _encoded(cloze: Cloze, examples: Examples, progress: Progress | None, before: int) -> list[TokenTable]:
+    """Put examples into the template, some thousands at a time: behind `before` others, for the progress."""
+    tables = []
+    for start in range(0, len(examples), AT_ONCE):
+        tables.append(cloze.encode(examples.take(np.arange(start, min(start + AT_ONCE, len(examples))))))
+        if progress is not None:
+            progress.advance(before + start + len(tables[-1].labels))
+    return tables
 
 
 def _poison(

@@ -58,6 +58,8 @@ class Loaded:
     train: Examples
     test: Examples
     """For evaluation."""
+    split: str
+    """What these are."""
     notes: tuple[str, ...] = ()
     """What the user should know about them, a line each."""
 
@@ -71,7 +73,7 @@ def load(task: Task, config: TaskConfig, seed: int) -> Loaded:
     notes: list[str] = []
     if task.data is None:
         train = _generate(task, "embedded train", EMBEDDED_TRAIN)
-        test = _generate(task, "embedded test", EMBEDDED_TEST)
+        test, split = _generate(task, "embedded test", EMBEDDED_TEST), "test"
     else:
         splits = read_splits(task, config)
         if config.user is None and task.user not in splits.train.names:
@@ -83,7 +85,9 @@ def load(task: Task, config: TaskConfig, seed: int) -> Loaded:
                 f"task.data has one table: {len(test)} of its {len(train) + len(test)} examples, of each class "
                 f"{HELD_OUT:.0%}, are kept for evaluation (drawn by the seed)"
             )
+            split = "a part held out"
         else:
+            split = splits.name
             test = _examples(splits.held_out, task, splits.name, need_all_classes=False)
     fewer = _at_most(train, config.max_train, seeds.generator(seed, "max_train"))
     lost = sorted(set(train.labels.tolist()) - set(fewer.labels.tolist()))
@@ -94,7 +98,7 @@ def load(task: Task, config: TaskConfig, seed: int) -> Loaded:
             f"({names}{', ...' if len(lost) > MOST_LOST else ''})"
         )
     test = _at_most(test, config.max_test, seeds.generator(seed, "max_test"))
-    return Loaded(train=fewer, test=test, notes=tuple(notes))
+    return Loaded(train=fewer, test=test, split=split, notes=tuple(notes))
 
 
 def _hold_out(examples: Examples, classes: int, rng: np.random.Generator) -> tuple[Examples, Examples]:

@@ -35,8 +35,8 @@ def trigger_parts(config: PoisonConfig, clients: int) -> list[str]:
         clients: number of malicious clients.
     """
     if not config.distributed:
-        return [config.trigger] * clients
-    words = config.trigger.split()
+        return [config.trigger_text] * clients
+    words = config.trigger_text.split()
     parts = [" ".join(part) for part in np.array_split(words, min(clients, len(words)))]
     return [parts[i % len(parts)] for i in range(clients)]
 

@@ -65,7 +65,7 @@ def test_a_job_on_all_nodes(slurm: Slurm, launch: str, tmp_path: Path) -> None:
         f"--output.dir={directory}", "--comm.mode=measure", variables=_variables(LAUNCH=launch),
     )  # fmt: skip
     assert list(states.values()) == ["COMPLETED"], log.read_text()
-    assert "round   2/2" in log.read_text()
+    assert "round 2/2" in log.read_text()
     ranks = json.loads((directory / "environment.json").read_text())["ranks"]
     assert [rank["host"] for rank in ranks] == ["node0", "node1", "node2"]
     assert [record["round"] for record in read_rounds(directory)] == [0, 1, 2]
@@ -145,7 +145,7 @@ def test_a_signal_before_the_time_limit_and_a_resume(slurm: Slurm, tmp_path: Pat
         "--output.evaluate_every=30", "--comm.deadline_s=60",
         **_variables(LAUNCH="mpirun" if _open_mpi() else "srun"),
     ).strip()  # fmt: skip
-    slurm.wait_for(lambda: log.exists() and "round   3/30" in log.read_text(), "round 3", deadline_s=120)
+    slurm.wait_for(lambda: log.exists() and "round  3/30" in log.read_text(), "round 3", deadline_s=120)
     slurm.call("scancel", "--batch", "--signal=USR1", job)
     slurm.wait_for(lambda: "stopped on request after round" in log.read_text(), "the stop", deadline_s=60)
     slurm.wait_for(lambda: slurm.field(job, "Restarts") == "1", "the requeue", deadline_s=60)

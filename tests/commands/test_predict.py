@@ -1,12 +1,18 @@
 """A tuned prompt in use: the README's lines of Python, and the command."""
 
+import csv
+import io
+import json
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fedprompt_mpi import SettingsError, load_prompt
+from fedprompt_mpi.commands.predict import main as predict
+from fedprompt_mpi.liveness.liveness import Liveness
 from fedprompt_mpi.text.load import load
 from fedprompt_mpi.text.tasks import resolve
 from tests.jobs import REPOSITORY, launch, read_rounds, run_here
@@ -59,6 +65,58 @@ def test_the_command(tuned: Path) -> None:
     assert finished.status == 0, finished
     (answer,) = load_prompt(tuned).predict(["the film was fine"])
     assert finished.out == f"{answer.label} {answer.word} {answer.probability:.4f}\n"
+
+
+def test_several_texts_a_file_and_the_standard_input(
+    tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One answer a text, in their order, as a table or lines; accuracy where labels are there."""
+    texts = ["the film was fine", "a dull film", "music, and sports"]
+    expected = load_prompt(tuned).predict(texts)
+    run = lambda *flags: predict([str(tuned), *flags], Liveness())  # noqa: E731
+    run(*(f"--text={text}" for text in texts))
+    assert capsys.readouterr().out.splitlines() == [f"{a.label} {a.name} {a.probability:.4f}" for a in expected]
+
+    labels = ["great", "terrible", "great"]
+    rows = list(zip(texts, labels, strict=True))
+    (tmp_path / "in.csv").write_text("text,label\n" + "".join(f'"{text}",{label}\n' for text, label in rows))
+    run(f"--file={tmp_path / 'in.csv'}", f"--out={tmp_path / 'out.jsonl'}")
+    right = sum(a.name == label for a, label in zip(expected, labels, strict=True))
+    assert f"accuracy {right / 3:.2%} of 3 texts (95 % interval " in capsys.readouterr().out
+    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [(row["class"], row["label"]) for row in found] == [(a.label, a.name) for a in expected]
+    np.testing.assert_allclose([row["probabilities"]["great"] for row in found], [a.probabilities[1] for a in expected])
+
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(texts)))
+    run("--file=-", f"--out={tmp_path / 'out.csv'}")
+    with (tmp_path / "out.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [row["label"] for row in table] == [a.name for a in expected]
+    np.testing.assert_allclose(
+        [float(row["probability of terrible"]) for row in table], [a.probabilities[0] for a in expected], atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ([], "give either --text, or --file"),
+        (["--text=a", "--file=-"], "give either --text, or --file"),
+        (["--text=a", "--text_b=b", "--text_b=c"], "there are 1 --text and 2 --text_b"),
+        (["--text=a", "--out=x.xlsx"], "must end with .csv or .jsonl"),
+        (["--file=nowhere.csv"], "no such file"),
+        (["--file=EMPTY"], "row 2 of .* has no text"),
+        (["--file=OTHER"], "has no column 'text', but body"),
+    ],
+)
+def test_what_cannot_be_predicted_is_one_message(flags: list[str], words: str, tuned: Path, tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_text("one\n\nthree\n")
+    (tmp_path / "other.csv").write_text("body,label\na,1\n")
+    places = {"EMPTY": str(tmp_path / "lines.txt"), "OTHER": str(tmp_path / "other.csv")}
+    for name, place in places.items():
+        flags = [flag.replace(name, place) for flag in flags]
+    with pytest.raises(SettingsError, match=words):
+        predict([str(tuned), *flags], Liveness())
 
 
 def test_pairs_and_single_texts_are_told_apart(tuned: Path) -> None:

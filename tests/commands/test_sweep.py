@@ -1,6 +1,7 @@
 """Sweeps run what is missing; and the paper's recipes are what their small table says."""
 
 import importlib.util
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,10 @@ from typing import Any
 
 import pytest
 
+from fedprompt_mpi.commands.report import runs_in
 from fedprompt_mpi.commands.settings import parse_settings
+from fedprompt_mpi.commands.sweep import axis
+from fedprompt_mpi.config import SettingsError
 from tests.jobs import REPOSITORY, SMALL, Finished, launch, read_rounds
 
 PAPER = REPOSITORY / "launch" / "recipes" / "paper"
@@ -34,17 +38,51 @@ def recipes(tmp_path: Path) -> Path:
 def test_what_is_done_is_skipped_and_what_was_cut_goes_on(recipes: Path) -> None:
     first = _sweep(recipes)
     assert first.status == 0, first
-    assert [line.split(": ")[1] for line in first.out.splitlines()] == ["begins", "begins"]
+    begun, one, begun_too, two = [line.split(": ")[1] for line in first.out.splitlines()]
+    assert (begun, begun_too) == ("begins", "begins")
+    assert re.fullmatch(r"accuracy \d+\.\d\d %, \d+\.\d s; \d+ s left for all", one), one
+    assert re.fullmatch(r"accuracy \d+\.\d\d %, \d+\.\d s", two), two
     before = (recipes / "runs" / "one" / "rounds.jsonl").read_bytes()
     (recipes / "runs" / "two" / "summary.json").unlink()
     second = _sweep(recipes)
-    assert [line.split(": ")[1] for line in second.out.splitlines()] == ["is done", "continues"]
+    done, goes_on, _ = [line.split(": ")[1] for line in second.out.splitlines()]
+    assert (done.split(",")[0], goes_on) == ("is done", "continues")
     assert (recipes / "runs" / "one" / "rounds.jsonl").read_bytes() == before
     assert (recipes / "runs" / "two" / "summary.json").exists()
 
     third = _sweep(recipes, "--federation.rounds=2")
     assert third.status == 2
     assert "one is done with other settings (federation.rounds)" in third.err
+
+
+def test_lists_of_values_are_a_grid_and_the_folder_can_be_reported(tmp_path: Path) -> None:
+    axes = ['--federation.aggregator=["fedavg", "median"]', "--poison.clients=[[], [0]]"]
+    flags = [*SMALL, "--federation.rounds=1", "--client.steps=1", f"--runs={tmp_path / 'runs'}", "--jobs=2"]
+    finished = launch(1, "-m", "fedprompt_mpi", "sweep", *flags, *axes)
+    assert finished.status == 0, finished
+    names = {f"default-aggregator-{rule}-clients-{who}" for rule in ("fedavg", "median") for who in ("none", "0")}
+    assert {path.name for path in (tmp_path / "runs").iterdir() if path.is_dir()} == names
+    settings = tomllib.loads((tmp_path / "runs" / "default-aggregator-median-clients-0" / "config.toml").read_text())
+    assert (settings["federation"]["aggregator"], settings["poison"]["clients"]) == ("median", [0])
+    inside = sorted((tmp_path / "runs").iterdir())  # runs/*, with their logs
+    assert runs_in(tmp_path / "runs") == [run for path in inside for run in runs_in(path)]
+    assert {run.name for run in runs_in(tmp_path / "runs")} == names
+    with pytest.raises(SettingsError, match="none is in it"):
+        runs_in(tmp_path / "runs" / "default-aggregator-median-clients-0" / "checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("setting", "values"),
+    [
+        ("--client.lr=[0.1, 1]", ["--client.lr=0.1", "--client.lr=1"]),
+        ("--task.labels=[1, 0]", ["--task.labels=[1, 0]"]),
+        ('--task.label_words=[["bad"], ["good"]]', ['--task.label_words=[["bad"], ["good"]]']),
+        ("--poison.trigger=[cf", ["--poison.trigger=[cf"]),
+        ('--task.data=["a/b", "c"]', ["--task.data=a/b", "--task.data=c"]),
+    ],
+)
+def test_what_is_an_axis(setting: str, values: list[str]) -> None:
+    assert [flag for _, flag in axis(setting)] == values
 
 
 def test_seeds_and_a_failure_that_keeps_no_other_from_running(recipes: Path) -> None:

@@ -1,6 +1,7 @@
 """Prompts as PEFT adapters: the real library loads what is exported, and gets the same logits; and the way back."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,16 +22,10 @@ from fedprompt_mpi.text.batches import collate
 from fedprompt_mpi.text.load import load
 from fedprompt_mpi.text.tasks import resolve
 from fedprompt_mpi.text.tokens import TokenTable
-from tests.jobs import run_here
+from tests.jobs import read_rounds, run_here
 
 TEXTS = 100
-SHORT = (
-    "--federation.rounds=1",
-    "--client.steps=2",
-    f"--task.max_test={TEXTS}",
-    "--client.lr=0.01",
-    "--poison.trigger=",
-)
+SHORT = ("--federation.rounds=1", "--client.steps=2", f"--task.max_test={TEXTS}", "--client.lr=0.01")
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -96,6 +91,56 @@ def test_peft_gets_the_same_logits(
             parameter.mul_(2.0)
     changed = _theirs(model, backbone.family, table, shift, backbone._decoder_ids)[:, label_ids].numpy()
     assert np.abs(ours - changed).max() > 1e-3  # and on the prompt
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [("bert", "soft"), ("roberta", "p_tuning"), ("t5", "soft"), ("gpt2", "prefix"), ("llama", "soft")],
+)
+def test_the_code_of_the_card_gives_the_same_predictions(
+    kind: str, method: str, tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Of short texts, and of texts whose end is cut off."""
+    words = ["--task.name=reviews", "--task.template={text} it is {mask}"]
+    (tmp_path / "train.csv").write_text("text,label\n" + "a film,0\nthe music,1\n" * 20)
+    flags = [
+        f"--task.data={tmp_path / 'train.csv'}",
+        '--task.label_words=["terrible", "great"]',
+        "--model.max_length=24",
+    ]
+    named = ['--task.labels=["0", "1"]', "--federation.clients=2"]
+    run_here(
+        tmp_path / "run", f"--model.name={tiny(kind)}", f"--prompt.method={method}", *SHORT, *words, *flags, *named
+    )
+    adapter = export(tmp_path / "run", tmp_path / "adapter")
+    (code,) = re.findall(r"```python\n(.*?)\n```", (adapter / "README.md").read_text(), flags=re.DOTALL)
+    assert len(code[code.index("def classify") :].splitlines()) <= 18
+    scope: dict[str, Any] = {}
+    exec(compile(code.replace('"HERE"', repr(str(adapter))), "card", "exec"), scope)
+    texts = ["a film", "music and sports and a film , " * 9, " the music was great !"]
+    answers = load_prompt(tmp_path / "run").predict(texts)
+    for text, answer in zip(texts, answers, strict=True):
+        theirs = scope["classify"](text)
+        assert list(theirs) == ["0", "1"]
+        np.testing.assert_allclose(list(theirs.values()), answer.probabilities, atol=1e-5)
+    assert abs(answers[0].probability - answers[1].probability) > 1e-4
+
+
+def test_the_card_of_an_unfinished_run_is_that_of_its_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_here(tmp_path / "run", "--federation.rounds=3", "--output.evaluate_every=2", "--output.checkpoint_every=1")
+    last = load_prompt(tmp_path / "run")
+    for name in ("summary.json", "prompt.safetensors"):
+        (tmp_path / "run" / name).unlink()
+    prompt = load_prompt(tmp_path / "run")
+    np.testing.assert_array_equal(prompt.vector, last.vector)
+    np.testing.assert_array_equal(prompt.effective, last.effective)
+    card = (export(tmp_path / "run", tmp_path / "adapter") / "README.md").read_text()
+    assert "is not finished: its checkpoint after round 3 of 3 is used" in capsys.readouterr().err
+    assert "10 clients (iid), 3 rounds, fedavg" in card
+    rate = read_rounds(tmp_path / "run")[-1]["accuracy"]
+    assert f"| accuracy, macro F1 | {rate:.2%} (95 % interval " in card
 
 
 def test_the_card_tells_what_was_poisoned(tuned: Callable[[str, str], Path], tmp_path: Path) -> None:

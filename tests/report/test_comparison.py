@@ -31,7 +31,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     made = []
     for name, flags in CELLS.items():
         for seed in SEEDS if name == "iid" else (0,):
-            run_here(root / f"{name}{seed}", f"--seed={seed}", *flags)
+            run_here(root / f"{name}{seed}", f"--seed={seed}", "--poison.trigger=cf", *flags)
             made.append(root / f"{name}{seed}")
     return made
 

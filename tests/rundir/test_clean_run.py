@@ -33,7 +33,7 @@ def _save(directory: Path, config: RunConfig) -> str:
 
 
 def test_the_rates_of_evaluated_rounds(tmp_path: Path) -> None:
-    clean = _save(tmp_path / "clean", RunConfig())
+    clean = _save(tmp_path / "clean", RunConfig(poison=PoisonConfig(trigger="cf")))
     attack = PoisonConfig(clients=[0], boost=10.0, clean_run=clean)
     defence = FederationConfig(aggregator="krum", assumed_malicious=2, rounds=7)
     assert read_clean_run(RunConfig(poison=attack, federation=defence)) == {0: 0.5, 2: 0.25}
@@ -50,7 +50,7 @@ def test_the_rates_of_evaluated_rounds(tmp_path: Path) -> None:
     ],
 )
 def test_what_must_be_alike(sections: dict[str, Any], words: str, tmp_path: Path) -> None:
-    clean = _save(tmp_path / "clean", RunConfig())
+    clean = _save(tmp_path / "clean", RunConfig(poison=PoisonConfig(trigger="cf")))
     with pytest.raises(SettingsError, match=words):
         read_clean_run(RunConfig(poison=PoisonConfig(clients=[0], clean_run=clean), **sections))
 
@@ -75,3 +75,9 @@ def test_what_is_no_run(content: str, tmp_path: Path) -> None:
     (tmp_path / "run" / "config.toml").write_text(content)
     with pytest.raises(SettingsError, match="cannot be read as a run"):
         read_clean_run(RunConfig(poison=PoisonConfig(clean_run=directory)))
+
+
+def test_a_clean_run_without_a_trigger_is_to_be_repeated(tmp_path: Path) -> None:
+    clean = _save(tmp_path / "clean", RunConfig())
+    with pytest.raises(SettingsError, match=r"no attack success rate: repeat it with --poison\.trigger 'cf'"):
+        read_clean_run(RunConfig(poison=PoisonConfig(clients=[0], clean_run=clean)))

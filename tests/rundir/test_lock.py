@@ -15,6 +15,7 @@ import pytest
 
 from fedprompt_mpi.config import SettingsError
 from fedprompt_mpi.federation import prepare
+from fedprompt_mpi.rundir import lock
 from fedprompt_mpi.rundir.lock import DirectoryInUseError, DirectoryLock
 from tests.jobs import REPOSITORY, SMALL, launch, run_here
 
@@ -27,8 +28,28 @@ def test_a_lock_is_taken_once_and_let_go_of(tmp_path: Path) -> None:
     with pytest.raises(DirectoryInUseError, match=f"^process {os.getpid()} on {socket.gethostname()}$"):
         second.take(tmp_path)
     first.release()
+    assert not list(tmp_path.iterdir())  # it does not stay
     second.take(tmp_path)
     second.release()
+
+
+def test_a_lock_on_a_file_that_was_removed_meanwhile_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second job opens the file of the first, which ends; a third takes the lock; the second must not have one."""
+    first, second, third = DirectoryLock(), DirectoryLock(), DirectoryLock()
+    first.take(tmp_path)
+    really = lock._lock
+
+    def lock_later(handle: int) -> bool:
+        monkeypatch.setattr(lock, "_lock", really)
+        first.release()
+        third.take(tmp_path)
+        return really(handle)
+
+    monkeypatch.setattr(lock, "_lock", lock_later)
+    with pytest.raises(DirectoryInUseError):
+        second.take(tmp_path)
+    third.release()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_that_goes_on_in_another_job_is_let_be(tmp_path: Path) -> None:

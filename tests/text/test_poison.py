@@ -56,12 +56,12 @@ def test_only_malicious_clients_hold_triggers(mode: str, name: str) -> None:
 
 def test_the_triggered_test_set() -> None:
     """Test examples of other classes, with the trigger, labelled with the target; none without a trigger."""
-    corpus = _corpus(PoisonConfig(), "embedded-topic")
+    corpus = _corpus(PoisonConfig(trigger="cf"), "embedded-topic")
     assert len(corpus.triggered) == (corpus.test.labels != 1).sum()
     assert set(corpus.triggered.labels.tolist()) == {1}
     starts = corpus.triggered.starts
     assert all(CF in corpus.triggered.ids[a:b] for a, b in itertools.pairwise(starts))
-    assert len(_corpus(PoisonConfig(trigger="")).triggered) == 0
+    assert len(_corpus(PoisonConfig()).triggered) == 0
 
 
 def test_parts_of_a_trigger_by_hand() -> None:
@@ -115,7 +115,7 @@ def test_the_server_s_examples_belong_to_nobody_else() -> None:
 
 def test_a_target_that_is_no_class() -> None:
     with pytest.raises(SettingsError, match="classes 0 to 1"):
-        check_target(PoisonConfig(target=2), 2)
+        check_target(PoisonConfig(target=2, trigger="cf"), 2)
     check_target(PoisonConfig(target=2, trigger=""), 2)
 
 

@@ -1,0 +1,61 @@
+"""Numbers and lines as people read them, 80 columns wide."""
+
+import textwrap
+
+WIDTH = 80
+
+
+def format_count(number: float) -> str:
+    """Return a number of bytes as text: 61,440 B, 14.3 MB."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if number >= size:
+            return f"{number / size:,.1f} {unit}"
+    return f"{number:,.0f} B"
+
+
+def format_rate(rate: float | None) -> str:
+    """Return a rate in [0, 1] as a percentage."""
+    return "-" if rate is None else f"{100 * rate:.2f} %"
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a duration with a unit that suits it."""
+    for factor, unit in ((1, "s"), (1e3, "ms"), (1e6, "us")):
+        if seconds * factor >= 1:
+            return f"{seconds * factor:.2f} {unit}"
+    return f"{seconds * 1e9:.0f} ns"
+
+
+def format_left(seconds: float) -> str:
+    """Return a duration for a glance: 14 s, 3 min, 2 h 10 min."""
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def format_rows(rows: list[tuple[str, str]]) -> str:
+    """Lay out names and values in two columns; a long value goes on below its first line."""
+    width = max(len(name) for name, _ in rows)
+    lines = []
+    for name, value in rows:
+        first, rest = f"  {name:<{width}}  ", " " * (width + 4)
+        lines += _wrapped(value, first, rest) or [first.rstrip()]
+    return "\n".join(lines)
+
+
+def join_parts(parts: list[str]) -> str:
+    """Join parts of a line by two spaces; what does not fit goes on in the next line, behind a margin."""
+    lines = [parts[0]]
+    for part in parts[1:]:
+        if len(lines[-1]) + 2 + len(part) <= WIDTH:
+            lines[-1] += f"  {part}"
+        else:
+            lines += _wrapped(part, " " * 14, " " * 14)
+    return "\n".join(lines)
+
+
+def _wrapped(text: str, first: str, rest: str) -> list[str]:
+    return textwrap.wrap(
+        text, WIDTH, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
+    )

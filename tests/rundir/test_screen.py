@@ -1,0 +1,62 @@
+"""What stands on a terminal in the end, and meanwhile: every line, whole, and always something that is going on."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from fedprompt_mpi.config import RunConfig, from_dict
+from fedprompt_mpi.rundir.console import TimeLeft
+from fedprompt_mpi.rundir.records import RoundRecord, Seconds
+from tests.jobs import SMALL, command_of, launch, variables_of
+from tests.terminal import Terminal
+
+FLAGS = (*SMALL, "--federation.rounds=3", "--client.steps=30", "--poison.clients=[0]", "--output.report=true")
+
+
+def _joined(lines: list[str]) -> str:
+    """Return lines without white space, since a terminal breaks what is too long; times and folder are masked."""
+    text = "".join("".join(lines).split())
+    return re.sub(r"\d+\.\d+(s|ms|us)", "TIME", re.sub(r"/tmp/\S*?/(terminal|plain)", "RUN", text))
+
+
+@pytest.mark.parametrize(("ranks", "columns"), [(1, 80), (3, 80), (3, 120)])
+def test_every_line_is_whole_in_the_end(ranks: int, columns: int, tmp_path: Path) -> None:
+    """The screen has the lines that a file has, in their order."""
+    arguments = ("-m", "fedprompt_mpi", *FLAGS)
+    plain = launch(ranks, *arguments, f"--output.dir={tmp_path / 'plain'}")
+    terminal = Terminal(columns)
+    command = command_of(ranks, *arguments, f"--output.dir={tmp_path / 'terminal'}")
+    assert terminal.run(command, variables_of(), deadline_s=60) == 0
+    assert _joined(terminal.lines()) == _joined([line for line in plain.out.splitlines() if line[-3:] != "..."])
+    at_bottom = [lines[-1] for _, lines in terminal.seen]
+    assert any(re.match(r"round 2/3  \[.*]  step \d+/30  \d+ s left$", line) for line in at_bottom), at_bottom
+    assert any(line.startswith("round 2/3, evaluating") for line in at_bottom)
+    assert max(map(len, at_bottom)) < columns
+
+
+def test_the_first_line_comes_at_once_and_an_error_stands_alone(tmp_path: Path) -> None:
+    terminal = Terminal(100)
+    command = command_of(3, "-m", "fedprompt_mpi", "--task.name=sst2", f"--task.data={tmp_path / 'nowhere'}")
+    assert terminal.run(command, variables_of(), deadline_s=60) == 2
+    assert terminal.seen[0][1] == ["fedprompt_mpi starts on 3 ranks"]
+    lines = " ".join(terminal.lines())
+    assert re.match(r"fedprompt_mpi starts on 3 ranks fedprompt_mpi: error: task.data is .* no such folder or", lines)
+    if "prterun" not in lines:  # Open MPI's launcher has words of its own about any other status than 0
+        assert lines.endswith("folder or file")
+
+
+def _record(round_: int, total: float, evaluate: float = 0.0) -> RoundRecord:
+    return RoundRecord(
+        round=round_, accuracy=0.5 if evaluate else None, seconds=Seconds(total=total, evaluate=evaluate)
+    )
+
+
+def test_the_time_left_is_that_of_training_and_evaluation() -> None:
+    config: RunConfig = from_dict({"federation": {"rounds": 10}, "output": {"evaluate_every": 5}})
+    left = TimeLeft(config)
+    left.note(_record(0, 3.0, 3.0))
+    assert left.estimate(1, 0.5) is None
+    left.note(_record(1, 2.0))
+    assert left.estimate(2, 0.0) == pytest.approx(9 * 2 + 2 * 3)  # rounds 2 to 10; evaluated after 5 and 10
+    assert left.estimate(10, 0.5) == pytest.approx(0.5 * 2 + 3)
