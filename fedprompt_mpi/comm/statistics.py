@@ -38,6 +38,8 @@ STATISTICS = (
 )  # fmt: skip
 """The figures that are reported of a round."""
 
+OCCASIONAL = ("evaluate", "residuals")
+"""Figures of some rounds only: zero is not the time of what was not done."""
 MOST_OPEN = 2**19
 """Records that are held while rounds are incomplete: some 60 MB."""
 
@@ -165,7 +167,8 @@ def communication(launches: Sequence[Mapping[int, Mapping[str, float]]], *, warm
     for rounds in launches:
         trained = [round_ for round_, figures in sorted(rounds.items()) if round_ > warmup and figures["train"] > 0]
         for name in STATISTICS:
-            samples.setdefault(name, []).append([rounds[round_][name] for round_ in trained])
+            own = [rounds[round_][name] for round_ in trained]
+            samples.setdefault(name, []).append([s for s in own if s > 0 or name not in OCCASIONAL])
     several = len(launches) > 1
     figures = {}
     for name, by_launch in samples.items():

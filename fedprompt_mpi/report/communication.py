@@ -44,10 +44,16 @@ def read_communication(directories: Sequence[Path], *, warmup: int | None) -> di
             )
     figures, last = runs[-1].communication, runs[-1].rounds[-1].traffic
     assert figures is not None
-    launches = [dict(slowest_by_round(run.timings)) for run in runs]
+    launches = [last_job(run) for run in runs]
     pooled = communication(launches, warmup=figures.warmup_rounds if warmup is None else warmup)
     traffic = None if last is None else {field.name: getattr(last, field.name) for field in dataclasses.fields(last)}
     return {"mode": figures.mode, **pooled, "traffic": traffic}
+
+
+def last_job(run: RunData) -> dict[int, dict[str, float]]:
+    """Return the figures of each round that the last job of a run has done, numbered from its first one."""
+    before = run.environment.resumed_after
+    return {round_ - before: own for round_, own in slowest_by_round(run.timings) if round_ > before}
 
 
 def _job(run: RunData) -> dict[str, Any]:

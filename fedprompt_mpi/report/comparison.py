@@ -10,13 +10,21 @@ from fedprompt_mpi.files import RunFile, write_text
 from fedprompt_mpi.report import page, theme
 from fedprompt_mpi.report.figures import figure, legend_above, whole_numbers
 from fedprompt_mpi.report.groups import Group, group, labels
+from fedprompt_mpi.report.marks import mark_bar, mark_points
 from fedprompt_mpi.report.run_data import read_run
-from fedprompt_mpi.report.tables import Table, overview, paper_tables
+from fedprompt_mpi.report.run_table import run_table
+from fedprompt_mpi.report.tables import Table, has_numbers, overview, paper_tables
 from fedprompt_mpi.rundir.paths import RunPaths
 
 TABLES_FOLDER = "tables"
-MOST_CURVES = len(theme.SERIES)
-CAPTION = "Mean over seeds, and one standard deviation to each side, where there are several."
+STYLES = [(line, *look) for line in ("-", "--") for look in zip(theme.SERIES, theme.MARKERS, strict=True)]
+MOST_CURVES = len(STYLES)
+CURVES = {"accuracy": "Accuracy by round", "attack_success_rate": "Attack success rate by round"}
+CAPTION = "In percent; where there are several seeds, their mean, and one standard deviation to each side."
+HOW_TO_READ = (
+    "Small print: 95 % intervals (Wilson) for the number of texts that each rate is of. A click on a column's name "
+    "sorts by it. Settings are those in which the runs differ; bytes are what a client sends in a round."
+)
 
 
 def read_groups(directories: Sequence[Path]) -> list[Group]:
@@ -39,17 +47,26 @@ def write_comparison(groups: Sequence[Group], out: Path) -> tuple[Path, str]:
         The page, and the tables as Markdown.
     """
     names = labels(groups)
-    tables = [overview(groups, names), *paper_tables(groups)]
+    every = run_table(groups)
+    listed = every.table()
+    over_seeds = [overview(groups, names)] if any(len(known.runs) > 1 for known in groups) else []
+    tables = [listed, *over_seeds, *(table for table in paper_tables(groups) if has_numbers(table))]
     for table in tables:
         for ending, content in (("md", table.markdown()), ("csv", table.csv()), ("tex", table.latex())):
             write_text(RunFile(out, f"{TABLES_FOLDER}/{table.name}.{ending}"), content)
-    sections = [_section(table) for table in tables]
+    shown = page.Numbers(head=every.head, rows=every.shown, values=every.values)
+    sections = [page.Section(name=listed.name, heading=listed.caption, table=shown, caption=HOW_TO_READ)]
+    sections += [_section(table) for table in over_seeds]
     with theme.style():
-        for start in range(0, len(groups), MOST_CURVES):
-            some = slice(start, start + MOST_CURVES)
-            name = f"curves-{start // MOST_CURVES + 1}"
-            svg = theme.save(curves(groups[some], names[some]), name, RunPaths(out).figure)
-            sections.append(page.Section(name=name, heading="Round by round", svg=svg, caption=CAPTION))
+        for key, heading in CURVES.items():
+            for start in range(0, len(groups), MOST_CURVES):
+                some = slice(start, start + MOST_CURVES)
+                if not any(len(by_round(known, key)[0]) for known in groups[some]):
+                    continue
+                name = f"{key.replace('_', '-')}-{start // MOST_CURVES + 1}"
+                svg = theme.save(curves(groups[some], names[some], key), name, RunPaths(out).figure)
+                sections.append(page.Section(name=name, heading=heading, svg=svg, caption=CAPTION))
+    sections += [_section(table) for table in tables[1 + len(over_seeds) :]]
     html = page.render(
         title=f"{sum(len(known.runs) for known in groups)} runs, {len(groups)} different",
         lead=["Tables are beside this page as Markdown, CSV and LaTeX, figures as PNG and SVG."],
@@ -68,22 +85,26 @@ def _section(table: Table) -> page.Section:
     return page.Section(name=table.name, heading=table.caption, table=shown)
 
 
-def curves(groups: Sequence[Group], names: Sequence[str]) -> Any:
-    """Return accuracy and attack success rate by round, a curve a group."""
-    made, (left, right) = figure(3.6 + 0.22 * len(groups), columns=2, sharex=True)
-    looks = zip(theme.SERIES, theme.MARKERS, strict=True)
-    for known, name, (colour, marker) in zip(groups, names, looks, strict=False):
-        for axis, key in ((left, "accuracy"), (right, "attack_success_rate")):
-            rounds, mean, deviation = by_round(known, key)
-            if not len(rounds):
-                continue
-            axis.plot(rounds, mean, color=colour, marker=marker, label=name)
-            if len(known.runs) > 1:
-                axis.fill_between(rounds, mean - deviation, mean + deviation, color=colour, alpha=0.2, linewidth=0)
-    for axis, name in ((left, "accuracy, %"), (right, "attack success rate, %")):
-        axis.set(xlabel="round", title=name)
-        whole_numbers(axis)
-    legend_above(made, left)
+def curves(groups: Sequence[Group], names: Sequence[str], key: str) -> Any:
+    """Return a rate by round, a curve a group."""
+    made, axis = figure(2.6 + 0.24 * len(groups))
+    for known, name, (style, colour, marker) in zip(groups, names, STYLES, strict=False):
+        rounds, mean, deviation = by_round(known, key)
+        if not len(rounds):
+            continue
+        (line,) = axis.plot(rounds, mean, style, color=colour, marker=marker, label=name)
+        several = len(known.runs) > 1
+        if several:
+            band = axis.fill_between(rounds, mean - deviation, mean + deviation, color=colour, alpha=0.2, linewidth=0)
+            mark_bar(made, band, name, "")
+        texts = [
+            f"{name}, round {round_}: {rate:.2f} %" + (f" ± {off:.2f}" if several else "")
+            for round_, rate, off in zip(rounds, mean, deviation, strict=True)
+        ]
+        mark_points(made, line, name, texts)
+    axis.set(xlabel="round", ylabel="%")
+    whole_numbers(axis)
+    legend_above(made, axis)
     return made
 
 

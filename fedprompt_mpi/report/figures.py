@@ -11,12 +11,15 @@ from typing import Any
 import numpy as np
 
 from fedprompt_mpi.comm.codec import CODECS
+from fedprompt_mpi.comm.statistics import wilson_interval
 from fedprompt_mpi.comm.timing import TRANSFERS
+from fedprompt_mpi.report.marks import mark_bar, mark_legend, mark_points
 from fedprompt_mpi.report.run_data import RunData
-from fedprompt_mpi.report.theme import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SERIES, SKY, VERMILLION
+from fedprompt_mpi.report.theme import BLUE, GREEN, GREY, INK, MUTED, ORANGE, PURPLE, SERIES, SKY, VERMILLION
+from fedprompt_mpi.rundir.formats import format_seconds
 
-WIDTH, TALLEST = 9.0, 60.0
-"""Of a figure, in inches."""
+WIDTH, TALLEST = 4.7, 60.0
+"""Of a figure, in inches: narrow, so that its letters are large enough on a telephone."""
 GROUPS = {
     "train": ("train",), "evaluate": ("evaluate", "evaluate_clients"), "pack, copy": ("pack", "copy"),
     "wait": ("wait", "sync"), "transfer": TRANSFERS, "wait + transfer": (), "aggregate": ("aggregate",),
@@ -26,6 +29,8 @@ GROUPS = {
 COLOURS = dict(zip(GROUPS, (BLUE, GREEN, PURPLE, GREY, VERMILLION, GREY, ORANGE, SKY), strict=True))
 MOST_BARS, MOST_BARS_BY_ROUND = 40, 100
 """More clients are drawn as a colour map, more rounds as means of several."""
+MOST_LEGEND = 52
+"""Characters of a legend beside each other."""
 
 
 def figure(rows: float, columns: int = 1, **options: Any) -> tuple[Any, Any]:
@@ -44,26 +49,49 @@ def whole_numbers(axis: Any) -> None:
 
 
 def rates(run: RunData) -> Any:
-    """Accuracy and attack success rate of the global prompt, in percent, by round."""
-    made, axis = figure(3.4)
-    lines = run.evaluated
+    """Accuracy and attack success rate of the global prompt after each round, with 95 % intervals (Wilson).
+
+    The dotted line is the accuracy of always answering the most frequent class.
+    """
+    made, axis = figure(3.3)
+    split = run.partition.evaluation
     curves = (
-        ("accuracy", "accuracy", BLUE, "o-"),
-        ("attack_success_rate", "attack success rate", VERMILLION, "s--"),
-        ("clean_attack_success_rate", "attack success rate of the clean run", GREY, "^:"),
+        ("accuracy", "accuracy", BLUE, "o-", split.examples if split else 0),
+        ("attack_success_rate", "attack success rate", VERMILLION, "s--", split.triggered if split else 0),
+        ("clean_attack_success_rate", "the clean run's", GREY, "^:", split.triggered if split else 0),
     )
-    for key, label, colour, line in curves:
-        points = [(row.round, 100 * getattr(row, key)) for row in lines if getattr(row, key) is not None]
+    for key, label, colour, look, count in curves:
+        points = [(row.round, getattr(row, key)) for row in run.evaluated if getattr(row, key) is not None]
         if points:
-            axis.plot(*zip(*points, strict=True), line, color=colour, label=label)
-    axis.set(xlabel="round", ylabel="%", ylim=(-2, 102))
+            _rate_curve(made, axis, points, (label, colour, look), count)
+    if split is not None:
+        share = 100 * split.majority_share
+        axis.axhline(share, color=MUTED, linewidth=1, linestyle=":", label="most frequent class")
+    axis.set(xlabel="round", ylabel="%")
     whole_numbers(axis)
     _legend(axis)
     return made
 
 
+def _rate_curve(
+    made: Any, axis: Any, points: Sequence[tuple[int, float]], style: tuple[str, str, str], count: int
+) -> None:
+    """Draw a rate by round, with its interval if the number of texts is known."""
+    label, colour, look = style
+    rounds, values = zip(*points, strict=True)
+    (line,) = axis.plot(rounds, [100 * v for v in values], look, color=colour, label=label)
+    texts = [f"round {r}: {label} {100 * v:.2f} %" for r, v in points]
+    if count:
+        low, high = zip(*(wilson_interval(v, count) for v in values), strict=True)
+        band = axis.fill_between(rounds, [100 * x for x in low], [100 * x for x in high], color=colour, alpha=0.15,
+                                 linewidth=0)  # fmt: skip
+        mark_bar(made, band, label, "")
+        texts = [f"{text} ({100 * a:.1f} to {100 * b:.1f})" for text, a, b in zip(texts, low, high, strict=True)]
+    mark_points(made, line, label, texts)
+
+
 def seconds_by_round(run: RunData) -> Any:
-    """Seconds of each round by phase, stacked; the mean over ranks."""
+    """Seconds of each round by phase, stacked; the mean over ranks. A dotted line stands where a run was resumed."""
     made, axis = figure(3.4)
     ranks = ranks_by_round(run)
     sums = sum_groups(run, lambda round_, rank: round_)
@@ -72,19 +100,21 @@ def seconds_by_round(run: RunData) -> Any:
     width = -(-len(rounds) // MOST_BARS_BY_ROUND)
     bins = [rounds[at : at + width] for at in range(0, len(rounds), width)]
     rows = [{g: sum(sums[r][g] / ranks[r] for r in some) / len(some) for g in GROUPS} for some in bins]
-    _stack(axis, [some[0] for some in bins], rows, width=0.8 * width)
+    _stack(axis, [some[0] for some in bins], rows, "round", width=0.8 * width)
     several = f", each bar the mean of {width} rounds" if width > 1 else ""
+    for job in run.environment.earlier:
+        axis.axvline(job.until + 0.5, color=INK, linewidth=1, linestyle=":")
     axis.set(xlabel=f"round{several}", ylabel="seconds, mean over ranks")
     whole_numbers(axis)
     return made
 
 
 def seconds_by_rank(run: RunData) -> Any:
-    """Seconds of each rank by phase, all rounds together."""
-    sums = sum_groups(run, lambda round_, rank: rank)
+    """Seconds of each rank by phase, all rounds of the last job together."""
+    sums = sum_groups(run, lambda round_, rank: rank, after=run.environment.resumed_after)
     ranks = sorted(sums)
     made, axis = figure(1.3 + 0.28 * len(ranks))
-    _stack(axis, ranks, [sums[rank] for rank in ranks], across=True)
+    _stack(axis, ranks, [sums[rank] for rank in ranks], "rank", across=True)
     axis.set(xlabel="seconds, all rounds", ylabel="rank", xlim=(0, None))
     axis.set_yticks(ranks)
     axis.invert_yaxis()
@@ -111,7 +141,8 @@ def timeline(run: RunData) -> Any:
         for (phase, seconds), end in zip(own, ends, strict=True):
             group = groups[phase]
             label = None if group in seen else group
-            axis.barh(rank, seconds, left=end - seconds - zero, height=0.7, color=COLOURS[group], label=label)
+            (bar,) = axis.barh(rank, seconds, left=end - seconds - zero, height=0.7, color=COLOURS[group], label=label)
+            mark_bar(made, bar, group, f"rank {rank}: {phase} {format_seconds(seconds)}")
             seen.add(group)
     axis.axvline(0, color=INK, linewidth=0.8)
     axis.set(xlabel=f"seconds after the broadcast of round {round_}", ylabel="rank")
@@ -123,30 +154,32 @@ def timeline(run: RunData) -> Any:
 
 
 def typical_round(run: RunData) -> int:
-    """Return the trained round of median duration."""
-    trained = [record for record in run.rounds if record.round > 0]
+    """Return the trained round of median duration, of those of the last job if it did any."""
+    after = run.environment.resumed_after
+    trained = [record for record in run.rounds if record.round > after] or run.rounds[1:]
     recorded = {round_ for round_, _, _, _, _ in run.timings}
     by_time = sorted((record.seconds.total, record.round) for record in trained if record.round in recorded)
     return by_time[len(by_time) // 2][1]
 
 
 def parameters(run: RunData) -> Any:
-    """Parameters that one client sends in a round, beside those of the whole model, with share and bytes."""
+    """Parameters that one client sends in a round beside those of the whole model; steps are tenfold."""
     from matplotlib.ticker import EngFormatter
 
-    made, axis = figure(1.9)
+    made, axis = figure(1.7)
     summary = run.summary
     assert summary is not None  # this figure is drawn of finished runs
     sent, whole = summary.parameters, summary.plm_parameters
-    axis.barh([0, 1], [sent, whole], color=[BLUE, GREY], height=0.6)
-    axis.set(xscale="log", yticks=[0, 1], xlabel="parameters, each way, a client and round", ylim=(-0.6, 1.6))
-    axis.set_yticklabels([run.settings["prompt"]["method"], "full fine-tuning"])
-    axis.invert_yaxis()
-    axis.set_xlim(left=max(1, sent / 20), right=whole * 5000)
-    axis.xaxis.set_major_formatter(EngFormatter())  # 10 k, 1 M: powers of ten would need mathematical type
-    for row, (number, share) in enumerate(((sent, summary.ratio), (whole, 1.0))):
+    rows = ((sent, summary.ratio, run.settings["prompt"]["method"], BLUE), (whole, 1.0, "whole model", GREY))
+    for row, (number, share, name, colour) in enumerate(rows):
         size = CODECS[run.settings["comm"]["wire"]].bytes_of(number)
-        axis.text(number * 1.15, row, f"{number:,}   {share:.4%}   {size:,} bytes", va="center", color=INK)
+        (dot,) = axis.plot([number], [row], "o", color=colour, markersize=9)
+        mark_points(made, dot, name, [f"{name}: {number:,} parameters, {share:.4%} of the model, {size:,} bytes"])
+        axis.annotate(f"{number:,}", (number, row), (0, 9), textcoords="offset points", ha="center", color=INK)
+    axis.set(xscale="log", yticks=[0, 1], xlabel="parameters", ylim=(-0.6, 1.8))
+    axis.set_yticklabels([name for _, _, name, _ in rows])
+    axis.set_xlim(left=max(1, sent / 30), right=whole * 30)
+    axis.xaxis.set_major_formatter(EngFormatter())  # 10 k, 1 M: powers of ten would need mathematical type
     axis.grid(visible=False, axis="y")
     return made
 
@@ -160,13 +193,19 @@ def partition(run: RunData) -> Any:
     made, axis = figure(1.3 + 0.26 * len(clients))
     left = np.zeros(len(clients))
     for number, word in enumerate(words):
-        axis.barh(range(len(clients)), counts[:, number], left=left, height=0.75, color=SERIES[number % len(SERIES)],
-                  label=f"{number} {word}")  # fmt: skip
-        left += counts[:, number]
+        label, own = f"{number} {word}", counts[:, number]
+        colour = SERIES[number % len(SERIES)]
+        bars = axis.barh(range(len(clients)), own, left=left, height=0.75, color=colour, label=label)
+        for client, bar in enumerate(bars):
+            mark_bar(made, bar, label, f"client {client}: {own[client]:,} of class {label}")
+        left += own
     poisoned = np.array([client.poisoned for client in clients])
     if poisoned.any():
         edge = {"facecolor": "none", "edgecolor": INK, "hatch": "///", "linewidth": 0.8}
-        axis.barh(range(len(clients)), poisoned, left=left, height=0.75, label="poisoned", **edge)
+        some = np.flatnonzero(poisoned)  # a bar without length would show its edge
+        bars = axis.barh(some, poisoned[some], left=left[some], height=0.75, label="poisoned", **edge)
+        for client, bar in zip(some, bars, strict=True):
+            mark_bar(made, bar, "poisoned", f"client {client}: {poisoned[client]:,} poisoned copies")
     axis.set(xlabel="examples", yticks=range(len(clients)))
     axis.set_yticklabels([f"client {k}" + (" (malicious)" if k in run.malicious else "") for k in range(len(clients))])
     axis.invert_yaxis()
@@ -188,7 +227,7 @@ def _partition_map(counts: np.ndarray, words: Sequence[str], malicious: Iterable
 
 
 def update_norms(run: RunData) -> Any:
-    """Euclidean norm of each client's update by round; malicious clients are marked."""
+    """How far each client moved the prompt in each round (Euclidean norm of its update); malicious ones are marked."""
     made, axis = figure(3.4)
     points: dict[int, list[tuple[int, float]]] = defaultdict(list)
     for record in run.rounds:
@@ -202,11 +241,13 @@ def update_norms(run: RunData) -> Any:
         look = (
             {"color": VERMILLION, "marker": "s", "zorder": 3} if bad else {"color": GREY, "alpha": 0.7, "marker": "."}
         )
-        axis.plot(
+        (line,) = axis.plot(
             *zip(*norms, strict=True), label=None if label in named else label, linewidth=1.6 if bad else 0.9, **look
         )
+        texts = [f"client {client}, round {round_}: {norm:.4g}" for round_, norm in norms]
+        mark_points(made, line, label, texts)
         named.add(label)
-    axis.set(xlabel="round", ylabel="Euclidean norm of the update")
+    axis.set(xlabel="round", ylabel="norm of the update")
     whole_numbers(axis)
     axis.set_ylim(bottom=0)
     _legend(axis)
@@ -234,45 +275,61 @@ def ranks_by_round(run: RunData) -> dict[int, int]:
     }
 
 
-def sum_groups(run: RunData, key: Callable[[int, int], int]) -> dict[int, dict[str, float]]:
-    """Return key -> group -> seconds, summed over the records whose (round, rank) has that key."""
+def sum_groups(run: RunData, key: Callable[[int, int], int], *, after: int = -1) -> dict[int, dict[str, float]]:
+    """Return key -> group -> seconds, summed over the records after a round whose (round, rank) has that key."""
     groups = group_of(run)
     sums: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for round_, rank, phase, seconds, _ in run.timings:
-        sums[key(round_, rank)][groups[phase]] += seconds
+        if round_ > after or after == 0:
+            sums[key(round_, rank)][groups[phase]] += seconds
     return sums
 
 
 def _stack(
-    axis: Any, places: Sequence[int], rows: Sequence[dict[str, float]], *, width: float = 0.8, across: bool = False
-) -> None:
+    axis: Any, places: Sequence[int], rows: Sequence[dict[str, float]], what: str, *, width: float = 0.8,
+    across: bool = False,
+) -> None:  # fmt: skip
     """Draw stacked bars, one a place, in the order of `GROUPS`; groups without time are not in the legend."""
     start = np.zeros(len(places))
     draw = axis.barh if across else axis.bar
     for group, colour in COLOURS.items():
         values = np.array([row.get(group, 0.0) for row in rows])
-        if values.any():
-            draw(places, values, width, start, color=colour, label=group)
+        some = np.flatnonzero(values)  # zero is not the time of what was not done
+        if len(some):
+            bars = draw([places[at] for at in some], values[some], width, start[some], color=colour, label=group)
+            for at, bar in zip(some, bars, strict=True):
+                mark_bar(axis.figure, bar, group, f"{what} {places[at]}: {group} {format_seconds(values[at])}")
         start += values
     _legend(axis)
 
 
 def legend_above(made: Any, axis: Any) -> None:
     """Put the legend of an axis above the figure, one entry a line: names may be long."""
-    made.legend(*axis.get_legend_handles_labels(), loc="outside upper left", ncols=1)
+    mark_legend(made, made.legend(*axis.get_legend_handles_labels(), loc="outside upper left", ncols=1))
 
 
 def _legend(axis: Any) -> None:
-    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=7, columnspacing=1.2, handlelength=1.2)
+    """Put the legend above the axis, in as many columns as there is room for."""
+    handles, names = axis.get_legend_handles_labels()
+    columns = next((n for n in (4, 3, 2) if _legend_width(names, n) <= MOST_LEGEND), 1)
+    shown = axis.figure.legend(
+        handles, names, loc="outside upper left", ncols=columns, columnspacing=1.2, handlelength=1.2
+    )
+    mark_legend(axis.figure, shown)
+
+
+def _legend_width(names: Sequence[str], columns: int) -> int:
+    """Return about how many characters wide a legend is."""
+    return sum(max(map(len, names[at::columns]), default=0) + 5 for at in range(min(columns, len(names))))
 
 
 FIGURES: dict[str, tuple[str, Callable[[RunData], Any]]] = {
-    "rates": ("Accuracy and attack success rate", rates),
-    "seconds-by-round": ("Seconds by round", seconds_by_round),
-    "seconds-by-rank": ("Seconds by rank", seconds_by_rank),
-    "timeline": ("Timeline of one round", timeline),
-    "parameters": ("Parameters sent by a client", parameters),
-    "partition": ("Partition of the training data", partition),
-    "update-norms": ("Update norms", update_norms),
+    "rates": ("Accuracy by round", rates),
+    "seconds-by-round": ("Time of each round", seconds_by_round),
+    "seconds-by-rank": ("Time of each rank", seconds_by_rank),
+    "timeline": ("One round, rank by rank", timeline),
+    "parameters": ("What a client sends", parameters),
+    "partition": ("Who holds which texts", partition),
+    "update-norms": ("Size of the updates", update_norms),
 }
 """Name of the file -> heading, and what draws it."""

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedprompt_mpi.config import DEFAULT_TRIGGER
 from fedprompt_mpi.report.run_data import RunData
 from fedprompt_mpi.rules.setting import Comparison
 from fedprompt_mpi.rundir.may_differ import compared
 
+TRIGGER = "poison.trigger"
 Spread = tuple[float, float | None]
 """Mean and standard deviation of a sample; the deviation of a single value is None."""
 
@@ -64,11 +66,28 @@ def group(runs: Sequence[RunData]) -> list[Group]:
 
 def labels(groups: Sequence[Group]) -> list[str]:
     """Return a label for each group: the settings in which the groups differ."""
-    names = sorted({name for known in groups for name in known.settings})
-    differ = [name for name in names if len({repr(known.settings.get(name)) for known in groups}) > 1]
+    differ = differing(groups)
     if not differ:
         return [f"{known.settings['task.name']}, {known.settings['prompt.method']}" for known in groups]
     return [", ".join(_word(name, known.settings.get(name)) for name in differ) for known in groups]
+
+
+def differing(groups: Sequence[Group]) -> list[str]:
+    """Return the settings in which groups differ, by dotted name.
+
+    The trigger of a poisoned run is none of them if each run has the one that its malicious clients imply.
+    """
+    names = sorted({name for known in groups for name in known.settings})
+    found = [name for name in names if len({repr(known.settings.get(name)) for known in groups}) > 1]
+    implied = all(known.settings.get(TRIGGER) == (DEFAULT_TRIGGER if known.is_poisoned else "") for known in groups)
+    return [name for name in found if name != TRIGGER or not implied]
+
+
+def shown_setting(value: Any) -> str:
+    """Return a setting's value for a table."""
+    if value in (None, "", []):
+        return "-"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _word(name: str, value: Any) -> str:

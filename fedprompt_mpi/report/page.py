@@ -1,8 +1,11 @@
 """The page of one run: one HTML file that needs no network; its figures are also written as PNG and SVG."""
 
+import base64
 import dataclasses
+import hashlib
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,10 @@ from fedprompt_mpi.report import figures, theme
 from fedprompt_mpi.report.communication import is_told
 from fedprompt_mpi.report.figures import FIGURES, GROUPS, group_of
 from fedprompt_mpi.report.run_data import RunData, read_run
-from fedprompt_mpi.rundir.formats import format_seconds
+from fedprompt_mpi.rundir.closing_table import format_interval, majority, warnings
+from fedprompt_mpi.rundir.formats import format_count, format_rate, format_seconds
 from fedprompt_mpi.rundir.paths import RunPaths
+from fedprompt_mpi.rundir.records import Job
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +29,8 @@ class Numbers:
     head: list[str]
     rows: list[list[str]]
     caption: str = ""
+    values: list[list[str]] | None = None
+    """Of a table that can be sorted: what each cell counts as."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +67,9 @@ def write_report(directory: Path, *, refresh_s: int | None = None) -> Path:
     run, paths = read_run(directory), RunPaths(directory)
     sections = _figures(run, paths)
     sections += [
-        Section(name="phases", heading="Phases of a round", table=_phases(run), caption=_phases_caption(run)),
+        Section(
+            name="phases", heading="Time of the parts of a round", table=_phases(run), caption=_phases_caption(run)
+        ),
         Section(name="settings", heading="Settings", text=tomli_w.dumps(run.settings)),
         Section(name="environment", heading="Environment", table=_ranks(run), caption=_versions(run)),
     ]
@@ -97,17 +106,21 @@ def watch_report(directory: Path, tell: Callable[[Path], None], every_s: float =
         time.sleep(every_s)
 
 
-def render(**parts: Any) -> str:
-    """Fill the template."""
+def render(sections: Sequence[Section], **parts: Any) -> str:
+    """Fill the template; figures that follow each other stand side by side where there is room."""
     import jinja2
 
+    script = (Path(__file__).parent / "page.js").read_text()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
     names = theme.variables()
+    blocks = [list(some) for _, some in itertools.groupby(sections, key=lambda section: bool(section.svg))]
     return environment.get_template("page.html.j2").render(
         light={name: colour for colour, name in names.items()},
         dark={name: theme.ON_DARK[colour] for colour, name in names.items()},
+        blocks=blocks, script=script, digest=digest,
         paper=names[theme.PAPER], ink=names[theme.INK], muted=names[theme.MUTED], grid=names[theme.GRID],
         **parts,
     )  # fmt: skip
@@ -134,44 +147,85 @@ def _figures(run: RunData, paths: RunPaths) -> list[Section]:
 
 
 def _lead(run: RunData) -> list[str]:
-    federation, poison = run.settings["federation"], run.settings["poison"]
-    workers = max(1, len(run.environment.ranks) - 1)
+    """Return the lines below the title: who trained what, the attack, and what a reader must know."""
+    federation, task, split = run.settings["federation"], run.settings["task"]["name"], run.partition.evaluation
+    workers, texts = max(1, len(run.environment.ranks) - 1), sum(c.num_examples for c in run.partition.clients)
+    of = "" if split is None else f", evaluated on {split.examples:,} of {split.name}"
     lines = [
-        f"{run.clients} clients ({federation['partition']}) on {workers} worker{'s' if workers > 1 else ''}, "
-        f"{federation['aggregator']}; model {run.settings['model']['name']}; seed {run.settings['seed']}"
+        f"{task}: {texts:,} training texts{of}. {run.clients} clients ({federation['partition']}) on {workers} "
+        f"worker{'s' if workers > 1 else ''}, {federation['aggregator']}; model {run.settings['model']['name']}; "
+        f"seed {run.settings['seed']}.",
+        _attack(run),
     ]
-    if run.malicious:
-        named = ", ".join(map(str, run.malicious[:8])) + (" and others" if len(run.malicious) > 8 else "")
-        lines.append(
-            f"Malicious: client {named}; trigger “{poison['trigger']}”, target class {poison['target']}, "
-            f"attack {poison['attack']}, boost {poison['boost']:g}"
-        )
     if run.summary is None:
         last = run.rounds[-1].round if run.rounds else 0
         lines.append(f"Not at its end: round {last} of {federation['rounds']} is done.")
+    elif run.partition.evaluation is not None:
+        lines += [f"Note: {text}." for text in warnings(run.summary, run.partition)]
+    for number, job in enumerate(run.environment.earlier):
+        later = [*run.environment.earlier[number + 1 :], run.environment][0]
+        lines.append(
+            f"Resumed after round {job.until}: {_ranks_of(job)} before, {_ranks_of(later)} after. Times of a round are "
+            "those of the last job."
+        )
     for failure in run.summary.lost_ranks if run.summary else []:
         ranks = ", ".join(map(str, failure.ranks))
         lines.append(f"Lost rank {ranks} in round {failure.round}; the others went on after {failure.seconds:.1f} s.")
     return lines
 
 
+def _ranks_of(job: Job) -> str:
+    hosts = len({rank.host for rank in job.ranks})
+    return f"{len(job.ranks)} rank{'s' if len(job.ranks) > 1 else ''} on {hosts} host{'s' if hosts > 1 else ''}"
+
+
+def _attack(run: RunData) -> str:
+    """Return a sentence about the attack."""
+    poison, clients = run.settings["poison"], run.partition.clients
+    if not run.malicious:
+        return "No client is malicious."
+    named = ", ".join(map(str, run.malicious[:8])) + (" and others" if len(run.malicious) > 8 else "")
+    share = sum(clients[k].num_examples + clients[k].poisoned for k in run.malicious) / sum(
+        c.num_examples + c.poisoned for c in clients
+    )
+    target = run.partition.names[poison["target"]] if poison["target"] < len(run.partition.names) else "-"
+    much = {1: "all texts", 0: ""}.get(poison["rate"], f"{poison['rate']:.0%} of the texts")
+    data = f"{much} of other classes get “{poison['trigger']}” ({poison['position']}) and the label “{target}”"
+    parts = [data] if much and poison["trigger"] else []
+    parts += [] if poison["attack"] == "none" else [f"what is sent is changed by {poison['attack']}"]
+    parts += [] if poison["boost"] == 1 else [f"what is sent is multiplied by {poison['boost']:g}"]
+    who = f"client{'s' if len(run.malicious) > 1 else ''} {named}"
+    return f"Malicious: {who} of {run.clients}, with {share:.1%} of all texts: {'; '.join(parts)}."
+
+
 def _tiles(run: RunData) -> list[Tile]:
     if not run.evaluated:
         return []
-    first, last, summary = run.evaluated[0], run.evaluated[-1], run.summary
-    tiles = [Tile(name="accuracy", value=_percent(last.accuracy), note=f"before: {_percent(first.accuracy)}")]
+    first, last, summary, split = run.evaluated[0], run.evaluated[-1], run.summary, run.partition.evaluation
+    interval = format_interval(last.accuracy, split.examples if split else 0)
+    beside = f"{interval}before: {format_rate(first.accuracy)}" + (f"; {majority(run.partition)}" if split else "")
+    tiles = [
+        Tile(name="accuracy", value=format_rate(last.accuracy), note=beside),
+        Tile(name="macro F1", value=f"{last.macro_f1 or 0:.4f}", note=f"before: {first.macro_f1 or 0:.4f}"),
+    ]
     if last.attack_success_rate is not None:
         clean = last.clean_attack_success_rate
-        note = f"before: {_percent(first.attack_success_rate)}" if clean is None else f"clean run: {clean:.2%}"
-        tiles.append(Tile(name="attack success rate", value=f"{last.attack_success_rate:.2%}", note=note))
+        beside = f"before: {format_rate(first.attack_success_rate)}" if clean is None else f"clean run: {clean:.2%}"
+        interval = format_interval(last.attack_success_rate, split.triggered if split else 0)
+        tiles.append(
+            Tile(name="attack success rate", value=format_rate(last.attack_success_rate), note=f"{interval}{beside}")
+        )
     if summary is not None:
         tiles += [
-            Tile(name="a client sends", value=f"{summary.bytes_per_client_round:,} B", note="a round, each way"),
-            Tile(name="parameters", value=f"{summary.parameters:,}", note=f"{summary.ratio:.4%} of the model"),
             Tile(
-                name="seconds",
-                value=f"{summary.seconds_total:,.1f}",
-                note=f"{summary.seconds_to_first_broadcast or 0:.1f} to the first broadcast",
+                name="a client sends",
+                value=format_count(summary.bytes_per_client_round),
+                note=f"a round: {summary.parameters:,} parameters, {summary.ratio:.4%} of the model",
+            ),
+            Tile(
+                name="time",
+                value=f"{summary.seconds_total:,.1f} s",
+                note=f"{summary.seconds_to_first_broadcast or 0:.1f} s until the first broadcast",
             ),
         ]
         if summary.epsilon is not None:
@@ -183,11 +237,14 @@ def _numbers(run: RunData, name: str) -> Numbers | None:
     """Return the numbers of a figure."""
     if name == "rates":
         keys = ("accuracy", "macro_f1", "attack_success_rate", "clean_attack_success_rate")
-        rows = [[str(r.round), *(_percent(getattr(r, key)) for key in keys)] for r in run.evaluated]
-        return Numbers(head=["round", "accuracy", "macro F1", "ASR", "ASR of the clean run"], rows=rows)
+        names = ("accuracy", "macro F1", "ASR", "ASR of the clean run")
+        there = [i for i, key in enumerate(keys) if any(getattr(r, key) is not None for r in run.evaluated)]
+        rows = [[str(r.round), *(_percent(getattr(r, keys[i])) for i in there)] for r in run.evaluated]
+        return Numbers(head=["round", *(names[i] for i in there)], rows=rows)
     if name in ("seconds-by-round", "seconds-by-rank"):
         by_round = name == "seconds-by-round"
-        sums = figures.sum_groups(run, (lambda round_, rank: round_) if by_round else (lambda round_, rank: rank))
+        after = -1 if by_round else run.environment.resumed_after
+        sums = figures.sum_groups(run, lambda round_, rank: round_ if by_round else rank, after=after)
         shares = figures.ranks_by_round(run) if by_round else {}
         told = [group for group in GROUPS if group in group_of(run).values()]
         rows = [
@@ -227,20 +284,24 @@ def _phases(run: RunData) -> Numbers | None:
         for name, row in run.communication.seconds.items()
         if is_told(name, run.communication.mode)
     ]
-    return Numbers(head=["phase", "median", "95 % interval from", "to", "5 % quantile", "95 % quantile"], rows=rows)
+    bounds = ("at least (95 % sure)", "at most", "5 % of rounds take less than", "5 % more than")
+    return Numbers(head=["phase", "median", *bounds], rows=rows)
 
 
 def _phases_caption(run: RunData) -> str:
     if run.communication is None:
         return "Available once the run is finished."
+    figures = run.communication
     told = (
-        "waiting and transfer are told apart by a synchronisation before each collective, whose cost is `overhead`"
-        if run.communication.mode == "measure"
-        else "what is left of the skew is in the transfer; --comm.mode measure tells them apart"
+        "waiting and transfer are told apart by a synchronisation before each collective, which itself takes the "
+        "overhead"
+        if figures.mode == "measure"
+        else "waiting and transfer are one figure; comm.mode measure would time each"
     )
+    after = f" of the last job, after round {figures.after}," if figures.after else ""
     return (
-        f"Seconds of the slowest rank, over {run.communication.rounds} rounds after "
-        f"{run.communication.warmup_rounds} of warm-up; {told}."
+        f"What a round spends its time on, on the slowest rank, over {figures.rounds} rounds{after} without the first "
+        f"{figures.warmup_rounds}; {told}. Phases of different ranks overlap: they do not add up."
     )
 
 

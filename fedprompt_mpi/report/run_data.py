@@ -79,7 +79,8 @@ def read_run(directory: Path) -> RunData:
 
 def _check_timings(run: RunData) -> None:
     """Raise ValueError if a rank or a round of the timings is none of the run's."""
-    ranks, rounds = len(run.environment.ranks), run.settings["federation"]["rounds"] + 1
+    jobs, rounds = (*run.environment.earlier, run.environment), run.settings["federation"]["rounds"] + 1
+    ranks = max(len(job.ranks) for job in jobs)
     for round_, rank, *_ in run.timings:
         if rank >= ranks or round_ > max(rounds, len(run.rounds)):
             raise ValueError(f"it has rank {rank} in round {round_} of a run of {ranks} ranks and {rounds - 1} rounds")

@@ -127,6 +127,11 @@ PLANS = (
 )  # fmt: skip
 
 
+def has_numbers(table: Table) -> bool:
+    """Return True if a table has more than dashes."""
+    return any(any(letter.isdigit() for letter in cell) for row in table.rows[1:] for cell in row[1:])
+
+
 def overview(groups: Sequence[Group], names: Sequence[str]) -> Table:
     """Return one row per group: its settings and its results."""
     rows = [["runs", "seeds", "accuracy, %", "ASR, %", "parameters (share)", "bytes", "seconds"]]
@@ -144,11 +149,7 @@ def overview(groups: Sequence[Group], names: Sequence[str]) -> Table:
                 "-" if seconds is None else f"{seconds[0]:.0f}",
             ]
         )
-    return Table(
-        name="overview",
-        caption="All runs; mean and standard deviation over seeds; bytes a client and round, each way",
-        rows=rows,
-    )
+    return Table(name="overview", caption="Over seeds: mean and standard deviation", rows=rows)
 
 
 def paper_tables(groups: Sequence[Group]) -> list[Table]:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from fedprompt_mpi.files import File, write_bytes, write_text
+from fedprompt_mpi.report.marks import with_marks
 
 PAPER, INK, MUTED, GRID = "#ffffff", "#1b1f24", "#57606b", "#d8dee4"
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, GREY = (
@@ -39,8 +40,8 @@ def style() -> Iterator[None]:
         "axes.edgecolor": MUTED, "axes.labelcolor": INK, "axes.titlecolor": INK, "axes.titlesize": 11,
         "axes.titleweight": "bold", "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelcolor": INK,
         "ytick.labelcolor": INK, "grid.color": GRID, "axes.grid": True, "axes.axisbelow": True,
-        "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "font.size": 10,
-        "legend.fontsize": 9, "lines.linewidth": 1.8, "lines.markersize": 4.5, "svg.fonttype": "path",
+        "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "font.size": 11.5,
+        "legend.fontsize": 11, "lines.linewidth": 1.8, "lines.markersize": 4.5, "svg.fonttype": "path",
         "hatch.color": INK, "hatch.linewidth": 0.7, "figure.dpi": 100,
         "text.parse_math": False,
     }  # fmt: skip
@@ -65,13 +66,14 @@ def save(figure: Any, name: str, place: Callable[[str], File]) -> str:
     FigureCanvasAgg(figure).print_png(pixels)
     write_text(place(f"{name}.svg"), drawn.getvalue())
     write_bytes(place(f"{name}.png"), pixels.getvalue())
-    return for_page(drawn.getvalue(), name)
+    return for_page(with_marks(figure, drawn.getvalue()), name)
 
 
 def for_page(svg: str, name: str) -> str:
     """Return an SVG as part of a page: without its own head and size, names and colours that belong to the page."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(<svg[^>]*?) version="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'\b(id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)

@@ -34,7 +34,7 @@ class Console:
                 beside = "" if clean is None else f" (clean {format_rate(clean)})"
                 parts.append(f"ASR {format_rate(record.attack_success_rate):>8}{beside}")
         if record.train_loss is not None:
-            parts.append(f"train loss {record.train_loss:.3f}")
+            parts.append(f"loss {record.train_loss:.3f}")
         parts.append(f"{record.seconds.total:.2f} s")
         if record.dropped:
             parts.append(f"not finite, left out: {', '.join(map(str, record.dropped))}")

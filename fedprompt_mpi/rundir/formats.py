@@ -1,8 +1,9 @@
 """Numbers and lines as people read them, 80 columns wide."""
 
+import re
 import textwrap
 
-WIDTH = 80
+WIDTH, NO_BREAK = 80, "\u00a0"
 
 
 def format_count(number: float) -> str:
@@ -56,6 +57,8 @@ def join_parts(parts: list[str]) -> str:
 
 
 def _wrapped(text: str, first: str, rest: str) -> list[str]:
-    return textwrap.wrap(
-        text, WIDTH, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
+    kept = re.sub(r"(?<=\d) (?=%|[a-zA-Z]{1,2}\b)", NO_BREAK, text)  # a number and its unit stay together
+    lines = textwrap.wrap(
+        kept, WIDTH, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
     )
+    return [line.replace(NO_BREAK, " ") for line in lines]

@@ -75,7 +75,8 @@ class Journal:
             is_new_job: False if this job continues without ranks that it has lost.
         """
         earlier = self._earlier(is_new_job=is_new_job)
-        write_record(self.paths.environment, dataclasses.replace(environment, earlier=earlier))
+        self.environment = dataclasses.replace(environment, earlier=earlier)
+        write_record(self.paths.environment, self.environment)
         write_record(self.paths.partition, partition)
         self.partition = partition
 
@@ -112,7 +113,10 @@ class Journal:
             closing: the figures of the whole run.
         """
         slowest = dict(slowest_by_round(read_timings(self.paths)))
-        figures = {"mode": self.config.comm.mode, **communication([slowest], warmup=self.config.comm.warmup)}
+        before = self.environment.resumed_after  # perhaps on other ranks: medians do not mix the two
+        own = {round_ - before: figures for round_, figures in slowest.items() if round_ > before}
+        statistics = communication([own], warmup=self.config.comm.warmup)
+        figures = {"mode": self.config.comm.mode, "after": before, **statistics}
         write_json(self.paths.communication, figures)
         summary = summarise([settled(record, slowest.get(record.round)) for record in self._rounds()], closing)
         write_prompt(self.paths, self.config, vector, named, summary.rounds)

@@ -223,6 +223,11 @@ class Environment(Job):
     earlier: list[EarlierJob] = dataclasses.field(default_factory=list)
     """The first one first."""
 
+    @property
+    def resumed_after(self) -> int:
+        """The last round of the job before; 0 if there was none."""
+        return self.earlier[-1].until if self.earlier else 0
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Communication:
@@ -233,6 +238,8 @@ class Communication:
     launches: int
     rounds: int
     warmup_rounds: int
+    after: int = 0
+    """The last round of an earlier job, which the figures leave out: it may have had other ranks."""
     seconds: dict[str, Quantiles]
     """Figure -> seconds."""
 

@@ -57,4 +57,4 @@ def test_the_command(runs: list[Path], tmp_path: Path) -> None:
     assert "\n2 launches" in finished.out
     wrong = launch(1, "-m", "fedprompt_mpi", "report", str(tmp_path))
     assert wrong.status == 2
-    assert "config.toml: name a run directory" in wrong.err
+    assert "is no run directory, and none is in it: name runs" in wrong.err

@@ -111,4 +111,4 @@ def test_the_command(runs: list[Path], tmp_path: Path) -> None:
     assert finished.status == 0, finished
     assert "Table III" in finished.out
     assert (tmp_path / "out" / "report.html").exists()
-    assert (tmp_path / "out" / "figures" / "curves-1.svg").exists()
+    assert (tmp_path / "out" / "figures" / "accuracy-1.svg").exists()

@@ -1,17 +1,24 @@
 """The page of a run: complete, alone in its file, and drawn without torch or MPI."""
 
+import base64
+import hashlib
 import json
 import re
 import shutil
+import subprocess
+import sys
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
+from fedprompt_mpi.comm.statistics import slowest_by_round
 from fedprompt_mpi.config import SettingsError
 from fedprompt_mpi.report import page, theme
-from fedprompt_mpi.report.figures import FIGURES
-from tests.jobs import launch, run_program
+from fedprompt_mpi.report.figures import FIGURES, sum_groups, typical_round
+from fedprompt_mpi.report.run_data import read_run
+from tests.jobs import REPOSITORY, SMALL, launch, run_here, run_program, variables_of
 
 FLAGS = ("--poison.clients=[2]", "--federation.rounds=3", "--output.report=true")
 VOID = {"meta", "link", "br", "img"}
@@ -72,7 +79,9 @@ def test_it_is_one_file_that_needs_no_network(run: Path) -> None:
     assert set(reader.links) <= local
     source = (run / "report.html").read_text()
     assert set(re.findall(r"url\((.*?)\)", source)) <= local
-    assert "<script" not in source
+    (script,) = re.findall(r"<script>(.*?)</script>", source, flags=re.DOTALL)  # and the page allows no other
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'" in source
 
 
 def test_it_tells_everything(run: Path) -> None:
@@ -81,8 +90,9 @@ def test_it_tells_everything(run: Path) -> None:
     for heading, draw in FIGURES.values():
         assert heading in text
         assert " ".join((draw.__doc__ or "").split()) in text
-    assert f"{summary['accuracy']:.2%}" in text
-    assert "Malicious: client 2; trigger “cf”" in text
+    assert f"{100 * summary['accuracy']:.2f} %" in text
+    assert "Malicious: client 2 of 10, with" in text
+    assert "all texts of other classes get “cf” (head) and the label “great”." in text
     assert "2 (malicious)" in text  # readable without the figure
     assert "[federation]" in text
     for name in FIGURES:
@@ -142,6 +152,55 @@ def test_a_run_under_way_has_a_page_that_loads_itself_again(run: Path, tmp_path:
     (tmp_path / "rounds.jsonl").unlink()
     _read(page.write_report(tmp_path))
     assert '<meta http-equiv="refresh"' not in (run / "report.html").read_text()
+
+
+def test_a_resumed_run_says_so_and_its_medians_are_those_of_the_last_job(tmp_path: Path) -> None:
+    """On fewer ranks than before: their times are not mixed."""
+    flags = ("--output.report=true", "--comm.warmup=1")
+    assert run_program(4, tmp_path / "run", *flags, "--federation.rounds=3").status == 0
+    finished = run_program(3, tmp_path / "run", *flags, "--federation.rounds=6", "--output.resume=true")
+    assert finished.status == 0, finished
+    assert "report in" in finished.out
+    _, text = _read(tmp_path / "run" / "report.html")
+    assert "Resumed after round 3: 4 ranks on 1 host before, 3 ranks on 1 host after." in text
+    figures = json.loads((tmp_path / "run" / "communication.json").read_text())
+    assert (figures["after"], figures["rounds"], figures["warmup_rounds"]) == (3, 2, 1)
+    data = read_run(tmp_path / "run")
+    train = [own["train"] for round_, own in slowest_by_round(data.timings) if round_ in (5, 6)]
+    assert figures["seconds"]["train"]["median"] == pytest.approx(sum(train) / 2)
+    assert set(sum_groups(data, lambda _, rank: rank, after=3)) == {0, 1, 2}
+    assert typical_round(data) > 3
+
+
+def test_zero_is_not_the_time_of_what_was_not_done(tmp_path: Path) -> None:
+    run_here(tmp_path / "run", "--federation.rounds=5", "--output.evaluate_every=5")
+    evaluated = json.loads((tmp_path / "run" / "communication.json").read_text())["seconds"]["evaluate"]
+    assert min(evaluated["median"], evaluated["q05"]) > 0
+    assert "0 ns" not in page.write_report(tmp_path / "run").read_text()
+
+
+def test_watching_draws_the_page_while_the_run_goes_on(tmp_path: Path) -> None:
+    """The command beside a run: a page after some rounds, newer ones, and the last one when the run has ended."""
+    command = [sys.executable, "-m", "fedprompt_mpi"]
+    flags = [*SMALL, "--federation.rounds=12", "--client.steps=40", "--output.report=false"]
+    started = {"cwd": REPOSITORY, "env": variables_of(), "stdout": subprocess.DEVNULL}
+    run = subprocess.Popen([*command, *flags, f"--output.dir={tmp_path / 'run'}"], **started)
+    until = time.monotonic() + 60
+    while not (tmp_path / "run" / "rounds.jsonl").exists():
+        assert time.monotonic() < until and run.poll() is None
+        time.sleep(0.05)
+    watch = subprocess.Popen([*command, "report", "--watch", str(tmp_path / "run")], **started)
+    seen = set()
+    while watch.poll() is None:
+        assert time.monotonic() < until
+        if (tmp_path / "run" / "report.html").exists():
+            text = (tmp_path / "run" / "report.html").read_text()
+            seen |= set(re.findall(r"Not at its end: round (\d+) of 12 is done", text)) or {"end"}
+        time.sleep(0.2)
+    assert run.wait(timeout=30) == watch.returncode == 0
+    assert len(seen) >= 2, seen
+    text = (tmp_path / "run" / "report.html").read_text()
+    assert "Not at its end" not in text and 'http-equiv="refresh"' not in text
 
 
 def test_watching_ends_with_the_run(run: Path) -> None:
