@@ -340,6 +340,9 @@ class OutputConfig:
     """At the end, draw the figures and write report.html."""
     tensorboard: bool = setting(False)
     """Write TensorBoard scalars into output.dir/tensorboard during the run (needs the package tensorboard)."""
+    track: list[Literal["tensorboard", "mlflow", "wandb"]] = setting(factory=list)
+    """Hand scalars, settings and page to these: MLflow in a folder beside output.dir, or where MLFLOW_TRACKING_URI
+    says; W&B offline, unless WANDB_MODE says otherwise. The command sync does so afterwards."""
     resume: bool = setting(False)
     """Continue the run in output.dir from its last checkpoint; begin it if there is none yet."""
 

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from fedprompt_mpi.comm.start import open_channel
-from fedprompt_mpi.config import RunConfig, SettingsError
+from fedprompt_mpi.config import RunConfig, SettingsError, to_dict
 from fedprompt_mpi.federation.federation import Federation, StopRound
 from fedprompt_mpi.federation.prepare import prepare
 from fedprompt_mpi.liveness.liveness import Liveness
@@ -89,6 +89,10 @@ def run(config: RunConfig | None = None, *, liveness: Liveness | None = None) ->
     if summary is None:
         return {}
     _write_report(config, setup.paths)
+    if config.output.track:
+        from fedprompt_mpi.rundir.tracking import track_page
+
+        track_page(to_dict(config), setup.paths)
     return dataclasses.asdict(summary)
 
 

@@ -20,7 +20,7 @@ from fedprompt_mpi import seeds
 from fedprompt_mpi.comm.channel import Channel
 from fedprompt_mpi.comm.device import Vector
 from fedprompt_mpi.comm.placement import bind_device, thread_count
-from fedprompt_mpi.config import RunConfig, SettingsError
+from fedprompt_mpi.config import RunConfig, SettingsError, to_dict
 from fedprompt_mpi.federation.setup import Setup
 from fedprompt_mpi.federation.state import check_state
 from fedprompt_mpi.files import CannotWriteError, RunFile
@@ -33,6 +33,7 @@ from fedprompt_mpi.rundir.lock import DirectoryInUseError, DirectoryLock
 from fedprompt_mpi.rundir.paths import RunPaths
 from fedprompt_mpi.rundir.prompt import read_prompt
 from fedprompt_mpi.rundir.records import RoundRecord
+from fedprompt_mpi.rundir.tracking import missing_packages, trackers_of
 from fedprompt_mpi.text.corpus import Corpus, build
 from fedprompt_mpi.text.tasks import Task
 
@@ -136,10 +137,15 @@ def _check_packages(config: RunConfig) -> None:
     for setting, is_set, module, package in (
         ("federation.aggregator is flame", config.federation.aggregator == "flame", "sklearn", "scikit-learn"),
         ("privacy.mechanism is dp_fedavg", config.privacy.mechanism == "dp_fedavg", "dp_accounting", "dp-accounting"),
-        ("output.tensorboard is true", config.output.tensorboard, "tensorboard", "tensorboard"),
     ):
         if is_set and importlib.util.find_spec(module) is None:
             raise SettingsError(f"{setting}, which needs a package that is not here: pip install {package}")
+    trackers = trackers_of(to_dict(config))
+    if missing := missing_packages(trackers):
+        raise SettingsError(
+            f"output.track is {', '.join(trackers)}, which needs packages that are not here: pip install "
+            f"{' '.join(missing)}"
+        )
 
 
 def _find_start(config: RunConfig, task: Task, channel: Channel) -> _Start:

@@ -294,7 +294,7 @@ def _stack(
     draw = axis.barh if across else axis.bar
     for group, colour in COLOURS.items():
         values = np.array([row.get(group, 0.0) for row in rows])
-        some = np.flatnonzero(values)  # zero is not the time of what was not done
+        some = np.flatnonzero(values).tolist()  # zero is not the time of what was not done
         if len(some):
             bars = draw([places[at] for at in some], values[some], width, start[some], color=colour, label=group)
             for at, bar in zip(some, bars, strict=True):

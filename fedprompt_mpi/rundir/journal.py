@@ -33,8 +33,8 @@ from fedprompt_mpi.rundir.records import (
     write_rounds,
 )
 from fedprompt_mpi.rundir.screen import Lines
-from fedprompt_mpi.rundir.tensorboard import Scalars
 from fedprompt_mpi.rundir.timings import append_timings, keep_timings, read_timings
+from fedprompt_mpi.rundir.tracking import Tracking, trackers_of
 
 NUMERIC = ("fedprompt_mpi", "torch", "transformers", "tokenizers", "numpy")
 """The packages whose version may change a bit of the result."""
@@ -55,13 +55,13 @@ class Journal:
         """
         self.paths, self.config, self._done = paths, config, done
         self.console = Console(screen or Lines(), config)
-        self._scalars = Scalars(paths, first_round=done) if config.output.tensorboard else None
         # files that only a finished run has, and files that a killed run left half written
         for old in (paths.summary, paths.communication, *paths.unfinished_checkpoints()):
             old.unlink(missing_ok=True)
         write_rounds(paths, self._rounds()[:done] if done else [])
         keep_timings(paths, done if done else None)
         settings = to_dict(config)
+        self._tracking = Tracking(trackers_of(settings), paths, settings, first_round=done)
         settings["output"]["resume"] = False
         settings["federation"]["rounds"] = max(config.federation.rounds, done)
         write_text(paths.config, tomli_w.dumps(settings))
@@ -96,8 +96,7 @@ class Journal:
     def finish_round(self, record: RoundRecord) -> None:
         """Write and print the line of a round."""
         append_round(self.paths, record)
-        if self._scalars is not None:
-            self._scalars.add_round(record)
+        self._tracking.add_round(record)
         self.console.say_round(record)
 
     def add_timings(self, by_rank: Mapping[int, np.ndarray]) -> None:
@@ -122,8 +121,7 @@ class Journal:
         write_prompt(self.paths, self.config, vector, named, summary.rounds)
         write_record(self.paths.summary, summary)
         self.console.say_summary(summary, self.partition, figures)
-        if self._scalars is not None:
-            self._scalars.close()
+        self._tracking.close()
         return summary
 
     def _rounds(self) -> list[RoundRecord]:

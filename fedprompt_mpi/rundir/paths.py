@@ -13,7 +13,7 @@ _CHECKPOINT = r"round-\d{8}\.safetensors"
 _OWN = {
     "": "|".join(
         (r"(config\.toml|environment\.json|partition\.json|rounds\.jsonl|timings\.csv|communication\.json)",
-         r"(prompt\.safetensors|summary\.json|report\.html|\.lock)")
+         r"(prompt\.safetensors|summary\.json|report\.html|tracking\.json|\.lock)")
     ),
     CHECKPOINTS: _CHECKPOINT,
     FIGURES: r"[\w-]+\.(png|svg)",
@@ -36,7 +36,8 @@ class RunPaths:
     prompt.safetensors   the global vector, the parameters by name, the effective prompt
     summary.json         the closing figures; of a finished run
     report.html, figures/  the page of the run
-    tensorboard/         events, if output.tensorboard is set
+    tensorboard/         events, if output.track or output.tensorboard asks for them
+    tracking.json        how MLflow and W&B call the run
     checkpoint/          the last two checkpoints
     .lock                locked by the job that writes here
     """
@@ -54,6 +55,7 @@ class RunPaths:
         self.summary = RunFile(directory, "summary.json")
         self.report = RunFile(directory, REPORT)
         self.tensorboard = directory / SCALARS
+        self.tracking = RunFile(directory, "tracking.json")
         self.lock = RunFile(directory, LOCK)
 
     def checkpoint(self, round_: int) -> RunFile:
