@@ -39,8 +39,8 @@ def _commands(guide: Path) -> list[str]:
     return [line.split(PROGRAM, 1)[1].strip() for line in found]
 
 
-def test_there_are_eleven() -> None:
-    assert len(GUIDES) == 11
+def test_there_are_twelve() -> None:
+    assert len(GUIDES) == 12
     assert sum(len(_commands(guide)) for guide in GUIDES) >= 20
 
 

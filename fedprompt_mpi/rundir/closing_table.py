@@ -93,7 +93,9 @@ def attack_rows(summary: Summary, partition: PartitionRecord, config: RunConfig)
         rows.append(("ASR of own prompts", f"{', '.join(local)} (means of clients, last round)"))
     if summary.malicious_clients and poison.attacks_update:
         ids = ", ".join(map(str, summary.malicious_clients))
-        rows.append(("attack on the update", f"{poison.attack}, boost {poison.boost:g}, by {ids}"))
+        kinds = [] if poison.attack == "none" else [poison.attack]
+        kinds += [] if poison.boost == 1 else [f"multiplied by {poison.boost:g}"]
+        rows.append(("attack on the update", f"{', '.join(kinds)}; by client {ids}"))
     if summary.dropped_updates:
         dropped = summary.dropped_updates
         by_client = ", ".join(f"client {client}: {count}" for client, count in dropped.items())

@@ -50,7 +50,7 @@ class Console:
     def start_steps(self, round_: int, total: int) -> Callable[[int], None]:
         """Say that a round trains; return a function that says how many steps the slowest rank has done."""
         rounds = self._config.federation.rounds
-        self._going_on = what = f"round {round_}/{rounds}"
+        self._going_on = what = f"round {round_:>{len(str(rounds))}}/{rounds}"
         self._screen.stage(what, rounds, quiet=True)
 
         def move(step: int) -> None:
@@ -66,7 +66,8 @@ class Console:
 
     def start_evaluation(self, round_: int, total: int) -> Callable[[int], None]:
         """Say that the vector after a round is evaluated; return a function that says on how many texts."""
-        what = "evaluating" if round_ == 0 else f"round {round_}/{self._config.federation.rounds}, evaluating"
+        rounds = self._config.federation.rounds
+        what = "evaluating" if round_ == 0 else f"round {round_:>{len(str(rounds))}}/{rounds}, evaluating"
         self._going_on = what
         self._screen.stage(what, total, quiet=round_ > 0)
         return lambda done: self._screen.advance(done, f"{done:,} of {total:,} texts")
