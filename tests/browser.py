@@ -22,7 +22,14 @@ class Browser:
         """Start it, with a folder for what it keeps."""
         its_in, self._out = os.pipe()
         self._in, its_out = os.pipe()
-        flags = ["--headless", "--hide-scrollbars", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", f"--user-data-dir={profile}"]
+        flags = [
+            "--headless",
+            "--hide-scrollbars",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--remote-debugging-pipe",
+            f"--user-data-dir={profile}",
+        ]
         self._process = subprocess.Popen(
             ["bash", "-c", f'exec "$@" 3<&{its_in} 4>&{its_out}', "browser", str(BROWSER), *flags, "about:blank"],
             pass_fds=(its_in, its_out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,

@@ -1,5 +1,6 @@
 """Several runs side by side: curves with mean and band over seeds, and the paper's tables; on one page."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 
 from fedprompt_mpi.files import RunFile, write_text
 from fedprompt_mpi.report import page, theme
-from fedprompt_mpi.report.figures import figure, legend_above, whole_numbers
+from fedprompt_mpi.report.figures import MOST_LEGEND, figure, legend_above, whole_numbers
 from fedprompt_mpi.report.groups import Group, group, labels
 from fedprompt_mpi.report.marks import mark_bar, mark_points
 from fedprompt_mpi.report.run_data import read_run
@@ -87,8 +88,9 @@ def _section(table: Table) -> page.Section:
 
 def curves(groups: Sequence[Group], names: Sequence[str], key: str) -> Any:
     """Return a rate by round, a curve a group."""
-    made, axis = figure(2.6 + 0.24 * len(groups))
-    for known, name, (style, colour, marker) in zip(groups, names, STYLES, strict=False):
+    shown = ["\n".join(textwrap.wrap(name, MOST_LEGEND)) for name in names]
+    made, axis = figure(2.6 + 0.22 * sum(name.count("\n") + 1 for name in shown))
+    for known, name, (style, colour, marker) in zip(groups, shown, STYLES, strict=False):
         rounds, mean, deviation = by_round(known, key)
         if not len(rounds):
             continue
@@ -98,7 +100,7 @@ def curves(groups: Sequence[Group], names: Sequence[str], key: str) -> Any:
             band = axis.fill_between(rounds, mean - deviation, mean + deviation, color=colour, alpha=0.2, linewidth=0)
             mark_bar(made, band, name, "")
         texts = [
-            f"{name}, round {round_}: {rate:.2f} %" + (f" ± {off:.2f}" if several else "")
+            f"{name}, round {round_}: {rate:.2f} %".replace("\n", " ") + (f" ± {off:.2f}" if several else "")
             for round_, rate, off in zip(rounds, mean, deviation, strict=True)
         ]
         mark_points(made, line, name, texts)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fedprompt_mpi.liveness.exit import wait_until_read
+from fedprompt_mpi.liveness.output import printable
 from fedprompt_mpi.start.launcher import launcher_pid
 
 WIDTH = 80
@@ -120,7 +121,7 @@ class LiveScreen:
         """
         line = f"{self._line()}\n" if self._terminal and self._stage else ""
         if text or line or self._shows:
-            self._stream.write(f"{UP_AND_CLEAR if self._shows else ''}{text}{line}")
+            self._stream.write(f"{UP_AND_CLEAR if self._shows else ''}{printable(text + line)}")
             self._stream.flush()
         self._shows, self._drawn = bool(line), time.monotonic()
 

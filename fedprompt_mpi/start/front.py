@@ -23,6 +23,7 @@ KEPT_FOR = "FEDPROMPT_KEPT_FOR"
 """Environment variable; the process (`process_name`) for whose jobs one importer is kept until that process ends."""
 TOGETHER = ("run", "bench", "doctor")
 """Commands that all ranks run."""
+TELL_AFTER_S = (3, 10, 20, 40, 80, 160, 320)
 FORKED, ALONE = b"f", b"a"
 """What the importer answers: it has forked the rank, or the rank is to do everything alone."""
 STATUS_BYTES = PID_BYTES = 4
@@ -32,10 +33,15 @@ _ENDED_BADLY = 1
 def say_start(arguments: Sequence[str]) -> None:
     """Say at once, on rank 0, that a job starts: it takes seconds until there is more to say."""
     launch = read_launch()
-    if launch.rank == 0 and _command(arguments) == "run" and not _asks_for_text(arguments):
+    if says_start(arguments):
         ranks = "in one process" if launch.size == 1 else f"on {launch.size or 'its'} ranks"
         with contextlib.suppress(OSError, AttributeError):  # nobody may be there to read it
             print(f"fedprompt_mpi starts {ranks}", flush=True)
+
+
+def says_start(arguments: Sequence[str]) -> bool:
+    """Return True on the rank that says so."""
+    return read_launch().rank == 0 and _command(arguments) == "run" and not _asks_for_text(arguments)
 
 
 def _command(arguments: Sequence[str]) -> str:
@@ -99,9 +105,23 @@ def _ask(connection: socket.socket, leash: int, name: str, kept_for: int) -> int
     """Return the process that an importer has forked for this rank; 0 if none."""
     connect(connection, name, kept_for)
     handover.send(connection, leash)
-    if connection.recv(1) != FORKED:
+    if _answer(connection) != FORKED:
         return 0
     return int.from_bytes(connection.recv(PID_BYTES, socket.MSG_WAITALL), "little")
+
+
+def _answer(connection: socket.socket) -> bytes:
+    """Return what the importer answers once it has imported; say on rank 0 how long that takes already."""
+    tells, began = says_start(sys.argv[1:]), time.monotonic()
+    for seconds in TELL_AFTER_S if tells else ():
+        connection.settimeout(max(0.01, began + seconds - time.monotonic()))
+        try:
+            return connection.recv(1)
+        except TimeoutError:
+            print(f"importing PyTorch and transformers, once for all ranks of a node: {seconds} s", flush=True)
+        finally:
+            connection.settimeout(None)
+    return connection.recv(1)
 
 
 def connect(connection: socket.socket, name: str, kept_for: int = 0) -> None:

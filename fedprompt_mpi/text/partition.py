@@ -108,6 +108,8 @@ def _by_user(users: Sequence[str] | None, clients: int, rng: np.random.Generator
 
 MOST_LINES = 50
 """Clients that a table lists one by one."""
+COLUMNS, NARROWEST = 80, 8
+"""Of a terminal, and of a class in it."""
 
 
 def format_table(counts: np.ndarray, label_words: Sequence[str], poisoned: Sequence[int]) -> str:
@@ -120,7 +122,8 @@ def format_table(counts: np.ndarray, label_words: Sequence[str], poisoned: Seque
         label_words: C names.
         poisoned: K counts of poisoned examples.
     """
-    width = max(8, *(len(word) + 2 for word in label_words))
+    beside = 26 if len(counts) > MOST_LINES else 16 + (18 if any(poisoned) else 0)
+    counts, label_words, width = _fitted(counts, label_words, COLUMNS - beside)
     if len(counts) > MOST_LINES:
         return _quantiles(counts, label_words, poisoned, width)
     lines = ["client" + f"{'examples':>10}" + "".join(f"{word:>{width}}" for word in label_words)]
@@ -128,6 +131,16 @@ def format_table(counts: np.ndarray, label_words: Sequence[str], poisoned: Seque
         mark = f"   poisoned: {extra}" if extra else ""
         lines.append(f"{client:6d}{row.sum():10d}" + "".join(f"{n:{width}d}" for n in row) + mark)
     return "\n".join(lines)
+
+
+def _fitted(counts: np.ndarray, names: Sequence[str], room: int) -> tuple[np.ndarray, Sequence[str], int]:
+    """Return counts, names and width of columns that fit: long names are cut, of many classes some are summed up."""
+    most = room // NARROWEST
+    if len(names) > most:
+        counts = np.column_stack([counts[:, : most - 1], counts[:, most - 1 :].sum(axis=1)])
+        names = [*names[: most - 1], "others"]
+    width = min(max(8, *(len(name) + 2 for name in names)), room // len(names))
+    return counts, [name if len(name) <= width - 2 else f"{name[: width - 3]}." for name in names], width
 
 
 def _quantiles(counts: np.ndarray, label_words: Sequence[str], poisoned: Sequence[int], width: int) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fedprompt_mpi.report.comparison import by_round, read_groups, write_comparison
+from fedprompt_mpi.report.comparison import by_round, curves, read_groups, write_comparison
 from fedprompt_mpi.report.groups import group, labels
 from fedprompt_mpi.report.run_data import read_run
 from fedprompt_mpi.report.tables import Table, paper_tables
@@ -112,3 +112,15 @@ def test_the_command(runs: list[Path], tmp_path: Path) -> None:
     assert "Table III" in finished.out
     assert (tmp_path / "out" / "report.html").exists()
     assert (tmp_path / "out" / "figures" / "accuracy-1.svg").exists()
+
+
+def test_long_names_stay_within_the_figure(runs: list[Path]) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    groups = read_groups(runs)
+    names = [f"run {n}, " + "a setting with a long value, " * 4 for n in range(len(groups))]
+    made = curves(groups, names, "accuracy")
+    FigureCanvasAgg(made).draw()
+    box = made.legends[0].get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= made.bbox.x1
+    assert box.y0 >= 0 and box.y1 <= made.bbox.y1

@@ -1,11 +1,14 @@
 """What stands on a terminal in the end, and meanwhile: every line, whole, and always something that is going on."""
 
+import io
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
 from fedprompt_mpi.config import RunConfig, from_dict
+from fedprompt_mpi.rundir import screen
 from fedprompt_mpi.rundir.console import TimeLeft
 from fedprompt_mpi.rundir.records import RoundRecord, Seconds
 from tests.jobs import SMALL, command_of, launch, variables_of
@@ -44,6 +47,21 @@ def test_the_first_line_comes_at_once_and_an_error_stands_alone(tmp_path: Path) 
     assert re.match(r"fedprompt_mpi starts on 3 ranks fedprompt_mpi: error: task.data is .* no such folder or", lines)
     if "prterun" not in lines:  # Open MPI's launcher has words of its own about any other status than 0
         assert lines.endswith("folder or file")
+
+
+def test_names_of_others_steer_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.StringIO()
+    monkeypatch.setattr(screen, "terminal_of", lambda _: "/dev/null")
+    monkeypatch.setattr(sys, "stdout", written)
+    monkeypatch.setattr(screen, "wait_until_read", lambda _: None)
+    monkeypatch.setattr(written, "fileno", lambda: 1, raising=False)
+    with screen.LiveScreen() as shown:
+        shown.say("a class \x1b[2J named so")
+        shown.stage("loading \x1b]0;title\x07", 3)
+        shown.advance(1, "{of} \x1b[31m")
+    text = written.getvalue().replace(screen.UP_AND_CLEAR, "")
+    assert "\x1b" not in text and "\x07" not in text
+    assert "a class \\x1b[2J named so" in text
 
 
 def _record(round_: int, total: float, evaluate: float = 0.0) -> RoundRecord:

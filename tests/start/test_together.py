@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -272,3 +273,19 @@ def test_the_kernel_kills_who_hangs_on() -> None:
     _, how = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(how) == -signal.SIGKILL
     os.close(leash)
+
+
+def test_a_slow_import_is_told_on_rank_0(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Seconds of nothing look like a job that hangs."""
+    monkeypatch.setattr(front, "TELL_AFTER_S", (0.1, 0.2, 100))
+    monkeypatch.setattr(sys, "argv", ["fedprompt_mpi"])
+    for rank, told in (("0", ["0.1 s", "0.2 s"]), ("1", [])):
+        monkeypatch.setenv("PMI_RANK", rank)
+        monkeypatch.setenv("PMI_SIZE", "2")
+        monkeypatch.setenv("MPI_LOCALRANKID", rank)
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            threading.Timer(0.4, theirs.send, [front.FORKED]).start()
+            assert front._answer(ours) == front.FORKED
+            assert ours.gettimeout() is None
+        assert [line.split(": ")[1] for line in capsys.readouterr().out.splitlines()] == told

@@ -93,3 +93,16 @@ def test_the_table_of_many_clients_has_quantiles() -> None:
         ["7", "0", "7"], ["12", "5", "7"], ["57", "50", "7"], ["102", "95", "7"], ["107", "100", "7"]
     ]  # fmt: skip
     assert table[-1] == "poisoned: 7 examples of 2 clients"
+
+
+@pytest.mark.parametrize("clients", [3, 100])
+@pytest.mark.parametrize("classes", [2, 6, 20])
+def test_the_table_fits_a_terminal(classes: int, clients: int) -> None:
+    """Long names are cut, and of many classes some are summed up; no example is lost."""
+    counts = np.arange(clients * classes).reshape(clients, classes)
+    names = [f"class number {n} of many" for n in range(classes)]
+    lines = format_table(counts, names, [0] * (clients - 1) + [12_345]).splitlines()
+    assert max(map(len, lines)) <= 80
+    if clients == 3:
+        first = [int(cell) for cell in lines[1].split()[1:]]
+        assert sum(first[1:]) == first[0] == counts[0].sum()
