@@ -10,6 +10,7 @@ References:
 import importlib.util
 import logging
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -67,6 +68,7 @@ def is_quantised(config: Any) -> bool:
 def one_place(device: Any) -> dict[str, Any]:
     """Return what makes transformers put a quantised model on a device; it cannot be moved afterwards."""
     logging.getLogger(METHOD).setLevel(logging.ERROR)  # a line for each product of 8-bit numbers
+    sys.modules.setdefault("kernels", None)  # pyright: ignore[reportArgumentType] - by it the library fetches code
     return {"device_map": {"": device}}
 
 
