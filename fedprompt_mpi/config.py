@@ -19,7 +19,7 @@ from fedprompt_mpi.rules.setting import ALWAYS, Comparison, SettingsError, check
 __all__ = ["RunConfig", "SettingsError"]
 
 Method = Literal["soft", "p_tuning", "prefix", "full"]
-PartitionKind = Literal["iid", "quantity", "label", "natural"]
+PartitionKind = Literal["iid", "quantity", "label", "label_shares", "natural"]
 OptimizerName = Literal["adamw", "adam", "adafactor", "sgd"]
 Position = Literal["head", "tail", "random"]
 Mechanism = Literal["none", "ldp", "dp_fedavg"]
@@ -134,12 +134,15 @@ class _Federation:
     fraction: float = setting(1.0, above=0, at_most=1)
     """Share of the clients that takes part in a round (at least one)."""
     partition: PartitionKind = setting("iid")
-    """iid (equal random parts), quantity (sizes from a Dirichlet), label (label shares from a Dirichlet), natural."""
+    """iid (equal random parts), quantity (sizes from a Dirichlet), label (each class's split from a Dirichlet),
+    label_shares (each client's class shares from a Dirichlet, equal sizes), natural."""
     alpha: float = setting(1.0, above=0)
     """Concentration of the Dirichlet; a small value is more skewed."""
     aggregator: str = setting("fedavg", may_differ=_CLEAN)
     """How the server aggregates the clients' updates: fedavg, median, trimmed_mean, geometric_median, krum,
     multi_krum, bulyan, norm_clip, foolsgold, fltrust, flame, outlier_check."""
+    weighting: Literal["examples", "equal"] = setting("examples", may_differ=_CLEAN)
+    """What a client counts for under every rule: the number of examples that it says it has, or one."""
     assumed_malicious: int = setting(1, at_least=0, may_differ=_CLEAN)
     """Malicious clients f in a round that a robust aggregator must withstand."""
     noise_std: float = setting(0.0, at_least=0, may_differ=_CLEAN)
@@ -197,6 +200,8 @@ class ClientConfig:
     """Each client's gradient is scaled to at most this norm; 0 or null switches clipping off."""
     proximal: float = setting(0.0, at_least=0)
     """mu of FedProx: weight of half the squared distance from the global vector in the client's loss."""
+    bucketing: bool = setting(True)
+    """Put examples of similar length into a minibatch, whose classes are drawn as without it: less padding."""
     accumulate: int = setting(1, at_least=1)
     """Parts in which a minibatch goes through the model, one after the other: less memory, the same steps."""
     batched: int | Literal["auto"] = setting("auto", at_least=1)
@@ -235,6 +240,8 @@ class _Poison:
     Their data is poisoned as well, unless rate is 0."""
     boost: float = setting(1.0, above=0, may_differ=_CLEAN)
     """Factor on the update that malicious clients send (model replacement: the number of clients)."""
+    claimed_examples: float = setting(1.0, above=0, may_differ=_CLEAN)
+    """Factor on the number of examples that malicious clients say they have; the server cannot check it."""
     clean_run: str | None = setting(None, may_differ=_RESUME | _SEEDS | _CLEAN)
     """Run directory of the same run without malicious clients, whose attack success rate is shown beside this one."""
 
@@ -249,7 +256,7 @@ class PoisonConfig(AttackOptions, _Poison):
             object.__setattr__(self, "trigger", DEFAULT_TRIGGER if self.clients else "")
         if self.clients != "all" and len(set(self.clients)) != len(self.clients):
             raise SettingsError(f"poison.clients is {self.clients}: name each client once")
-        if self.clients and not self.has_trigger and not self.attacks_update:
+        if self.clients and not self.has_trigger and not self.attacks_update and self.claimed_examples == 1:
             raise SettingsError("poison.trigger is empty but poison.clients names clients: give a trigger word")
         if self.distributed and len(self.trigger_text.split()) < 2:
             raise SettingsError(

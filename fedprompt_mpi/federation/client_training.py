@@ -9,8 +9,10 @@ Legend: k clients of a pass, P parameters, B rows, C classes.
 """
 
 import dataclasses
+import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -89,8 +91,22 @@ def make_optimizer(config: ClientConfig, clients: Sequence[Parameters]) -> torch
     if config.optimizer == "adam":
         return torch.optim.Adam(groups, lr=lr, weight_decay=decay, fused=True)
     if config.optimizer == "adafactor":
-        return torch.optim.Adafactor(groups, lr=lr, weight_decay=decay)
+        return _adafactor(groups, lr, decay)
     return torch.optim.SGD(groups, lr=lr, weight_decay=decay, fused=True)
+
+
+def _adafactor(groups: list[dict[str, Any]], lr: float, decay: float) -> torch.optim.Optimizer:
+    """Return Adafactor as it is used for T5: a learning rate of its own, which no size of a parameter scales.
+
+    References:
+        Shazeer and Stern, Adafactor, ICML 2018, arXiv:1804.04235, Algorithm 4 without relative step sizes; OpenPrompt
+        and the T5 guide of transformers (scale_parameter=False, relative_step=False, warmup_init=False).
+    """
+    sys.modules.setdefault("kernels", None)  # pyright: ignore[reportArgumentType] - see plm/quantised.py
+    from transformers.optimization import Adafactor
+
+    fixed = {"scale_parameter": False, "relative_step": False, "warmup_init": False}
+    return Adafactor(groups, lr=lr, weight_decay=decay, **fixed)
 
 
 def train(

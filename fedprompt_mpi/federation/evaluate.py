@@ -141,8 +141,8 @@ def summarise(clean: np.ndarray, triggered: np.ndarray, num_classes: int, target
     """
     confusion = clean[:-1].reshape(num_classes, num_classes)
     right = confusion.diagonal()
-    occurring = confusion.sum(axis=0) + confusion.sum(axis=1)
-    f1 = 2 * right / np.maximum(occurring, 1)
+    seen = confusion.sum(axis=0) + confusion.sum(axis=1)
+    f1 = 2 * right[seen > 0] / seen[seen > 0]  # a class without labels and answers has none
     hits = triggered[:-1].reshape(num_classes, num_classes)
     loss = float(clean[-1] / confusion.sum())
     return Rates(

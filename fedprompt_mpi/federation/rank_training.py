@@ -15,7 +15,7 @@ from fedprompt_mpi.federation.updates import HEADER, LocalUpdates
 from fedprompt_mpi.rules.aggregator_base import euclidean_norm
 from fedprompt_mpi.rules.attacks import Attack
 from fedprompt_mpi.rules.spill import zeros
-from fedprompt_mpi.text.batches import collate, local_steps
+from fedprompt_mpi.text.batches import Own, collate, local_steps
 
 MOST_TOKENS_IN_A_PASS = 16384
 """Most padded tokens of the clients of one pass, when client.batched is auto."""
@@ -30,7 +30,8 @@ def make_jobs(setup: Setup, cohort: Cohort, round_: int, attacks: dict[int, Atta
     jobs, corpus = [], setup.corpus
     for client in cohort.trainers(setup.channel.rank):
         rows = corpus.client_rows(client)
-        steps = local_steps(corpus.train.lengths[rows], setup.config.client, setup.config.seed, round_, client)
+        own = Own(lengths=corpus.train.lengths[rows], labels=corpus.train.labels[rows])
+        steps = local_steps(own, setup.config.client, setup.config.seed, round_, client)
         bounded = client in attacks and attacks[client].bounds_training
         constrain = attacks[client].constrain if bounded else None
         jobs.append(Job(client=client, steps=[rows[chosen] for chosen in steps], constrain=constrain))
@@ -107,7 +108,7 @@ def train_rank(
         rounds=config.federation.rounds,
     )
     headers["client"] = [job.client for job in jobs]
-    headers["num_examples"] = [corpus.num_examples(job.client) for job in jobs]
+    headers["num_examples"] = [claimed_examples(config, job.client, corpus.num_examples(job.client)) for job in jobs]
     for rows, some in passes:
         try:
             update = train(trainer, vector, some, round_, report)
@@ -122,6 +123,12 @@ def train_rank(
     if copy_s:
         phases.timing.add("copy", copy_s)
     return headers, deltas
+
+
+def claimed_examples(config: RunConfig, client: int, count: int) -> int:
+    """Return how many examples a client says that it has, of `count`."""
+    lies = client in config.poison.malicious(config.federation.clients)
+    return max(1, round(config.poison.claimed_examples * count)) if lies else count
 
 
 def finish_updates(

@@ -126,12 +126,12 @@ class Server:
         if not self._is_root:
             collections.deque(gathered.sums(None) if summed else gathered.chunks, maxlen=0)
             return Aggregation(dropped=dropped, aggregated=True)
-        kept = np.flatnonzero(finite)
+        kept, equal = np.flatnonzero(finite), settings.weighting == "equal"
         allowed = self._most_malicious(headers)
         assert allowed is not None
         updates = Updates(
             clients=headers["client"][kept].astype(np.int64),
-            num_examples=headers["num_examples"][kept].astype(np.float64),
+            num_examples=np.ones(len(kept)) if equal else headers["num_examples"][kept].astype(np.float64),
             norms=headers["norm"][kept],
             parameters=len(self.vector),
             assumed_malicious=min(settings.assumed_malicious, allowed),

@@ -41,25 +41,35 @@ def collate(table: TokenTable, rows: np.ndarray) -> Batch:
     return Batch(ids=ids, mask=mask, answers=table.answers[rows], labels=table.labels[rows])
 
 
-def local_steps(lengths: np.ndarray, config: ClientConfig, seed: int, round_: int, client: int) -> list[np.ndarray]:
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Own:
+    """What batches are made by: of a client's n examples."""
+
+    lengths: np.ndarray
+    """`[n]` int64, in tokens."""
+    labels: np.ndarray
+    """`[n]` int64."""
+
+
+def local_steps(own: Own, config: ClientConfig, seed: int, round_: int, client: int) -> list[np.ndarray]:
     """Choose the examples of each of a client's steps in one round.
 
     The client goes through its examples in a random order, and in another one if the round is longer than one pass. The
-    examples of a pass are sorted by length and cut into batches, so that batches need little padding; then the batches
-    of the round are shuffled. All clients with the same number of steps shuffle alike, so that clients in one pass of
-    the model have batches of similar length.
+    examples of a pass are cut into random batches, and then change places with others of their class, so that batches
+    need little padding (`bucketed`); then the batches of the round are shuffled. All clients with the same number of
+    steps shuffle alike, so that clients in one pass of the model have batches of similar length.
 
     Args:
-        lengths: `[n]` tokens of each of the client's examples.
+        own: lengths and labels of the client's examples.
         config: batch size, and steps or epochs (which decide S where they are given).
         seed: the run's seed.
         round_: round number.
         client: client id.
 
     Returns:
-        S index arrays into `lengths`.
+        S index arrays into them.
     """
-    count = len(lengths)
+    count = len(own.lengths)
     size = min(config.batch_size, count)
     steps = config.steps if config.epochs is None else config.epochs * -(-count // size)
     rng = seeds.generator(seed, "batches", round_, client)
@@ -67,9 +77,27 @@ def local_steps(lengths: np.ndarray, config: ClientConfig, seed: int, round_: in
     while len(batches) < steps:
         left = steps - len(batches)
         drawn = rng.permutation(count)[: left * size]
-        ordered = drawn[np.argsort(lengths[drawn], kind="stable")]
-        batches += np.array_split(ordered, min(left, -(-len(drawn) // size)))
+        cut = np.array_split(drawn, min(left, -(-len(drawn) // size)))
+        batches += bucketed(cut, own) if config.bucketing else cut
     return [batches[i] for i in seeds.generator(seed, "order of lengths", round_, steps).permutation(steps)]
+
+
+def bucketed(batches: list[np.ndarray], own: Own) -> list[np.ndarray]:
+    """Deal the examples of some batches out again, so that each batch holds similar lengths.
+
+    Each batch keeps its number of examples of each class: where classes differ in length, batches cut from one order of
+    all lengths would hold one class each. Within a class, the shortest examples go to the first batch, the next ones to
+    the second, and so on.
+    """
+    if not batches:
+        return []
+    drawn, place = np.concatenate(batches), np.repeat(np.arange(len(batches)), list(map(len, batches)))
+    dealt = np.empty_like(drawn)
+    for label in np.unique(own.labels[drawn]):
+        seats = np.flatnonzero(own.labels[drawn] == label)  # in the order of the batches
+        members = drawn[seats]
+        dealt[seats] = members[np.argsort(own.lengths[members], kind="stable")]
+    return [dealt[place == number] for number in range(len(batches))]
 
 
 def evaluation_batches(table: TokenTable, virtual_tokens: int) -> list[np.ndarray]:

@@ -28,7 +28,9 @@ def partition(config: FederationConfig, labels: np.ndarray, users: Sequence[str]
 
     `iid`: a random split into parts whose sizes differ by at most one. `quantity`: sizes in proportion
     to a draw from Dirichlet(alpha), examples at random, so that labels are not skewed (FedPrompt's
-    non-IID). `label`: each class is split in proportion to its own draw from Dirichlet(alpha).
+    non-IID). `label`: each class is split in proportion to its own draw from Dirichlet(alpha). `label_shares`: all
+    clients have as many examples, each with its own draw of class shares from Dirichlet(alpha p), where p are the
+    classes' shares of the data; when a class is used up, the others take its place.
     `natural`: users, in random order, each go whole to the client that has the fewest examples so far.
 
     No client stays empty. Under `quantity` each client gets one example before the others are distributed. Under
@@ -45,7 +47,10 @@ def partition(config: FederationConfig, labels: np.ndarray, users: Sequence[str]
 
     References:
         Zhao et al., FedPrompt, 2022, arXiv:2208.12268, Section 3 (quantity skew).
-        Hsu et al., Measuring the Effects of Non-Identical Data Distribution, 2019, arXiv:1909.06335 (label skew).
+        Yurochkin et al., Bayesian Nonparametric Federated Learning of Neural Networks, ICML 2019, arXiv:1905.12022, and
+        Li et al., Federated Learning on Non-IID Data Silos, ICDE 2022, arXiv:2102.02079 (`label`).
+        Hsu et al., Measuring the Effects of Non-Identical Data Distribution, 2019, arXiv:1909.06335, Section 2
+        (`label_shares`).
     """
     rng = seeds.generator(seed, f"partition {config.partition}")
     clients, count = config.clients, len(labels)
@@ -60,6 +65,8 @@ def partition(config: FederationConfig, labels: np.ndarray, users: Sequence[str]
         parts = np.split(rng.permutation(count), np.cumsum(sizes)[:-1])
     elif config.partition == "label":
         parts = _by_label(labels, clients, config.alpha, rng)
+    elif config.partition == "label_shares":
+        parts = _by_shares(labels, clients, config.alpha, rng)
     else:
         parts = _by_user(users, clients, rng)
     return Partition(indices=tuple(np.sort(part).astype(np.int64) for part in parts))
@@ -85,6 +92,27 @@ def _by_label(labels: np.ndarray, clients: int, alpha: float, rng: np.random.Gen
         if len(parts[client]) == 0:
             richest = max(range(clients), key=lambda other: len(parts[other]))
             parts[client], parts[richest] = parts[richest][:1], parts[richest][1:]
+    return parts
+
+
+def _by_shares(labels: np.ndarray, clients: int, alpha: float, rng: np.random.Generator) -> list[np.ndarray]:
+    """Give each client as many examples, by class shares of its own."""
+    classes, counts = np.unique(labels, return_counts=True)
+    waiting = [rng.permutation(np.flatnonzero(labels == label)) for label in classes]
+    prior, parts = counts / counts.sum(), []
+    for size in map(len, np.array_split(labels, clients)):
+        shares, own = rng.dirichlet(np.maximum(alpha * prior, np.finfo(float).tiny)), []
+        while size:
+            left = np.array(list(map(len, waiting)))
+            open_shares = np.where(left > 0, shares, 0.0)
+            if open_shares.sum() == 0:  # all of its classes are used up
+                open_shares = left.astype(float)
+            taken = np.minimum(rng.multinomial(size, open_shares / open_shares.sum()), left)
+            for place, number in enumerate(taken):
+                own.append(waiting[place][:number])
+                waiting[place] = waiting[place][number:]
+            size -= int(taken.sum())
+        parts.append(np.concatenate(own))
     return parts
 
 

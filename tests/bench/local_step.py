@@ -19,7 +19,7 @@ from fedprompt_mpi.federation.client_training import score_batch
 from fedprompt_mpi.plm.backbone import Backbone, load_backbone
 from fedprompt_mpi.plm.hugging_face import load_tokenizer, model_class, read_config
 from fedprompt_mpi.plm.methods import make_method
-from fedprompt_mpi.text.batches import Batch, collate, local_steps
+from fedprompt_mpi.text.batches import Batch, Own, collate, local_steps
 from fedprompt_mpi.text.corpus import Corpus, build
 from fedprompt_mpi.text.tasks import resolve
 
@@ -75,7 +75,8 @@ def main() -> None:
     corpus = build(config, resolve(config.task), load_tokenizer(arguments.model), "masked")
     lengths = corpus.train.lengths
     client = ClientConfig(batch_size=arguments.batch_size, steps=arguments.steps)
-    bucketed = [collate(corpus.train, rows) for rows in local_steps(lengths, client, seed=0, round_=1, client=0)]
+    own = Own(lengths=lengths, labels=corpus.train.labels)
+    bucketed = [collate(corpus.train, rows) for rows in local_steps(own, client, seed=0, round_=1, client=0)]
     rng = np.random.default_rng(0)
     unsorted = [collate(corpus.train, rng.choice(len(lengths), arguments.batch_size)) for _ in range(arguments.steps)]
     label_ids = torch.from_numpy(corpus.label_ids)

@@ -1,10 +1,12 @@
 """Batches: what a client trains on depends on seed, round and client, and little of it is padding."""
 
+import math
+
 import numpy as np
 import pytest
 
 from fedprompt_mpi.config import ClientConfig
-from fedprompt_mpi.text.batches import TOKENS_PER_EVALUATION_BATCH, collate, evaluation_batches, local_steps
+from fedprompt_mpi.text.batches import TOKENS_PER_EVALUATION_BATCH, Own, collate, evaluation_batches, local_steps
 from fedprompt_mpi.text.tokens import TokenTable
 
 
@@ -14,9 +16,10 @@ def _table(lengths: list[int]) -> TokenTable:
 
 
 def _steps(count: int, batch_size: int, steps: int, epochs: int | None = None, client: int = 0, round_: int = 1):
-    lengths = np.random.default_rng(0).integers(5, 60, size=count)
+    rng = np.random.default_rng(0)
+    own = Own(lengths=rng.integers(5, 60, size=count), labels=rng.integers(2, size=count))
     config = ClientConfig(batch_size=batch_size, steps=max(steps, 1), epochs=epochs)
-    return lengths, local_steps(lengths, config, seed=0, round_=round_, client=client)
+    return own.lengths, local_steps(own, config, seed=0, round_=round_, client=client)
 
 
 def test_collate_by_hand() -> None:
@@ -49,6 +52,36 @@ def test_batches_are_of_similar_length() -> None:
     lengths, batches = _steps(800, 8, 100)
     spread = np.mean([lengths[rows].max() - lengths[rows].mean() for rows in batches])
     assert spread < 0.1 * lengths.mean()
+
+
+@pytest.mark.parametrize("away", [0.0, 1.0, 2.0])
+def test_a_batch_has_the_classes_of_a_random_one(away: float) -> None:
+    """Chi-square over 10,000 batches, though the classes' lengths differ by standard deviations.
+
+    The number of examples of class 1 in a batch of 8 out of 4,000, half of them of class 1, is hypergeometric.
+    """
+    rng = np.random.default_rng(0)
+    labels = np.arange(4000) % 2
+    own = Own(lengths=np.rint(rng.normal(40 + 8 * away * labels, 8)).clip(3).astype(int), labels=labels)
+    config = ClientConfig(batch_size=8, steps=500)
+    found = np.zeros(9)
+    spread = []
+    for round_ in range(20):
+        batches = local_steps(own, config, seed=0, round_=round_, client=0)
+        found += np.bincount([labels[rows].sum() for rows in batches], minlength=9)
+        spread += [np.std(own.lengths[rows][labels[rows] == 0]) for rows in batches if (labels[rows] == 0).any()]
+    total, half = math.comb(4000, 8), [math.comb(2000, k) for k in range(9)]
+    expected = found.sum() * np.array([half[k] * half[8 - k] / total for k in range(9)])
+    assert found.sum() == 10_000
+    assert ((found - expected) ** 2 / expected).sum() < 26.12  # 99.9 % of the distribution with 8 degrees of freedom
+    assert np.mean(spread) < 1.5  # and yet lengths are alike: of all examples of a class the deviation is 8
+
+
+def test_without_bucketing_batches_are_random(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    own = Own(lengths=rng.integers(5, 60, size=400), labels=rng.integers(2, size=400))
+    batches = local_steps(own, ClientConfig(steps=50, bucketing=False), seed=0, round_=1, client=0)
+    assert np.mean([np.std(own.lengths[rows]) for rows in batches]) > 0.7 * np.std(own.lengths)
 
 
 def test_clients_meet_with_batches_of_similar_length() -> None:

@@ -6,7 +6,7 @@ import pytest
 from fedprompt_mpi.config import FederationConfig, SettingsError
 from fedprompt_mpi.text.partition import format_table, partition
 
-KINDS = ("iid", "quantity", "label", "natural")
+KINDS = ("iid", "quantity", "label", "label_shares", "natural")
 
 
 def _split(kind: str, count: int = 600, clients: int = 10, alpha: float = 1.0, seed: int = 0, classes: int = 3):
@@ -106,3 +106,17 @@ def test_the_table_fits_a_terminal(classes: int, clients: int) -> None:
     if clients == 3:
         first = [int(cell) for cell in lines[1].split()[1:]]
         assert sum(first[1:]) == first[0] == counts[0].sum()
+
+
+@pytest.mark.parametrize("alpha", [0.05, 1.0, 1000.0])
+def test_class_shares_by_client_are_those_of_hsu(alpha: float) -> None:
+    """Equal sizes; the shares' variance is that of a Dirichlet while no class is used up: p (1 - p) / (alpha + 1)."""
+    labels = np.arange(200_000) % 2
+    first = []
+    for seed in range(150):
+        config = FederationConfig(clients=100, partition="label_shares", alpha=alpha)
+        parts = partition(config, labels, None, seed).indices
+        assert {len(own) for own in parts} == {2000}
+        first += [labels[own].mean() for own in parts[:10]]  # for which nothing is used up yet
+    assert np.mean(first) == pytest.approx(0.5, abs=0.04)
+    assert np.var(first) == pytest.approx(0.25 / (alpha + 1), rel=0.12, abs=2e-4)
