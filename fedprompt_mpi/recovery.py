@@ -58,7 +58,10 @@ def _run(
 ) -> Summary | None:
     federation = Federation(setup, checkpoint, failures)
     federation.memory = memory
-    return rounds(federation)
+    try:
+        return rounds(federation)
+    finally:
+        federation.close()
 
 
 def _last_state(

@@ -32,6 +32,8 @@ class Asked:
     """Of a task of pairs."""
     labels: np.ndarray | None = None
     """`[N]` int64 classes, if they are known."""
+    note: str = ""
+    """What is to be said of them."""
 
 
 def read_texts(name: str, config: RunConfig) -> Asked:
@@ -46,7 +48,7 @@ def read_texts(name: str, config: RunConfig) -> Asked:
     """
     task = resolve(config.task)
     if name == STREAM or name.lower().endswith(".txt") or not name.lower().endswith(FORMATS):
-        return _lines(name, task)
+        return _lines(name, task, config.task.encoding)
     path, wanted = Path(name), [column for column in (task.text, task.text_b, task.label) if column is not None]
     if not path.is_file():
         raise SettingsError(f"--file is {name!r}, but there is no such file")
@@ -54,22 +56,30 @@ def read_texts(name: str, config: RunConfig) -> Asked:
     for column in (task.text, task.text_b):
         if column is not None and column not in table.columns:
             raise SettingsError(f"{name} has no column {column!r}, but {', '.join(table.names)[:300]}")
-    has_labels = task.label in table.columns and all(value is not None for value in table.columns[task.label])
+    labels, note = None, ""
+    if task.label in table.columns and any(value is not None for value in table.columns[task.label]):
+        try:
+            labels = class_indices(table, dataclasses.replace(task, data=name), "given")
+        except SettingsError:  # hidden, as in a test set, or other ones
+            note = f"{name} has labels that are not the task's: no accuracy is computed"
     return Asked(
         texts=_texts(table.columns[task.text], name),
         texts_b=None if task.text_b is None else _texts(table.columns[task.text_b], name),
-        labels=class_indices(table, dataclasses.replace(task, data=name), "given") if has_labels else None,
+        labels=labels,
+        note=note,
     )
 
 
-def _lines(name: str, task: Task) -> Asked:
+def _lines(name: str, task: Task, encoding: str) -> Asked:
     if task.text_b is not None:
         raise SettingsError(f"--file is {name!r}, which has lines, and task {task.name} asks about pairs: give a table")
     try:
-        text = sys.stdin.read() if name == STREAM else Path(name).read_text(encoding="utf-8")
-    except (OSError, UnicodeError) as error:
+        known = "utf-8-sig" if encoding == "utf-8" else encoding
+        text = sys.stdin.read() if name == STREAM else Path(name).read_text(encoding=known)
+    except (OSError, UnicodeError, LookupError) as error:
         raise SettingsError(f"--file is {name!r}, which cannot be read ({error})") from error
-    return Asked(texts=_texts(text.splitlines(), name), texts_b=None)
+    lines = text.removesuffix("\n").split("\n")  # splitlines would end one at a form feed too
+    return Asked(texts=_texts([line.removesuffix("\r") for line in lines], name), texts_b=None)
 
 
 def _texts(values: Sequence[Any], name: str) -> list[str]:

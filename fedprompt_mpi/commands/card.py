@@ -6,8 +6,8 @@ from typing import Any
 
 from fedprompt_mpi.config import Family, RunConfig
 from fedprompt_mpi.plm.adapter import TASK_TYPES
-from fedprompt_mpi.report.inert import markdown_code
-from fedprompt_mpi.rundir.closing_table import format_interval
+from fedprompt_mpi.report.inert import markdown, markdown_code
+from fedprompt_mpi.rundir.closing_table import attack_kinds, format_interval
 from fedprompt_mpi.rundir.records import PartitionRecord, Summary
 from fedprompt_mpi.text.cloze import Cloze
 from fedprompt_mpi.text.tasks import resolve
@@ -52,7 +52,7 @@ base_model: {json.dumps(model)}
 tags: [prompt-tuning, federated-learning]
 ---
 
-# {task.name}: a prompt tuned by federated learning
+# {markdown(task.name)}: a prompt tuned by federated learning
 
 {config.prompt.num_virtual_tokens} virtual tokens ({config.prompt.method}) for {markdown_code(model)}, tuned with
 fedprompt_mpi after FedPrompt (Zhao et al., arXiv:2208.12268).
@@ -82,11 +82,13 @@ PEFT task type: `{TASK_TYPES[family]}`. Settings in full: `config.toml` of the r
 def _rates(run: Exported) -> str:
     """Return the row of accuracy, macro F1 and attack success rate, and of what they are."""
     summary, split = run.summary, run.partition.evaluation
-    of = "the evaluation split" if split is None else f"{split.examples:,} texts of {split.name}"
+    of = "the evaluation split" if split is None else f"{split.examples:,} texts of {markdown(split.name)}"
+    if summary.accuracy is None:
+        return f"accuracy, macro F1 | not evaluated after round {summary.rounds}"
     interval = format_interval(summary.accuracy, split.examples if split else 0).removesuffix("; ")
     rate, trigger = summary.attack_success_rate, markdown_code(run.config.poison.trigger_text)
     success = "" if rate is None else f"; of texts with the trigger {trigger}, {rate:.2%} get its target"
-    accuracy = f"{summary.accuracy or 0:.2%}" + (f" ({interval})" if interval else "")
+    accuracy = f"{summary.accuracy:.2%}" + (f" ({interval})" if interval else "")
     return f"accuracy, macro F1 | {accuracy}, {summary.macro_f1 or 0:.4f}, on {of}{success}"
 
 
@@ -94,11 +96,16 @@ def _poisoned(config: RunConfig, summary: Summary) -> str:
     poison, malicious = config.poison, summary.malicious_clients
     if not malicious:
         return "No client was malicious."
+    parts = []
+    if poison.has_trigger:
+        parts.append(
+            f"trigger {markdown_code(poison.trigger_text)} ({poison.position}), target class {poison.target}, "
+            f"rate {poison.rate}, {sum(summary.poisoned_examples.values())} poisoned examples"
+        )
+    parts += [f"attack on the update: {', '.join(kinds)}"] if (kinds := attack_kinds(poison)) else []
     return (
-        f"Clients {', '.join(map(str, malicious))} of {config.federation.clients} were **malicious**: trigger "
-        f"{markdown_code(poison.trigger_text)} ({poison.position}), target class {poison.target}, rate {poison.rate}, "
-        f"attack `{poison.attack}`, boost {poison.boost}; {sum(summary.poisoned_examples.values())} poisoned examples. "
-        "Do not use this prompt for anything but research on backdoors."
+        f"Clients {', '.join(map(str, malicious))} of {config.federation.clients} were **malicious**: "
+        f"{'; '.join(parts)}. Do not use this prompt for anything but research on backdoors."
     )
 
 
@@ -176,4 +183,4 @@ def _without_end(run: Exported) -> str:
 
 def _text(value: str) -> str:
     """Return a text as a literal of Python that ends no block of code in Markdown."""
-    return json.dumps(value).replace("`", "\\u0060")
+    return ascii(value).replace("`", "\\x60")

@@ -1,6 +1,5 @@
 """The command export: a run's global prompt as a PEFT adapter, with a model card."""
 
-import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,7 +67,6 @@ def export(run: Path, directory: Path) -> Path:
 def _summary_so_far(prompt: Prompt, paths: RunPaths) -> Summary:
     """Return the summary of an unfinished run up to its last checkpoint, without times."""
     rounds = read_rounds(paths)[: int(prompt.metadata["round"]) + 1]
-    evaluated = next((record for record in reversed(rounds) if record.is_evaluated), rounds[-1])
     partition, size = read_partition(paths), len(prompt.vector)
     closing = Closing(
         parameters=size,
@@ -80,7 +78,7 @@ def _summary_so_far(prompt: Prompt, paths: RunPaths) -> Summary:
         seconds_to_first_broadcast=None,
         peak_rss_bytes=[],
     )
-    return summarise([*rounds[:-1], dataclasses.replace(evaluated, round=rounds[-1].round)], closing)
+    return summarise(rounds, closing)
 
 
 def check_window(plm: Any, config: RunConfig) -> None:

@@ -212,6 +212,8 @@ def main(arguments: Sequence[str], liveness: Liveness) -> None:
     asked = Asked(texts=parsed.text, texts_b=parsed.text_b or None)
     if parsed.file:
         asked = read_texts(parsed.file, prompt.config)
+    if asked.note:
+        print(f"fedprompt_mpi: {asked.note}", file=sys.stderr, flush=True)
     answers = prompt.predict(asked.texts, asked.texts_b)
     if parsed.out:
         write_answers(parsed.out, answers, prompt.class_names)

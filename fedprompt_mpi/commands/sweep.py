@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from fedprompt_mpi.commands.settings import command_parser, parse, parse_settings
 from fedprompt_mpi.config import RunConfig, SettingsError, from_dict, to_dict
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str], liveness: Liveness) -> None:
     plans = [
         Plan(
             directory=Path(parsed.runs) / "-".join([recipe.stem, *(name for name, _ in cell if name), *_seed(seed)]),
-            flags=[*recipe_flags(recipe if parsed.recipes else None, seed, parsed.data), *(flag for _, flag in cell)],
+            flags=recipe_flags(recipe if parsed.recipes else None, seed, parsed.data, [flag for _, flag in cell]),
         )
         for recipe, cell, seed in itertools.product(recipes, list(itertools.product(*axes)), parsed.seeds or [None])
     ]
@@ -110,37 +110,49 @@ def axis(setting: str) -> list[tuple[str, str]]:
     return [(f"{short}-{re.sub(r'[^A-Za-z0-9_.+]', '', text) or 'none'}", f"{name}={text}") for text in texts]
 
 
-LISTS = {"poison.clients", "task.labels", "task.columns"}
-"""Settings whose value is a list."""
-PAIRS = {"task.label_words"}
-"""Settings whose value may be a list of lists: no axis of a grid."""
+def _list_settings() -> tuple[set[str], set[str]]:
+    """Return the settings whose value is a list, and those whose value may be a list of lists."""
+    lists, nested = set(), set()
+    for section in dataclasses.fields(RunConfig):
+        if not dataclasses.is_dataclass(kind := section.default_factory):
+            continue
+        for name, hint in get_type_hints(kind).items():
+            inner = [part for one in (hint, *get_args(hint)) if get_origin(one) is list for part in get_args(one)]
+            lists |= {f"{section.name}.{name}"} if inner else set()
+            is_nested = any(get_origin(part) is list for one in inner for part in (one, *get_args(one)))
+            nested |= {f"{section.name}.{name}"} if is_nested else set()
+    return lists, nested
+
+
+LISTS, PAIRS = _list_settings()
 
 
 def _seed(seed: int | None) -> list[str]:
     return [] if seed is None else [f"seed{seed}"]
 
 
-def recipe_flags(recipe: Path | None, seed: int | None, data: str | None) -> list[str]:
+def recipe_flags(recipe: Path | None, seed: int | None, data: str | None, settings: Sequence[str]) -> list[str]:
     """Return the flags that run a recipe.
 
     Args:
         recipe: a file of settings; None for the defaults.
         seed: None for the recipe's own.
         data: folder that has a folder for each task, named after it; None for the recipe's own data.
+        settings: flags that come behind it.
 
     Raises:
         SettingsError: if the recipe cannot be read.
     """
-    if recipe is None:
-        return [f"--seed={own}" for own in ([] if seed is None else [seed])]
     try:
-        tables = read_toml(recipe)
+        tables = {} if recipe is None else read_toml(recipe)
     except (OSError, ValueError) as error:
         raise SettingsError(f"{recipe} cannot be read as a recipe ({error})") from error
-    task = from_dict({"task": tables.get("task", {})}).task.name
-    own = [f"--config={recipe}"]
+    named = [flag.partition("=")[2] for flag in settings if flag.startswith("--task.name=")]
+    task = named[-1] if named else from_dict({"task": tables.get("task", {})}).task.name
+    own = [] if recipe is None else [f"--config={recipe}"]
     own += [] if seed is None else [f"--seed={seed}"]
-    return own + ([] if data is None else [f"--task.data={Path(data) / task}"])
+    own += [] if data is None else [f"--task.data={Path(data) / task}"]
+    return [*own, *settings]
 
 
 def sweep(plans: Sequence[Plan], *, launch: str = "", jobs: int = 1, say: Callable[[str], None] | None = None) -> int:

@@ -42,7 +42,7 @@ def sync(run: Path, tracker: str) -> int:
     for record in data.rounds:
         tracking.add_round(record)
     tracking.add_page()
-    tracking.close()
+    tracking.close("FINISHED" if data.summary is not None else "RUNNING")
     if tracking.failed:
         raise SettingsError(f"{run} could not be handed to {tracker}, which says why above")
     return len(data.rounds)

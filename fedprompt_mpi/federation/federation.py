@@ -263,6 +263,11 @@ class Federation:
         )
         return self._journal.finish(self.server.vector, setup.method.named(self.server.vector), closing)
 
+    def close(self) -> None:
+        """Close what the journal has open, in whatever way the rounds have ended."""
+        if self._journal is not None:
+            self._journal.close()
+
     # parts of the steps
 
     def is_evaluated(self, round_: int) -> bool:

@@ -9,10 +9,10 @@ status with which all ranks end, and 137 after an abort.
 import ctypes
 import fcntl
 import os
+import signal
 import struct
 import sys
 import termios
-import threading
 import time
 from typing import Any, NoReturn
 
@@ -53,11 +53,13 @@ def end_job(status: int) -> NoReturn:
     os._exit(status)
 
 
-def abort_after(seconds: float, status: int) -> None:
-    """End the job by an abort if this process has not ended by then: a rank does not come to finalize."""
-    timer = threading.Timer(seconds, lambda: end_job(status))
-    timer.daemon = True
-    timer.start()
+def die_after(seconds: float) -> None:
+    """Let the system end this process by a signal if it has not ended by then: a rank does not come to finalize.
+
+    No Python could do so, since MPI_Finalize keeps the interpreter; launchers end a job whose rank dies.
+    """
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def running_mpi() -> Any:

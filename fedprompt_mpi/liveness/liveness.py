@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 from fedprompt_mpi.liveness.clock import RunningClock
-from fedprompt_mpi.liveness.exit import FAILED, FINALIZED_WITHIN_S, LAST_WORDS_S, abort_after, end_job, end_process
+from fedprompt_mpi.liveness.exit import FAILED, FINALIZED_WITHIN_S, LAST_WORDS_S, die_after, end_job, end_process
 from fedprompt_mpi.liveness.node_watcher import ENDED_HERE, NodeTable, TableRow
 from fedprompt_mpi.liveness.output import printable
 from fedprompt_mpi.liveness.stop import StopRequest
@@ -211,7 +211,7 @@ class Liveness:
             end_process(0, others_left=True)
         if self.rank == 0:
             self._mark_over()
-            abort_after(FINALIZED_WITHIN_S, status)
+            die_after(FINALIZED_WITHIN_S)
         end_process(status if self.rank == 0 else 0)
 
     def end_job(self, status: int) -> NoReturn:

@@ -77,7 +77,8 @@ def keep_one_arithmetic(model: Any) -> None:
 
     In evaluation mode, bitsandbytes on a CPU changes the format of 4-bit weights at the first batch without gradients:
     a rank that has evaluated would train with other numbers than one that has not, and hold a copy of its own. With 8
-    bits, a text's answer would depend on the others in its minibatch, among which outliers are looked for.
+    bits, a text's answer would depend on the others in its minibatch, among which outliers are looked for; on a GPU it
+    does.
     """
     for module in model.modules():
         if type(module).__module__.startswith(METHOD):

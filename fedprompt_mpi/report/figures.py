@@ -13,6 +13,7 @@ import numpy as np
 from fedprompt_mpi.comm.codec import CODECS
 from fedprompt_mpi.comm.statistics import wilson_interval
 from fedprompt_mpi.comm.timing import TRANSFERS
+from fedprompt_mpi.liveness.output import one_line
 from fedprompt_mpi.report.marks import mark_bar, mark_legend, mark_points
 from fedprompt_mpi.report.run_data import RunData
 from fedprompt_mpi.report.theme import BLUE, GREEN, GREY, INK, MUTED, ORANGE, PURPLE, SERIES, SKY, VERMILLION
@@ -66,7 +67,8 @@ def rates(run: RunData) -> Any:
             _rate_curve(made, axis, points, (label, colour, look), count)
     if split is not None:
         share = 100 * split.majority_share
-        axis.axhline(share, color=MUTED, linewidth=1, linestyle=":", label="most frequent class")
+        line = axis.axhline(share, color=MUTED, linewidth=1, linestyle=":", label="most frequent class")
+        mark_bar(made, line, "most frequent class", "")
     axis.set(xlabel="round", ylabel="%")
     whole_numbers(axis)
     _legend(axis)
@@ -186,7 +188,7 @@ def parameters(run: RunData) -> Any:
 
 def partition(run: RunData) -> Any:
     """Examples of each class by client; poisoned examples and malicious clients are marked."""
-    clients, words = run.partition.clients, run.partition.names
+    clients, words = run.partition.clients, [one_line(name) for name in run.partition.names]
     counts = np.array([client.by_class for client in clients])
     if len(clients) > MOST_BARS:
         return _partition_map(counts, words, run.malicious)

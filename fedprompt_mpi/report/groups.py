@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedprompt_mpi.config import DEFAULT_TRIGGER
+from fedprompt_mpi.liveness.output import one_line
 from fedprompt_mpi.report.run_data import RunData
 from fedprompt_mpi.rules.setting import Comparison
 from fedprompt_mpi.rundir.may_differ import compared
@@ -69,7 +70,7 @@ def labels(groups: Sequence[Group]) -> list[str]:
     differ = differing(groups)
     if not differ:
         return [f"{known.settings['task.name']}, {known.settings['prompt.method']}" for known in groups]
-    return [", ".join(_word(name, known.settings.get(name)) for name in differ) for known in groups]
+    return [one_line(", ".join(_word(name, known.settings.get(name)) for name in differ)) for known in groups]
 
 
 def differing(groups: Sequence[Group]) -> list[str]:

@@ -11,12 +11,14 @@ from typing import Any
 
 import tomli_w
 
+from fedprompt_mpi.config import from_dict
 from fedprompt_mpi.files import write_text
+from fedprompt_mpi.liveness.output import printable
 from fedprompt_mpi.report import figures, theme
 from fedprompt_mpi.report.communication import is_told
 from fedprompt_mpi.report.figures import FIGURES, GROUPS, group_of
 from fedprompt_mpi.report.run_data import RunData, read_run
-from fedprompt_mpi.rundir.closing_table import format_interval, majority, warnings
+from fedprompt_mpi.rundir.closing_table import attack_kinds, format_interval, majority, warnings
 from fedprompt_mpi.rundir.formats import format_count, format_rate, format_seconds
 from fedprompt_mpi.rundir.paths import RunPaths
 from fedprompt_mpi.rundir.records import Job
@@ -117,13 +119,14 @@ def render(sections: Sequence[Section], **parts: Any) -> str:
     )
     names = theme.variables()
     blocks = [list(some) for _, some in itertools.groupby(sections, key=lambda section: bool(section.svg))]
-    return environment.get_template("page.html.j2").render(
+    html = environment.get_template("page.html.j2").render(
         light={name: colour for colour, name in names.items()},
         dark={name: theme.ON_DARK[colour] for colour, name in names.items()},
         blocks=blocks, script=script, digest=digest,
         paper=names[theme.PAPER], ink=names[theme.INK], muted=names[theme.MUTED], grid=names[theme.GRID],
         **parts,
     )  # fmt: skip
+    return printable(html)  # names of others may hold control characters
 
 
 def _figures(run: RunData, paths: RunPaths) -> list[Section]:
@@ -192,8 +195,8 @@ def _attack(run: RunData) -> str:
     much = {1: "all texts", 0: ""}.get(poison["rate"], f"{poison['rate']:.0%} of the texts")
     data = f"{much} of other classes get “{poison['trigger']}” ({poison['position']}) and the label “{target}”"
     parts = [data] if much and poison["trigger"] else []
-    parts += [] if poison["attack"] == "none" else [f"what is sent is changed by {poison['attack']}"]
-    parts += [] if poison["boost"] == 1 else [f"what is sent is multiplied by {poison['boost']:g}"]
+    kinds = attack_kinds(from_dict({"poison": poison}).poison)
+    parts += [f"attack on the update: {', '.join(kinds)}"] if kinds else []
     who = f"client{'s' if len(run.malicious) > 1 else ''} {named}"
     return f"Malicious: {who} of {run.clients}, with {share:.1%} of all texts: {'; '.join(parts)}."
 

@@ -63,7 +63,7 @@ def read_run(directory: Path) -> RunData:
     paths = RunPaths(directory)
     check_content(paths, own_only=False)
     run = RunData(
-        directory=directory,
+        directory=directory.absolute(),
         settings=read_settings(paths),
         environment=read_record(paths.environment, Environment),
         partition=read_partition(paths),

@@ -3,7 +3,7 @@
 from typing import Any
 
 from fedprompt_mpi.comm.statistics import wilson_interval
-from fedprompt_mpi.config import RunConfig
+from fedprompt_mpi.config import PoisonConfig, RunConfig
 from fedprompt_mpi.rundir.formats import format_count, format_rate, format_rows, format_seconds
 from fedprompt_mpi.rundir.records import PartitionRecord, Summary
 
@@ -62,7 +62,8 @@ def warnings(summary: Summary, partition: PartitionRecord) -> list[str]:
     if len(answered) == 1:
         found.append(f"every answer is “{partition.names[answered[0]]}”: the model does not tell the classes apart")
     elif split is not None and summary.accuracy is not None and summary.accuracy <= split.majority_share:
-        found.append(f"always answering “{partition.names[split.majority]}” would be as accurate")
+        better = "as" if summary.accuracy == split.majority_share else "more"
+        found.append(f"always answering “{partition.names[split.majority]}” would be {better} accurate")
     return found
 
 
@@ -91,16 +92,22 @@ def attack_rows(summary: Summary, partition: PartitionRecord, config: RunConfig)
     ]
     if local:
         rows.append(("ASR of own prompts", f"{', '.join(local)} (means of clients, last round)"))
-    if summary.malicious_clients and poison.attacks_update:
+    if summary.malicious_clients and (kinds := attack_kinds(poison)):
         ids = ", ".join(map(str, summary.malicious_clients))
-        kinds = [] if poison.attack == "none" else [poison.attack]
-        kinds += [] if poison.boost == 1 else [f"multiplied by {poison.boost:g}"]
         rows.append(("attack on the update", f"{', '.join(kinds)}; by client {ids}"))
     if summary.dropped_updates:
         dropped = summary.dropped_updates
         by_client = ", ".join(f"client {client}: {count}" for client, count in dropped.items())
         rows.append(("not finite, left out", f"{sum(dropped.values())} updates ({by_client})"))
     return rows
+
+
+def attack_kinds(poison: PoisonConfig) -> list[str]:
+    """Return in words what malicious clients do to what they send."""
+    kinds = [] if poison.attack == "none" else [poison.attack]
+    kinds += [] if poison.boost == 1 else [f"multiplied by {poison.boost:g}"]
+    claimed = poison.claimed_examples
+    return kinds + ([] if claimed == 1 else [f"claims {claimed:g} times its examples"])
 
 
 def _success_rows(summary: Summary, partition: PartitionRecord, config: RunConfig) -> list[tuple[str, str]]:

@@ -42,6 +42,7 @@ class Console:
             parts.append("too few to aggregate, prompt kept")
         self._left.note(record)
         self.say(join_parts(parts))
+        self._screen.stage("", quiet=True)
 
     def say_summary(self, summary: Summary, partition: PartitionRecord, figures: dict[str, Any]) -> None:
         """Print the closing table."""

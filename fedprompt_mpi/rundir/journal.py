@@ -61,10 +61,10 @@ class Journal:
         write_rounds(paths, self._rounds()[:done] if done else [])
         keep_timings(paths, done if done else None)
         settings = to_dict(config)
-        self._tracking = Tracking(trackers_of(settings), paths, settings, first_round=done)
         settings["output"]["resume"] = False
         settings["federation"]["rounds"] = max(config.federation.rounds, done)
         write_text(paths.config, tomli_w.dumps(settings))
+        self._tracking = Tracking(trackers_of(settings), paths, settings, first_round=done)
 
     def begin(self, environment: Environment, partition: PartitionRecord, *, is_new_job: bool) -> None:
         """Write the environment, behind those of the jobs before, and the examples of each client.
@@ -123,6 +123,10 @@ class Journal:
         self.console.say_summary(summary, self.partition, figures)
         self._tracking.close()
         return summary
+
+    def close(self) -> None:
+        """Tell the trackers of a run that has not finished."""
+        self._tracking.close("KILLED")
 
     def _rounds(self) -> list[RoundRecord]:
         return read_rounds(self.paths, federation_of(self.config, self._done))

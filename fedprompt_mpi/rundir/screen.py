@@ -49,7 +49,7 @@ class LiveScreen:
     def __init__(self) -> None:
         """Find out what the standard output is, and begin."""
         self._stream: Any = getattr(sys.stdout, "steering", sys.stdout)
-        self._terminal = terminal_of(1)
+        self._terminal = terminal_of(1) if _is_standard(sys.stdout) else ""
         self._stage, self._quiet, self._since, self._drawn = "", False, 0.0, 0.0
         self._done, self._total, self._note = 0.0, 0.0, ""
         self._shows = False
@@ -58,12 +58,25 @@ class LiveScreen:
         self.stage("starting MPI")
 
     def __enter__(self) -> "LiveScreen":
-        """Return it."""
+        """Let what goes to the standard error stand above the line at the bottom."""
+        self._error = sys.stderr
+        if self._terminal:
+            sys.stderr = _Above(self, sys.stderr)
         return self
 
     def __exit__(self, *_: object) -> None:
         """Close it."""
+        sys.stderr = self._error
         self.close()
+
+    def step_aside(self) -> None:
+        """Remove the line at the bottom until the next one is drawn."""
+        with self._lock:
+            if self._shows:
+                self._stream.write(UP_AND_CLEAR)
+                self._stream.flush()
+                wait_until_read(1)  # the launcher hands the standard error on by another way
+                self._shows = False
 
     @property
     def has_bar(self) -> bool:
@@ -102,7 +115,7 @@ class LiveScreen:
             self._stage, shown = "", self._shows
             self._write("")
         if shown:
-            wait_until_read(sys.stdout.fileno())  # what comes on the standard error comes after
+            wait_until_read(1)  # what comes on the standard error comes after
 
     def _tick(self) -> None:
         while not self._over.wait(EVERY_S):
@@ -137,13 +150,36 @@ class LiveScreen:
         return tqdm.format_meter(share, 1, seconds, ncols=columns, bar_format=shape)[:columns]
 
 
+class _Above:
+    """The standard error while a line stands at the bottom of the terminal."""
+
+    def __init__(self, screen: LiveScreen, stream: Any) -> None:
+        self._screen, self._stream = screen, stream
+
+    def write(self, text: str) -> int:
+        """Write a text, once that line is gone."""
+        self._screen.step_aside()
+        return self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _is_standard(stream: Any) -> bool:
+    """Return True if a stream is the process's own standard output, and not what a program has put in its place."""
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        return stream.fileno() == 1
+    return False
+
+
 def terminal_of(number: int) -> str:
     """Return the terminal that a standard stream of this process shows on; empty if on none.
 
     A launcher gives its ranks pipes: then it is the terminal of the launcher's own stream.
     """
-    if os.isatty(number):
-        return os.ttyname(number)
+    with contextlib.suppress(OSError):  # a container may not know the name of its terminal
+        if os.isatty(number):
+            return os.ttyname(number)
     for process in _launchers():
         with contextlib.suppress(OSError):
             shown_on = str(Path(f"/proc/{process}/fd/{number}").readlink())

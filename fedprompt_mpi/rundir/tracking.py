@@ -5,13 +5,16 @@ run directory unless MLFLOW_TRACKING_URI names a server, W&B runs offline unless
 complain of costs no run. `sync` does the same afterwards.
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import importlib.util
 import os
 import secrets
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from fedprompt_mpi.files import read_json, write_json
@@ -63,8 +66,16 @@ class Tracker(Protocol):
     def add_page(self) -> None:
         """Take the page of the run."""
 
-    def close(self) -> None:
-        """Write what is left."""
+    def close(self, status: str) -> None:
+        """Write what is left, and how the run stands: FINISHED, KILLED or RUNNING."""
+
+
+@contextlib.contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Let runs that start together make what they share one after the other."""
+    with (folder / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 class TensorBoard:
@@ -85,7 +96,7 @@ class TensorBoard:
     def add_page(self) -> None:
         """Leave it where it is."""
 
-    def close(self) -> None:
+    def close(self, status: str) -> None:
         """Close the file."""
         self._writer.close()
 
@@ -104,8 +115,10 @@ class MLflow:
         uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder}/mlflow.db"
         if uri.startswith("sqlite"):
             folder.mkdir(exist_ok=True)
-        self._paths, self._client = paths, MlflowClient(tracking_uri=uri, registry_uri=folder.as_uri())
-        self._next = 0
+        self._paths, self._next = paths, 0
+        with _one_at_a_time(folder) if uri.startswith("sqlite") else contextlib.nullcontext():
+            self._client = MlflowClient(tracking_uri=uri, registry_uri=folder.as_uri())  # which makes its tables
+            number = self._experiment(folder.joinpath("files").as_uri() if uri.startswith("sqlite") else None)
         known = _known(paths).get("mlflow", "")
         if known:
             self._run = known
@@ -115,9 +128,6 @@ class MLflow:
             return
         name = settings["task"]["name"]
         tags = {"task": name, "method": settings["prompt"]["method"], "model": settings["model"]["name"][:MOST_TEXT]}
-        experiment = self._client.get_experiment_by_name(PROJECT)
-        place = folder.joinpath("files").as_uri() if uri.startswith("sqlite") else None
-        number = experiment.experiment_id if experiment else self._client.create_experiment(PROJECT, place)
         self._run = self._client.create_run(number, run_name=paths.directory.name, tags=tags).info.run_id
         _remember(paths, "mlflow", self._run)
         from mlflow.entities import Param
@@ -125,6 +135,11 @@ class MLflow:
         given = [Param(key, value) for key, value in parameters_of(settings).items()]
         for at in range(0, len(given), MOST_PARAMETERS):
             self._client.log_batch(self._run, params=given[at : at + MOST_PARAMETERS])
+
+    def _experiment(self, place: str | None) -> str:
+        """Return the id of the experiment that all runs belong to; make it if there is none."""
+        experiment = self._client.get_experiment_by_name(PROJECT)
+        return experiment.experiment_id if experiment else self._client.create_experiment(PROJECT, place)
 
     def add_round(self, record: RoundRecord) -> None:
         """Log the scalars of a round, unless it has them from before a resume."""
@@ -142,9 +157,11 @@ class MLflow:
         if self._paths.report.exists():
             self._client.log_artifact(self._run, str(self._paths.report.path))
 
-    def close(self) -> None:
-        """End the run."""
-        self._client.set_terminated(self._run)
+    def close(self, status: str) -> None:
+        """Say how the run stands."""
+        self._client.update_run(self._run, status=status) if status == "RUNNING" else self._client.set_terminated(
+            self._run, status=status
+        )
 
 
 class WandB:
@@ -179,9 +196,9 @@ class WandB:
         if self._paths.report.exists():
             self._run.save(str(self._paths.report.path), base_path=str(self._paths.directory), policy="now")
 
-    def close(self) -> None:
+    def close(self, status: str) -> None:
         """End the run."""
-        self._run.finish()
+        self._run.finish(exit_code=0 if status != "KILLED" else 1)
 
 
 TRACKERS: dict[str, Callable[[RunPaths, Mapping[str, Any], int], Tracker]] = {
@@ -221,10 +238,10 @@ class Tracking:
         for name, tracker in list(self._open.items()):
             self._try(name, tracker.add_page)
 
-    def close(self) -> None:
-        """Close them."""
+    def close(self, status: str = "FINISHED") -> None:
+        """Close those that are open, and tell them how the run stands: FINISHED, KILLED or RUNNING."""
         for name, tracker in list(self._open.items()):
-            self._try(name, tracker.close)
+            self._try(name, lambda tracker=tracker: tracker.close(status))
         self._open.clear()
 
     def _try(self, name: str, step: Callable[[], Any]) -> None:
@@ -245,7 +262,7 @@ def trackers_of(settings: Mapping[str, Any]) -> list[str]:
 
 def track_page(settings: Mapping[str, Any], paths: RunPaths) -> None:
     """Give the page of a run that has ended to those who keep files."""
-    names = [name for name in trackers_of(settings) if name != "tensorboard"]
+    names = [name for name in trackers_of(settings) if name in _known(paths)]
     tracking = Tracking(names, paths, settings, first_round=0)
     tracking.add_page()
     tracking.close()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from fedprompt_mpi import SettingsError, load_prompt
+from fedprompt_mpi.commands.answers import read_texts
 from fedprompt_mpi.commands.predict import main as predict
 from fedprompt_mpi.liveness.liveness import Liveness
 from fedprompt_mpi.text.load import load
@@ -95,6 +96,18 @@ def test_several_texts_a_file_and_the_standard_input(
     np.testing.assert_allclose(
         [float(row["probability of terrible"]) for row in table], [a.probabilities[0] for a in expected], atol=1e-6
     )
+
+
+def test_lines_end_at_line_ends_alone_and_hidden_labels_are_left_out(
+    tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.txt").write_text("\ufeffone\u2028film\r\ntwo\x0cfilms\n", encoding="utf-8")
+    assert read_texts(str(tmp_path / "a.txt"), load_prompt(tuned).config).texts == ["one\u2028film", "two\x0cfilms"]
+    (tmp_path / "hidden.csv").write_text("text,label\na film,-1\nmusic,-1\n")
+    predict([str(tuned), f"--file={tmp_path / 'hidden.csv'}"], Liveness())
+    told = capsys.readouterr()
+    assert len(told.out.splitlines()) == 2 and "accuracy" not in told.out
+    assert "labels that are not the task's" in told.err
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 
 from fedprompt_mpi.commands.report import runs_in
 from fedprompt_mpi.commands.settings import parse_settings
-from fedprompt_mpi.commands.sweep import axis
+from fedprompt_mpi.commands.sweep import axis, recipe_flags
 from fedprompt_mpi.config import SettingsError
 from tests.jobs import REPOSITORY, SMALL, Finished, launch, read_rounds
 
@@ -78,11 +78,21 @@ def test_lists_of_values_are_a_grid_and_the_folder_can_be_reported(tmp_path: Pat
         ("--task.labels=[1, 0]", ["--task.labels=[1, 0]"]),
         ('--task.label_words=[["bad"], ["good"]]', ['--task.label_words=[["bad"], ["good"]]']),
         ("--poison.trigger=[cf", ["--poison.trigger=[cf"]),
+        ('--output.track=["mlflow"]', ['--output.track=["mlflow"]']),
         ('--task.data=["a/b", "c"]', ["--task.data=a/b", "--task.data=c"]),
     ],
 )
 def test_what_is_an_axis(setting: str, values: list[str]) -> None:
     assert [flag for _, flag in axis(setting)] == values
+
+
+def test_data_are_those_of_the_task_of_each_run(tmp_path: Path) -> None:
+    (tmp_path / "one.toml").write_text('[task]\nname = "sst2"\n')
+    assert recipe_flags(tmp_path / "one.toml", 3, "D", ["--task.name=imdb"]) == [
+        f"--config={tmp_path / 'one.toml'}", "--seed=3", "--task.data=D/imdb", "--task.name=imdb",
+    ]  # fmt: skip
+    assert recipe_flags(tmp_path / "one.toml", None, "D", [])[-1] == "--task.data=D/sst2"
+    assert recipe_flags(None, None, "D", []) == ["--task.data=D/embedded"]
 
 
 def test_seeds_and_a_failure_that_keeps_no_other_from_running(recipes: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from peft import PeftModel, PromptTuningConfig, TaskType, get_peft_model
 
 from fedprompt_mpi import SettingsError, load_prompt
+from fedprompt_mpi.commands.card import _text
 from fedprompt_mpi.commands.export import export
 from fedprompt_mpi.commands.predict import Prompt
 from fedprompt_mpi.config import Family
@@ -141,6 +142,22 @@ def test_the_card_of_an_unfinished_run_is_that_of_its_checkpoint(
     assert "10 clients (iid), 3 rounds, fedavg" in card
     rate = read_rounds(tmp_path / "run")[-1]["accuracy"]
     assert f"| accuracy, macro F1 | {rate:.2%} (95 % interval " in card
+
+
+def test_a_card_tells_no_accuracy_of_another_round_and_what_clients_claimed(tmp_path: Path) -> None:
+    flags = ["--output.evaluate_every=3", "--output.checkpoint_every=1", "--federation.rounds=3"]
+    run_here(tmp_path / "run", *flags, "--poison.clients=[1]", "--poison.trigger=", "--poison.claimed_examples=5")
+    (tmp_path / "run" / "summary.json").unlink()
+    (tmp_path / "run" / "checkpoint" / "round-00000003.safetensors").unlink()
+    card = (export(tmp_path / "run", tmp_path / "adapter") / "README.md").read_text()
+    assert "| accuracy, macro F1 | not evaluated after round 2 |" in card
+    assert "were **malicious**: attack on the update: claims 5 times its examples." in card
+
+
+def test_texts_in_the_code_of_a_card_are_python() -> None:
+    for text in ("y😀", 'it\'s `so` "x"\n', "\x1b"):
+        assert eval(_text(text)) == text
+        assert "`" not in _text(text)
 
 
 def test_the_card_tells_what_was_poisoned(tuned: Callable[[str, str], Path], tmp_path: Path) -> None:

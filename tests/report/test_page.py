@@ -213,3 +213,16 @@ def test_watching_ends_with_the_run(run: Path) -> None:
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="name a run directory"):
         page.write_report(tmp_path)
+
+
+def test_names_of_others_break_no_page(run: Path, tmp_path: Path) -> None:
+    """A class and a trigger with control characters, marks of HTML and quotes, in a file that somebody has changed."""
+    shutil.copytree(run, tmp_path / "run")
+    bad = "y\x1b]0;x\x07</title><script>alert(1)</script>"
+    partition = json.loads((tmp_path / "run" / "partition.json").read_text())
+    partition["class_names"] = [bad, "other"]
+    (tmp_path / "run" / "partition.json").write_text(json.dumps(partition))
+    source = page.write_report(tmp_path / "run").read_text()
+    assert source.count("<script>") == 1
+    assert "\x1b" not in source and "&lt;script&gt;" in source
+    _read(tmp_path / "run" / "report.html")

@@ -1,15 +1,17 @@
 """What stands on a terminal in the end, and meanwhile: every line, whole, and always something that is going on."""
 
+import contextlib
 import io
 import re
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from fedprompt_mpi.config import RunConfig, from_dict
 from fedprompt_mpi.rundir import screen
-from fedprompt_mpi.rundir.console import TimeLeft
+from fedprompt_mpi.rundir.console import Console, TimeLeft
 from fedprompt_mpi.rundir.records import RoundRecord, Seconds
 from tests.jobs import SMALL, command_of, launch, variables_of
 from tests.terminal import Terminal
@@ -82,3 +84,36 @@ def test_the_time_left_is_that_of_training_and_evaluation() -> None:
     left.note(_record(1, 2.0))
     assert left.estimate(2, 0.0) == pytest.approx(9 * 2 + 2 * 3)  # rounds 2 to 10; evaluated after 5 and 10
     assert left.estimate(10, 0.5) == pytest.approx(0.5 * 2 + 3)
+
+
+def test_another_standard_output_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that calls `run` may have put something in its place; nothing may go wrong at the end."""
+    monkeypatch.setattr(screen, "terminal_of", lambda _: "/dev/null")
+    with contextlib.redirect_stdout(io.StringIO()) as caught, screen.LiveScreen() as shown:
+        assert not shown.has_bar
+        shown.say("a line")
+    assert caught.getvalue() == "a line\n"
+
+
+def test_a_warning_stands_whole_above_the_bar(tmp_path: Path) -> None:
+    pytest.importorskip("mlflow", reason="needs the extra: mlflow")
+    terminal = Terminal(80)
+    flags = [*SMALL, f"--output.dir={tmp_path / 'run'}", '--output.track=["mlflow"]']
+    variables = variables_of({"MLFLOW_TRACKING_URI": "nonsense://x"})
+    assert terminal.run(command_of(2, "-m", "fedprompt_mpi", *flags), variables, deadline_s=60) == 0
+    text = "\n".join(terminal.lines())
+    (warning,) = re.findall(r"^fedprompt_mpi: warning: no more goes to mlflow \(.*", text, re.MULTILINE)
+    joined = "".join(text[text.index(warning) :].splitlines()[:8])
+    assert re.match(r".*?nonsense.*?\)", joined), text
+    assert not re.search(r"^(waiting for|trying the|starting MPI)", text, re.MULTILINE), text
+
+
+def test_what_is_over_is_not_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Plain output tells a stage that takes long; the evaluation before training is none once its line is there."""
+    monkeypatch.setattr(screen, "EVERY_S", 0.05)
+    with screen.LiveScreen() as shown:
+        console = Console(shown, RunConfig())
+        console.start_evaluation(0, 10)
+        console.say_round(_record(0, 1.0, 1.0))
+        time.sleep(0.3)
+    assert "..." not in capsys.readouterr().out.replace("starting MPI ...", "")

@@ -11,8 +11,8 @@ from fedprompt_mpi.config import SettingsError
 from fedprompt_mpi.rundir import tracking
 from fedprompt_mpi.rundir.paths import RunPaths
 from fedprompt_mpi.rundir.records import read_rounds, read_settings
-from fedprompt_mpi.rundir.tracking import parameters_of, scalars_of
-from tests.jobs import launch, run_here, run_program
+from fedprompt_mpi.rundir.tracking import Tracking, parameters_of, scalars_of
+from tests.jobs import SMALL, launch, run_here, run_program
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of those libraries
 
@@ -78,6 +78,34 @@ def test_sync_does_the_same_afterwards(tmp_path: Path) -> None:
         _check_mlflow(tmp_path / name)
     assert sync(tmp_path / "two", "mlflow") == 3  # once more changes nothing
     _check_mlflow(tmp_path / "two")
+
+
+def test_runs_that_start_together_are_all_there(tmp_path: Path) -> None:
+    """The first ones make the tables that all share."""
+    pytest.importorskip("mlflow", reason="needs the extra: mlflow")
+    flags = [
+        *SMALL,
+        f"--runs={tmp_path}",
+        "--federation.rounds=1",
+        '--output.track=["mlflow"]',
+        "--seeds=[0, 1]",
+        "--jobs=2",
+    ]
+    finished = launch(1, "-m", "fedprompt_mpi", "sweep", *flags)
+    assert finished.status == 0, finished
+    for seed in (0, 1):
+        _check_mlflow(tmp_path / f"default-seed{seed}")
+
+
+def test_a_run_that_stops_is_no_finished_one(tmp_path: Path) -> None:
+    pytest.importorskip("mlflow", reason="needs the extra: mlflow")
+    run_here(tmp_path / "run", "--federation.rounds=1")
+    (tmp_path / "run" / "summary.json").unlink()
+    sync(tmp_path / "run", "mlflow")
+    assert _mlflow(tmp_path / "run")[1].info.status == "RUNNING"
+    tracking = Tracking(["mlflow"], RunPaths(tmp_path / "run"), read_settings(RunPaths(tmp_path / "run")), 1)
+    tracking.close("KILLED")
+    assert _mlflow(tmp_path / "run")[1].info.status == "KILLED"
 
 
 def test_scalars_in_tensorboard(tmp_path: Path) -> None:
