@@ -15,7 +15,7 @@ from typing import Any
 
 from fedprompt_mpi.liveness.exit import wait_until_read
 from fedprompt_mpi.liveness.output import printable
-from fedprompt_mpi.start.launcher import launcher_pid
+from fedprompt_mpi.start.launcher import launcher_pid, read_launch
 
 WIDTH = 80
 """Columns of lines; a terminal that is narrower breaks them."""
@@ -24,6 +24,8 @@ EVERY_S, DRAW_EVERY_S = 1.0, 0.1
 LONG_S = 3.0
 """After so long it is shown."""
 UP_AND_CLEAR = "\x1b[1A\x1b[2K"
+UP_AND_DOWN = "\x1b[1A\n"
+"""Goes nowhere, and ends a line: Open MPI's launcher hands on whole lines alone."""
 LAUNCHERS = ("mpirun", "mpiexec", "mpiexec.hydra", "prterun", "orterun", "srun")
 
 
@@ -73,7 +75,7 @@ class LiveScreen:
         """Remove the line at the bottom until the next one is drawn."""
         with self._lock:
             if self._shows:
-                self._stream.write(UP_AND_CLEAR)
+                self._stream.write(UP_AND_CLEAR + UP_AND_DOWN)
                 self._stream.flush()
                 wait_until_read(1)  # the launcher hands the standard error on by another way
                 self._shows = False
@@ -129,12 +131,12 @@ class LiveScreen:
     def _write(self, text: str) -> None:
         """Write lines, and what is going on below them, in one piece.
 
-        That line ends too: Open MPI's launcher hands on whole lines alone. The next piece goes up to it and takes it
-        away.
+        That line ends too, as `UP_AND_DOWN` says why. The next piece goes up to it and takes it away.
         """
         line = f"{self._line()}\n" if self._terminal and self._stage else ""
         if text or line or self._shows:
-            self._stream.write(f"{UP_AND_CLEAR if self._shows else ''}{printable(text + line)}")
+            gone = UP_AND_CLEAR if self._shows else ""
+            self._stream.write(gone + (printable(text + line) or UP_AND_DOWN))
             self._stream.flush()
         self._shows, self._drawn = bool(line), time.monotonic()
 
@@ -175,11 +177,11 @@ def _is_standard(stream: Any) -> bool:
 def terminal_of(number: int) -> str:
     """Return the terminal that a standard stream of this process shows on; empty if on none.
 
-    A launcher gives its ranks pipes: then it is the terminal of the launcher's own stream.
+    A launcher gives its ranks pipes, or terminals of its own: then it is that of the launcher's own stream.
     """
-    with contextlib.suppress(OSError):  # a container may not know the name of its terminal
-        if os.isatty(number):
-            return os.ttyname(number)
+    if read_launch().launcher == "none":
+        with contextlib.suppress(OSError):  # a container may not know the name of its terminal
+            return os.ttyname(number) if os.isatty(number) else ""
     for process in _launchers():
         with contextlib.suppress(OSError):
             shown_on = str(Path(f"/proc/{process}/fd/{number}").readlink())
