@@ -66,7 +66,8 @@ def write_comparison(groups: Sequence[Group], out: Path) -> tuple[Path, str]:
                     continue
                 name = f"{key.replace('_', '-')}-{start // MOST_CURVES + 1}"
                 svg = theme.save(curves(groups[some], names[some], key), name, RunPaths(out).figure)
-                sections.append(page.Section(name=name, heading=heading, svg=svg, caption=CAPTION))
+                numbers = _numbers(groups[some], names[some], key)
+                sections.append(page.Section(name=name, heading=heading, svg=svg, caption=CAPTION, table=numbers))
     sections += [_section(table) for table in tables[1 + len(over_seeds) :]]
     html = page.render(
         title=f"{sum(len(known.runs) for known in groups)} runs, {len(groups)} different",
@@ -84,6 +85,14 @@ def write_comparison(groups: Sequence[Group], out: Path) -> tuple[Path, str]:
 def _section(table: Table) -> page.Section:
     shown = page.Numbers(head=table.rows[0], rows=table.rows[1:])
     return page.Section(name=table.name, heading=table.caption, table=shown)
+
+
+def _numbers(groups: Sequence[Group], names: Sequence[str], key: str) -> page.Numbers:
+    """Return the numbers of `curves`: a row a round, a column a group."""
+    found = [dict(zip(rounds.tolist(), mean, strict=True)) for rounds, mean, _ in (by_round(g, key) for g in groups)]
+    rounds = sorted(set().union(*found))
+    rows = [[str(r), *(f"{own[r]:.2f}" if r in own else "-" for own in found)] for r in rounds]
+    return page.Numbers(head=["round", *names], rows=rows, caption="%")
 
 
 def curves(groups: Sequence[Group], names: Sequence[str], key: str) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 
 import tomli_w
 
+from fedprompt_mpi.comm.codec import CODECS
 from fedprompt_mpi.config import from_dict
 from fedprompt_mpi.files import write_text
 from fedprompt_mpi.liveness.output import printable
@@ -260,6 +261,14 @@ def _numbers(run: RunData, name: str) -> Numbers | None:
         round_, groups = figures.typical_round(run), group_of(run)
         rows = [[str(k), phase, groups[phase], f"{s:.6f}"] for r, k, phase, s, _ in run.timings if r == round_]
         return Numbers(head=["rank", "phase", "drawn as", "seconds"], rows=rows, caption=f"round {round_}")
+    if name == "parameters" and run.summary is not None:
+        codec, summary = CODECS[run.settings["comm"]["wire"]], run.summary
+        sizes = ((run.settings["prompt"]["method"], summary.parameters), ("whole model", summary.plm_parameters))
+        rows = [
+            [what, f"{number:,}", f"{number / summary.plm_parameters:.4%}", f"{codec.bytes_of(number):,}"]
+            for what, number in sizes
+        ]
+        return Numbers(head=["", "parameters", "share", "bytes"], rows=rows)
     if name == "partition":
         words = run.partition.names
         rows = [

@@ -60,7 +60,10 @@ def test_the_tables(runs: list[Path], tmp_path: Path) -> None:
     groups = read_groups(runs)
     assert len(groups) == len(CELLS)
     page, markdown = write_comparison(groups, tmp_path)
-    assert page.exists()
+    source = page.read_text()
+    for name in ("accuracy-1", "attack-success-rate-1"):
+        section = source[source.index(f'<section id="{name}">') :]
+        assert "<td>" in section[: section.index("</section>")]
 
     def read(name: str) -> list[list[str]]:
         with (tmp_path / "tables" / f"{name}.csv").open(newline="") as file:

@@ -226,3 +226,10 @@ def test_names_of_others_break_no_page(run: Path, tmp_path: Path) -> None:
     assert source.count("<script>") == 1
     assert "\x1b" not in source and "&lt;script&gt;" in source
     _read(tmp_path / "run" / "report.html")
+
+
+def test_every_figure_has_a_table(run: Path) -> None:
+    source = (run / "report.html").read_text()
+    for name in FIGURES:
+        section = source[source.index(f'<section id="{name}">') :]
+        assert "<td>" in section[: section.index("</section>")], name
