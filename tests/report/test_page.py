@@ -182,7 +182,7 @@ def test_zero_is_not_the_time_of_what_was_not_done(tmp_path: Path) -> None:
 def test_watching_draws_the_page_while_the_run_goes_on(tmp_path: Path) -> None:
     """The command beside a run: a page after some rounds, newer ones, and the last one when the run has ended."""
     command = [sys.executable, "-m", "fedprompt_mpi"]
-    flags = [*SMALL, "--federation.rounds=12", "--client.steps=40", "--output.report=false"]
+    flags = [*SMALL, "--federation.rounds=8", "--client.steps=25", "--output.report=false"]
     started = {"cwd": REPOSITORY, "env": variables_of(), "stdout": subprocess.DEVNULL}
     run = subprocess.Popen([*command, *flags, f"--output.dir={tmp_path / 'run'}"], **started)
     until = time.monotonic() + 60
@@ -195,7 +195,7 @@ def test_watching_draws_the_page_while_the_run_goes_on(tmp_path: Path) -> None:
         assert time.monotonic() < until
         if (tmp_path / "run" / "report.html").exists():
             text = (tmp_path / "run" / "report.html").read_text()
-            seen |= set(re.findall(r"Not at its end: round (\d+) of 12 is done", text)) or {"end"}
+            seen |= set(re.findall(r"Not at its end: round (\d+) of 8 is done", text)) or {"end"}
         time.sleep(0.2)
     assert run.wait(timeout=30) == watch.returncode == 0
     assert len(seen) >= 2, seen
