@@ -155,6 +155,11 @@ def median_interval(n: int) -> tuple[int, int] | None:
     return None if low < 0 else (low, n - 1 - low)
 
 
+def rounds_after(rounds: Iterable[tuple[int, dict[str, float]]], before: int) -> dict[int, dict[str, float]]:
+    """Return the figures of the rounds after one, numbered anew from 1: those of the last job of a resumed run."""
+    return {round_ - before: figures for round_, figures in rounds if round_ > before}
+
+
 def communication(launches: Sequence[Mapping[int, Mapping[str, float]]], *, warmup: int) -> dict[str, Any]:
     """Return the figures of one job, launched once or several times.
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from fedprompt_mpi.comm.statistics import wilson_interval
 from fedprompt_mpi.config import RunConfig, SettingsError
 from fedprompt_mpi.files import write_text
 from fedprompt_mpi.report.inert import csv_cell
+from fedprompt_mpi.rundir.closing_table import format_interval
 from fedprompt_mpi.text.labels import class_indices
 from fedprompt_mpi.text.read import FORMATS, MOST_TEXT, Layout, read_table
 from fedprompt_mpi.text.tasks import Task, resolve
@@ -123,9 +123,8 @@ def write_answers(name: str, answers: Sequence[Any], classes: Sequence[str]) -> 
 def accuracy_line(answers: Sequence[Any], labels: np.ndarray) -> str:
     """Return accuracy with its 95 % interval, and what the most frequent class would get."""
     right = float(np.mean([answer.label for answer in answers] == labels))
-    low, high = wilson_interval(right, len(labels))
     most = float(np.bincount(labels).max() / len(labels))
     return (
-        f"accuracy {right:.2%} of {len(labels):,} texts (95 % interval {100 * low:.1f} to {100 * high:.1f}); always "
+        f"accuracy {right:.2%} of {len(labels):,} texts ({format_interval(right, len(labels))}); always "
         f"answering the most frequent class gives {most:.2%}"
     )

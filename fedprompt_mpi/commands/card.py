@@ -85,7 +85,7 @@ def _rates(run: Exported) -> str:
     of = "the evaluation split" if split is None else f"{split.examples:,} texts of {markdown(split.name)}"
     if summary.accuracy is None:
         return f"accuracy, macro F1 | not evaluated after round {summary.rounds}"
-    interval = format_interval(summary.accuracy, split.examples if split else 0).removesuffix("; ")
+    interval = format_interval(summary.accuracy, split.examples if split else 0)
     rate, trigger = summary.attack_success_rate, markdown_code(run.config.poison.trigger_text)
     success = "" if rate is None else f"; of texts with the trigger {trigger}, {rate:.2%} get its target"
     accuracy = f"{summary.accuracy:.2%}" + (f" ({interval})" if interval else "")

@@ -9,7 +9,6 @@ Legend: k clients of a pass, P parameters, B rows, C classes.
 """
 
 import dataclasses
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,6 +20,7 @@ from fedprompt_mpi.comm.device import Vector, is_on_host
 from fedprompt_mpi.config import ClientConfig
 from fedprompt_mpi.plm.backbone import Backbone
 from fedprompt_mpi.plm.methods import Method, Parameters
+from fedprompt_mpi.plm.quantised import keep_kernels_out
 from fedprompt_mpi.text.batches import Batch
 
 
@@ -102,7 +102,7 @@ def _adafactor(groups: list[dict[str, Any]], lr: float, decay: float) -> torch.o
         Shazeer and Stern, Adafactor, ICML 2018, arXiv:1804.04235, Algorithm 4 without relative step sizes; OpenPrompt
         and the T5 guide of transformers (scale_parameter=False, relative_step=False, warmup_init=False).
     """
-    sys.modules.setdefault("kernels", None)  # pyright: ignore[reportArgumentType] - see plm/quantised.py
+    keep_kernels_out()  # this import brings bitsandbytes along
     from transformers.optimization import Adafactor
 
     fixed = {"scale_parameter": False, "relative_step": False, "warmup_init": False}

@@ -108,7 +108,7 @@ def train_rank(
         rounds=config.federation.rounds,
     )
     headers["client"] = [job.client for job in jobs]
-    headers["num_examples"] = [claimed_examples(config, job.client, corpus.num_examples(job.client)) for job in jobs]
+    headers["num_examples"] = claimed_examples(config, headers["client"], [corpus.num_examples(j.client) for j in jobs])
     for rows, some in passes:
         try:
             update = train(trainer, vector, some, round_, report)
@@ -125,10 +125,13 @@ def train_rank(
     return headers, deltas
 
 
-def claimed_examples(config: RunConfig, client: int, count: int) -> int:
-    """Return how many examples a client says that it has, of `count`."""
-    lies = client in config.poison.malicious(config.federation.clients)
-    return max(1, round(config.poison.claimed_examples * count)) if lies else count
+def claimed_examples(config: RunConfig, clients: np.ndarray, counts: list[int]) -> np.ndarray:
+    """Return how many examples each of k clients says that it has `[k]` int64, of its `counts`."""
+    claimed, factor = np.array(counts, dtype=np.int64), config.poison.claimed_examples
+    if factor != 1:
+        lies = np.isin(clients, config.poison.malicious(config.federation.clients))
+        claimed[lies] = np.maximum(1, np.rint(factor * claimed[lies]))
+    return claimed
 
 
 def finish_updates(

@@ -65,10 +65,15 @@ def is_quantised(config: Any) -> bool:
     return bool(getattr(config, "quantization_config", None))
 
 
+def keep_kernels_out() -> None:
+    """Keep the package `kernels` out of this process: by it bitsandbytes, when imported, fetches code from a hub."""
+    sys.modules.setdefault("kernels", None)  # pyright: ignore[reportArgumentType]
+
+
 def one_place(device: Any) -> dict[str, Any]:
     """Return what makes transformers put a quantised model on a device; it cannot be moved afterwards."""
     logging.getLogger(METHOD).setLevel(logging.ERROR)  # a line for each product of 8-bit numbers
-    sys.modules.setdefault("kernels", None)  # pyright: ignore[reportArgumentType] - by it the library fetches code
+    keep_kernels_out()
     return {"device_map": {"": device}}
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedprompt_mpi.comm.statistics import LEAST_SAMPLES, communication, slowest_by_round
+from fedprompt_mpi.comm.statistics import LEAST_SAMPLES, communication, rounds_after, slowest_by_round
 from fedprompt_mpi.config import SettingsError
 from fedprompt_mpi.report.run_data import RunData, read_run
 from fedprompt_mpi.rules.setting import Comparison
@@ -44,16 +44,10 @@ def read_communication(directories: Sequence[Path], *, warmup: int | None) -> di
             )
     figures, last = runs[-1].communication, runs[-1].rounds[-1].traffic
     assert figures is not None
-    launches = [last_job(run) for run in runs]
+    launches = [rounds_after(slowest_by_round(run.timings), run.environment.resumed_after) for run in runs]
     pooled = communication(launches, warmup=figures.warmup_rounds if warmup is None else warmup)
     traffic = None if last is None else {field.name: getattr(last, field.name) for field in dataclasses.fields(last)}
     return {"mode": figures.mode, **pooled, "traffic": traffic}
-
-
-def last_job(run: RunData) -> dict[int, dict[str, float]]:
-    """Return the figures of each round that the last job of a run has done, numbered from its first one."""
-    before = run.environment.resumed_after
-    return {round_ - before: own for round_, own in slowest_by_round(run.timings) if round_ > before}
 
 
 def _job(run: RunData) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def seconds_by_round(run: RunData) -> Any:
     width = -(-len(rounds) // MOST_BARS_BY_ROUND)
     bins = [rounds[at : at + width] for at in range(0, len(rounds), width)]
     rows = [{g: sum(sums[r][g] / ranks[r] for r in some) / len(some) for g in GROUPS} for some in bins]
-    _stack(axis, [some[0] for some in bins], rows, "round", width=0.8 * width)
+    _stack(axis, [some[0] for some in bins], rows, width=0.8 * width)
     several = f", each bar the mean of {width} rounds" if width > 1 else ""
     for job in run.environment.earlier:
         axis.axvline(job.until + 0.5, color=INK, linewidth=1, linestyle=":")
@@ -113,10 +113,10 @@ def seconds_by_round(run: RunData) -> Any:
 
 def seconds_by_rank(run: RunData) -> Any:
     """Seconds of each rank by phase, all rounds of the last job together."""
-    sums = sum_groups(run, lambda round_, rank: rank, after=run.environment.resumed_after)
+    sums = sum_groups(run, lambda round_, rank: rank, of_last_job=True)
     ranks = sorted(sums)
     made, axis = figure(1.3 + 0.28 * len(ranks))
-    _stack(axis, ranks, [sums[rank] for rank in ranks], "rank", across=True)
+    _stack(axis, ranks, [sums[rank] for rank in ranks], across=True)
     axis.set(xlabel="seconds, all rounds", ylabel="rank", xlim=(0, None))
     axis.set_yticks(ranks)
     axis.invert_yaxis()
@@ -277,21 +277,24 @@ def ranks_by_round(run: RunData) -> dict[int, int]:
     }
 
 
-def sum_groups(run: RunData, key: Callable[[int, int], int], *, after: int = -1) -> dict[int, dict[str, float]]:
-    """Return key -> group -> seconds, summed over the records after a round whose (round, rank) has that key."""
-    groups = group_of(run)
+def sum_groups(
+    run: RunData, key: Callable[[int, int], int], *, of_last_job: bool = False
+) -> dict[int, dict[str, float]]:
+    """Return key -> group -> seconds, summed over the records whose (round, rank) has that key, or the last job's."""
+    groups, earlier = group_of(run), run.environment.earlier
+    after = earlier[-1].until if of_last_job and earlier else -1
     sums: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for round_, rank, phase, seconds, _ in run.timings:
-        if round_ > after or after == 0:
+        if round_ > after:
             sums[key(round_, rank)][groups[phase]] += seconds
     return sums
 
 
 def _stack(
-    axis: Any, places: Sequence[int], rows: Sequence[dict[str, float]], what: str, *, width: float = 0.8,
-    across: bool = False,
-) -> None:  # fmt: skip
-    """Draw stacked bars, one a place, in the order of `GROUPS`; groups without time are not in the legend."""
+    axis: Any, places: Sequence[int], rows: Sequence[dict[str, float]], *, width: float = 0.8, across: bool = False
+) -> None:
+    """Draw stacked bars of rounds, or across of ranks, in the order of `GROUPS`; what took no time has no entry."""
+    what = "rank" if across else "round"
     start = np.zeros(len(places))
     draw = axis.barh if across else axis.bar
     for group, colour in COLOURS.items():

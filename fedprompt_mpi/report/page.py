@@ -19,7 +19,7 @@ from fedprompt_mpi.report import figures, theme
 from fedprompt_mpi.report.communication import is_told
 from fedprompt_mpi.report.figures import FIGURES, GROUPS, group_of
 from fedprompt_mpi.report.run_data import RunData, read_run
-from fedprompt_mpi.rundir.closing_table import attack_kinds, format_interval, majority, warnings
+from fedprompt_mpi.rundir.closing_table import attack_kinds, format_interval, joined, majority, warnings
 from fedprompt_mpi.rundir.formats import format_count, format_rate, format_seconds
 from fedprompt_mpi.rundir.paths import RunPaths
 from fedprompt_mpi.rundir.records import Job
@@ -207,7 +207,7 @@ def _tiles(run: RunData) -> list[Tile]:
         return []
     first, last, summary, split = run.evaluated[0], run.evaluated[-1], run.summary, run.partition.evaluation
     interval = format_interval(last.accuracy, split.examples if split else 0)
-    beside = f"{interval}before: {format_rate(first.accuracy)}" + (f"; {majority(run.partition)}" if split else "")
+    beside = joined(interval, f"before: {format_rate(first.accuracy)}", majority(run.partition) if split else "")
     tiles = [
         Tile(name="accuracy", value=format_rate(last.accuracy), note=beside),
         Tile(name="macro F1", value=f"{last.macro_f1 or 0:.4f}", note=f"before: {first.macro_f1 or 0:.4f}"),
@@ -217,7 +217,7 @@ def _tiles(run: RunData) -> list[Tile]:
         beside = f"before: {format_rate(first.attack_success_rate)}" if clean is None else f"clean run: {clean:.2%}"
         interval = format_interval(last.attack_success_rate, split.triggered if split else 0)
         tiles.append(
-            Tile(name="attack success rate", value=format_rate(last.attack_success_rate), note=f"{interval}{beside}")
+            Tile(name="attack success rate", value=format_rate(last.attack_success_rate), note=joined(interval, beside))
         )
     if summary is not None:
         tiles += [
@@ -247,8 +247,8 @@ def _numbers(run: RunData, name: str) -> Numbers | None:
         return Numbers(head=["round", *(names[i] for i in there)], rows=rows)
     if name in ("seconds-by-round", "seconds-by-rank"):
         by_round = name == "seconds-by-round"
-        after = -1 if by_round else run.environment.resumed_after
-        sums = figures.sum_groups(run, lambda round_, rank: round_ if by_round else rank, after=after)
+        key = (lambda round_, rank: round_) if by_round else (lambda round_, rank: rank)
+        sums = figures.sum_groups(run, key, of_last_job=not by_round)
         shares = figures.ranks_by_round(run) if by_round else {}
         told = [group for group in GROUPS if group in group_of(run).values()]
         rows = [

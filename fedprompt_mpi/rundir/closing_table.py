@@ -37,8 +37,8 @@ def accuracy_rows(summary: Summary, partition: PartitionRecord) -> list[tuple[st
     """Return the rows about accuracy: of what it is, its interval, and a warning if it means little."""
     split = partition.evaluation
     count = split.examples if split else 0
-    before = f"before: {format_rate(summary.accuracy_before)}"
-    rows = [("accuracy", f"{format_rate(summary.accuracy)}   ({format_interval(summary.accuracy, count)}{before})")]
+    beside = joined(format_interval(summary.accuracy, count), f"before: {format_rate(summary.accuracy_before)}")
+    rows = [("accuracy", f"{format_rate(summary.accuracy)}   ({beside})")]
     if split is not None:
         rows.append(("", f"of the {count:,} texts of {split.name}; {majority(partition)}"))
     f1 = f"{summary.macro_f1 or 0:.4f}"
@@ -68,11 +68,16 @@ def warnings(summary: Summary, partition: PartitionRecord) -> list[str]:
 
 
 def format_interval(rate: float | None, count: int) -> str:
-    """Return the 95 % interval of a rate of `count` examples, with what separates it from the next words."""
+    """Return the 95 % interval of a rate of `count` examples; nothing if one of them is not known."""
     if rate is None or not count:
         return ""
     low, high = wilson_interval(rate, count)
-    return f"95 % interval {100 * low:.1f} to {100 * high:.1f}; "
+    return f"95 % interval {100 * low:.1f} to {100 * high:.1f}"
+
+
+def joined(*parts: str) -> str:
+    """Return the parts that are there, told apart."""
+    return "; ".join(filter(None, parts))
 
 
 def attack_rows(summary: Summary, partition: PartitionRecord, config: RunConfig) -> list[tuple[str, str]]:
@@ -113,14 +118,13 @@ def attack_kinds(poison: PoisonConfig) -> list[str]:
 def _success_rows(summary: Summary, partition: PartitionRecord, config: RunConfig) -> list[tuple[str, str]]:
     """Return the rows of the attack success rate."""
     poison, clean, split = config.poison, summary.clean_attack_success_rate, partition.evaluation
-    beside = format_interval(summary.attack_success_rate, split.triggered if split else 0)
+    interval, beside = format_interval(summary.attack_success_rate, split.triggered if split else 0), ""
     if clean is not None:
-        beside += f"clean run: {format_rate(clean)}"
+        beside = f"clean run: {format_rate(clean)}"
     elif summary.malicious_clients:
         remedy = "not evaluated after this round" if poison.clean_run else "not known, name one with --poison.clean_run"
-        beside += f"clean run: {remedy}"
-    rate = format_rate(summary.attack_success_rate)
-    shown = beside.removesuffix("; ")
+        beside = f"clean run: {remedy}"
+    rate, shown = format_rate(summary.attack_success_rate), joined(interval, beside)
     rows = [("attack success rate", f"{rate}   ({shown})" if shown else rate)]
     if split is not None:
         target = partition.names[poison.target]

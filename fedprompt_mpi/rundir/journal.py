@@ -10,7 +10,7 @@ import numpy as np
 import tomli_w
 
 from fedprompt_mpi.comm.progress import Screen
-from fedprompt_mpi.comm.statistics import communication, slowest_by_round
+from fedprompt_mpi.comm.statistics import communication, rounds_after, slowest_by_round
 from fedprompt_mpi.config import RunConfig, SettingsError, to_dict
 from fedprompt_mpi.files import write_json, write_text
 from fedprompt_mpi.rundir.console import Console
@@ -113,8 +113,7 @@ class Journal:
         """
         slowest = dict(slowest_by_round(read_timings(self.paths)))
         before = self.environment.resumed_after  # perhaps on other ranks: medians do not mix the two
-        own = {round_ - before: figures for round_, figures in slowest.items() if round_ > before}
-        statistics = communication([own], warmup=self.config.comm.warmup)
+        statistics = communication([rounds_after(slowest.items(), before)], warmup=self.config.comm.warmup)
         figures = {"mode": self.config.comm.mode, "after": before, **statistics}
         write_json(self.paths.communication, figures)
         summary = summarise([settled(record, slowest.get(record.round)) for record in self._rounds()], closing)

@@ -15,10 +15,9 @@ from typing import Any
 
 from fedprompt_mpi.liveness.exit import wait_until_read
 from fedprompt_mpi.liveness.output import printable
+from fedprompt_mpi.rundir.formats import WIDTH
 from fedprompt_mpi.start.launcher import launcher_pid, read_launch
 
-WIDTH = 80
-"""Columns of lines; a terminal that is narrower breaks them."""
 EVERY_S, DRAW_EVERY_S = 1.0, 0.1
 """How often the time that something takes is shown anew, and progress at most."""
 LONG_S = 3.0

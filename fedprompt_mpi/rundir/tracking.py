@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import fcntl
 import importlib.util
+import logging
 import os
 import secrets
 import sys
@@ -106,8 +107,6 @@ class MLflow:
 
     def __init__(self, paths: RunPaths, settings: Mapping[str, Any], first_round: int) -> None:
         """Begin a run, or go on with the one that the run directory knows."""
-        import logging
-
         from mlflow.tracking import MlflowClient
 
         logging.getLogger("mlflow").setLevel(logging.ERROR)  # how it makes its tables
@@ -118,20 +117,27 @@ class MLflow:
         self._paths, self._next = paths, 0
         with _one_at_a_time(folder) if uri.startswith("sqlite") else contextlib.nullcontext():
             self._client = MlflowClient(tracking_uri=uri, registry_uri=folder.as_uri())  # which makes its tables
-            number = self._experiment(folder.joinpath("files").as_uri() if uri.startswith("sqlite") else None)
-        known = _known(paths).get("mlflow", "")
-        if known:
-            self._run = known
-            self._client.update_run(known, status="RUNNING")
-            history = self._client.get_metric_history(known, "seconds/total")
-            self._next = max((metric.step for metric in history), default=-1) + 1
-            return
-        name = settings["task"]["name"]
-        tags = {"task": name, "method": settings["prompt"]["method"], "model": settings["model"]["name"][:MOST_TEXT]}
-        self._run = self._client.create_run(number, run_name=paths.directory.name, tags=tags).info.run_id
-        _remember(paths, "mlflow", self._run)
+            if known := _known(paths).get("mlflow"):
+                self._go_on(known)
+            else:
+                self._begin(settings, folder.joinpath("files").as_uri() if uri.startswith("sqlite") else None)
+
+    def _go_on(self, known: str) -> None:
+        """Go on with a run, behind the last round that it has."""
+        self._run = known
+        self._client.update_run(known, status="RUNNING")
+        history = self._client.get_metric_history(known, "seconds/total")
+        self._next = max((metric.step for metric in history), default=-1) + 1
+
+    def _begin(self, settings: Mapping[str, Any], place: str | None) -> None:
+        """Begin a run with its settings; `place` is where the files of a new experiment go."""
         from mlflow.entities import Param
 
+        name = settings["task"]["name"]
+        tags = {"task": name, "method": settings["prompt"]["method"], "model": settings["model"]["name"][:MOST_TEXT]}
+        called = self._paths.directory.absolute().name
+        self._run = self._client.create_run(self._experiment(place), run_name=called, tags=tags).info.run_id
+        _remember(self._paths, "mlflow", self._run)
         given = [Param(key, value) for key, value in parameters_of(settings).items()]
         for at in range(0, len(given), MOST_PARAMETERS):
             self._client.log_batch(self._run, params=given[at : at + MOST_PARAMETERS])
@@ -159,9 +165,8 @@ class MLflow:
 
     def close(self, status: str) -> None:
         """Say how the run stands."""
-        self._client.update_run(self._run, status=status) if status == "RUNNING" else self._client.set_terminated(
-            self._run, status=status
-        )
+        if status != "RUNNING":
+            self._client.set_terminated(self._run, status=status)
 
 
 class WandB:
@@ -179,7 +184,7 @@ class WandB:
         self._paths = paths
         self._run = wandb.init(
             project=PROJECT,
-            name=paths.directory.name,
+            name=paths.directory.absolute().name,
             id=known,
             resume="allow",
             dir=folder,
@@ -224,29 +229,33 @@ class Tracking:
         self.failed: list[str] = []
         """Names of those that failed."""
         for name in names:
-            self._try(
-                name, lambda name=name: self._open.__setitem__(name, TRACKERS[name](paths, settings, first_round))
-            )
+            with self._told(name):
+                self._open[name] = TRACKERS[name](paths, settings, first_round)
 
     def add_round(self, record: RoundRecord) -> None:
         """Give them the scalars of a round."""
         for name, tracker in list(self._open.items()):
-            self._try(name, lambda tracker=tracker: tracker.add_round(record))
+            with self._told(name):
+                tracker.add_round(record)
 
     def add_page(self) -> None:
         """Give them the page."""
         for name, tracker in list(self._open.items()):
-            self._try(name, tracker.add_page)
+            with self._told(name):
+                tracker.add_page()
 
     def close(self, status: str = "FINISHED") -> None:
         """Close those that are open, and tell them how the run stands: FINISHED, KILLED or RUNNING."""
         for name, tracker in list(self._open.items()):
-            self._try(name, lambda tracker=tracker: tracker.close(status))
+            with self._told(name):
+                tracker.close(status)
         self._open.clear()
 
-    def _try(self, name: str, step: Callable[[], Any]) -> None:
+    @contextlib.contextmanager
+    def _told(self, name: str) -> Iterator[None]:
+        """Say of a tracker that fails in the block that it is left out."""
         try:
-            step()
+            yield
         except Exception as error:  # whatever a library, a server or a network does
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
             print(f"fedprompt_mpi: warning: no more goes to {name} ({reason})", file=sys.stderr, flush=True)

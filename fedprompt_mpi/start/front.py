@@ -32,11 +32,15 @@ _ENDED_BADLY = 1
 
 def say_start(arguments: Sequence[str]) -> None:
     """Say at once, on rank 0, that a job starts: it takes seconds until there is more to say."""
-    launch = read_launch()
     if says_start(arguments):
-        ranks = "in one process" if launch.size == 1 else f"on {launch.size or 'its'} ranks"
-        with contextlib.suppress(OSError, AttributeError):  # nobody may be there to read it
-            print(f"fedprompt_mpi starts {ranks}", flush=True)
+        size = read_launch().size
+        ranks = "in one process" if size == 1 else f"on {size or 'its'} ranks"
+        _say(f"fedprompt_mpi starts {ranks}")
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # nobody may be there to read it
+        print(text, flush=True)
 
 
 def says_start(arguments: Sequence[str]) -> bool:
@@ -118,7 +122,7 @@ def _answer(connection: socket.socket) -> bytes:
         try:
             return connection.recv(1)
         except TimeoutError:
-            print(f"importing PyTorch and transformers, once for all ranks of a node: {seconds} s", flush=True)
+            _say(f"importing PyTorch and transformers, once for all ranks of a node: {seconds} s")
         finally:
             connection.settimeout(None)
     return connection.recv(1)

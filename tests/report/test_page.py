@@ -168,7 +168,7 @@ def test_a_resumed_run_says_so_and_its_medians_are_those_of_the_last_job(tmp_pat
     data = read_run(tmp_path / "run")
     train = [own["train"] for round_, own in slowest_by_round(data.timings) if round_ in (5, 6)]
     assert figures["seconds"]["train"]["median"] == pytest.approx(sum(train) / 2)
-    assert set(sum_groups(data, lambda _, rank: rank, after=3)) == {0, 1, 2}
+    assert set(sum_groups(data, lambda _, rank: rank, of_last_job=True)) == {0, 1, 2}
     assert typical_round(data) > 3
 
 

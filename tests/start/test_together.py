@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import io
 import json
 import os
 import signal
@@ -289,3 +290,21 @@ def test_a_slow_import_is_told_on_rank_0(monkeypatch: pytest.MonkeyPatch, capsys
             assert front._answer(ours) == front.FORKED
             assert ours.gettimeout() is None
         assert [line.split(": ")[1] for line in capsys.readouterr().out.splitlines()] == told
+
+
+def test_that_nobody_reads_it_costs_no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failing print must not look like an importer that has gone: it would start the rank a second time."""
+
+    class Unread(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(front, "TELL_AFTER_S", (0.05, 100))
+    monkeypatch.setattr(sys, "argv", ["fedprompt_mpi"])
+    monkeypatch.setattr(sys, "stdout", Unread())
+    for name in ("PMI_RANK", "PMI_SIZE", "PMIX_RANK", "OMPI_COMM_WORLD_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        threading.Timer(0.2, theirs.send, [front.FORKED]).start()
+        assert front._answer(ours) == front.FORKED
