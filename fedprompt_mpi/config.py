@@ -96,6 +96,8 @@ class ModelConfig:
     """A hub id, a folder in Hugging Face form, or embedded: the small model inside the package."""
     dtype: Literal["auto", "float32", "bfloat16"] = setting("auto", may_differ=_CLEAN)
     """Arithmetic of the frozen model; auto takes bfloat16 where it is faster. Trained parameters stay float32."""
+    dropout: bool | Literal["auto"] = setting("auto")
+    """Drop out in training, at the rates of the model's config; auto does so for the method full alone."""
     checkpoint_activations: bool = setting(False, may_differ=_CLEAN)
     """Compute the activations inside of layers again in the backward pass: less memory, a third more time."""
     max_length: int = setting(128, at_least=8)
@@ -408,6 +410,11 @@ class RunConfig:
                 "leave it out, and take smaller parts (client.accumulate)"
             )
         self._check_transport()
+
+    @property
+    def drops_out(self) -> bool:
+        """True if the model drops out in training."""
+        return self.prompt.method == "full" if self.model.dropout == "auto" else self.model.dropout
 
     def _check_transport(self) -> None:
         """Check that the way in which vectors travel fits what is done to them."""

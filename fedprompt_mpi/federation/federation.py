@@ -197,6 +197,7 @@ class Federation:
         clients = result.headers[len(result.headers) - len(cohort.clients) :]
         finite, weights = is_finite(clients), aggregation.weights
         traffic = self._traffic(cohort, aggregated=aggregation.aggregated)
+        spent = self._account.after(round_)
         self._record = RoundRecord(
             round=round_,
             train_loss=float(clients["loss"][finite].mean()) if finite.any() else None,
@@ -205,7 +206,8 @@ class Federation:
             shares=None if weights is None else weights[len(weights) - len(clients) :].tolist(),
             dropped=aggregation.dropped,
             aggregated=aggregation.aggregated,
-            epsilon=self._account.after(round_),
+            epsilon=spent.epsilon,
+            epsilon_renyi=spent.renyi,
             client_accuracy=[rates.accuracy for rates in own] or None,
             client_attack_success_rate=[rates.attack_success_rate for rates in own] or None,
             bytes_down=traffic.down.bytes,
@@ -362,7 +364,9 @@ class Federation:
             RankRecord(rank=int(rank), host=host, node=int(node), device=device, threads=int(threads), cores=cores)
             for (rank, host, device, threads, cores), node in zip(rows, placement.nodes, strict=True)
         ]
-        environment = Environment(versions=versions(), mpi=placement.mpi, compute_dtype=dtype, ranks=ranks)
+        environment = Environment(
+            versions=versions(), mpi=placement.mpi, compute_dtype=dtype, dropout=config.drops_out, ranks=ranks
+        )
         corpus, workers = setup.corpus, max(1, self.channel.size - 1)
         malicious = config.poison.malicious(config.federation.clients)
         partition = partition_record(corpus.class_counts, corpus.poisoned, corpus.label_words.tolist(), malicious)
@@ -395,7 +399,8 @@ class Federation:
         return [
             ("task", f"{setup.task.name}: {train:,} training texts; evaluated on {len(corpus.test.labels):,} of "
                      f"{corpus.split}; {len(corpus.label_words)} classes"),
-            ("model", f"{config.model.name}, {whole:,} parameters, computed in {dtype}"),
+            ("model", f"{config.model.name}, {whole:,} parameters, computed in {dtype}, "
+                      f"dropout {'on' if config.drops_out else 'off'}"),
             ("prompt", f"{config.prompt.method}, {parameters:,} parameters, {parameters / whole:.4%} of the model"),
             ("clients", f"{federation.clients} ({federation.partition}) on {workers} "
                         f"worker{'s' if workers > 1 else ''}, {federation.aggregator}"),

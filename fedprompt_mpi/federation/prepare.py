@@ -253,6 +253,8 @@ def _load_model(config: RunConfig, channel: Channel, corpus: Corpus, folder: Pat
     label_ids = torch.from_numpy(corpus.label_ids)
     backbone = load_backbone(config.model, model, label_ids, device, int(corpus.mask_id))
     backbone.weigh(corpus.label_shares)
+    if config.drops_out:
+        backbone.take_no_shortcuts()
     method = make_method(config.prompt, backbone.geometry, backbone.model)
     check_fit(config, backbone, corpus.largest_id)
     channel.progress.stage("trying the longest texts")

@@ -1,5 +1,7 @@
 """Local training of one rank: it trains its clients of the cohort, several in one pass."""
 
+import contextlib
+
 import numpy as np
 import torch
 
@@ -111,7 +113,8 @@ def train_rank(
     headers["num_examples"] = claimed_examples(config, headers["client"], [corpus.num_examples(j.client) for j in jobs])
     for rows, some in passes:
         try:
-            update = train(trainer, vector, some, round_, report)
+            with _dropout(setup, round_, some[0].client):
+                update = train(trainer, vector, some, round_, report)
         except TrainingGivenUp:
             headers["given_up"] = True
             break
@@ -123,6 +126,14 @@ def train_rank(
     if copy_s:
         phases.timing.add("copy", copy_s)
     return headers, deltas
+
+
+def _dropout(setup: Setup, round_: int, client: int) -> contextlib.AbstractContextManager[None]:
+    """Return the context of a pass: it drops out if the settings say so, by a stream of the pass's first client."""
+    if not setup.config.drops_out:
+        return contextlib.nullcontext()
+    stream = seeds.generator(setup.config.seed, "dropout", round_, client)
+    return setup.backbone.dropping_out(int(stream.integers(2**63)))
 
 
 def claimed_examples(config: RunConfig, clients: np.ndarray, counts: list[int]) -> np.ndarray:

@@ -10,6 +10,7 @@ their label words, K clients, L layers, H key-value heads, d width of a head.
 import contextlib
 import dataclasses
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,7 @@ class Backbone:
         if getattr(model, "final_logits_bias", None) is not None:  # BART's, a column a word
             model.final_logits_bias = model.final_logits_bias[:, label_ids.to(self.device)]
         self._shares: torch.Tensor | None = None
+        self._rates: list[tuple[Any, str, float]] = []  # of dropout, which layers that compute again have set to 0
         self._answers = torch.zeros(0, dtype=torch.long)
         self._virtual_tokens = 0
         self._shortcuts = family == "masked" and shortcuts.applies_to(self.model)
@@ -119,7 +121,8 @@ class Backbone:
     def recompute_activations(self) -> None:
         """Keep the activations between layers alone, and compute the others again in the backward pass.
 
-        The library does so in training mode; here only the layers themselves are told so, and drop nothing out.
+        The library does so in training mode; here only the layers themselves are told so, and drop nothing out unless
+        `dropping_out` says so.
         """
         from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -132,14 +135,32 @@ class Backbone:
                 "leave it out, and take smaller parts (client.accumulate)"
             )
         for layer in layers:
-            for name, value in vars(layer).items():
+            for name, value in list(vars(layer).items()):
                 if "dropout" in name and isinstance(value, float):
+                    self._rates.append((layer, name, value))
                     setattr(layer, name, 0.0)
             layer.gradient_checkpointing = layer.training = True
             layer._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)
 
+    @contextlib.contextmanager
+    def dropping_out(self, seed: int) -> Iterator[None]:
+        """Within, drop out at the rates of the model's config; what is dropped depends on the seed alone."""
+        before = {module: module.training for module in self.model.modules()}
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            self.model.train()
+            for layer, name, rate in self._rates:
+                setattr(layer, name, rate)
+            try:
+                yield
+            finally:
+                for layer, name, _ in self._rates:
+                    setattr(layer, name, 0.0)
+                for module, training in before.items():
+                    module.training = training
+
     def take_no_shortcuts(self) -> None:
-        """Compute every position and every gradient, as a prefix requires."""
+        """Compute every position and every gradient, as a prefix and dropout require."""
         if self._shortcuts:
             shortcuts.undo(self.model)
             self._shortcuts = False

@@ -19,7 +19,7 @@ from fedprompt_mpi.report import figures, theme
 from fedprompt_mpi.report.communication import is_told
 from fedprompt_mpi.report.figures import FIGURES, GROUPS, group_of
 from fedprompt_mpi.report.run_data import RunData, read_run
-from fedprompt_mpi.rundir.closing_table import attack_kinds, format_interval, joined, majority, warnings
+from fedprompt_mpi.rundir.closing_table import attack_kinds, format_interval, joined, majority, privacy_rows, warnings
 from fedprompt_mpi.rundir.formats import format_count, format_rate, format_seconds
 from fedprompt_mpi.rundir.paths import RunPaths
 from fedprompt_mpi.rundir.records import Job
@@ -232,8 +232,9 @@ def _tiles(run: RunData) -> list[Tile]:
                 note=f"{summary.seconds_to_first_broadcast or 0:.1f} s until the first broadcast",
             ),
         ]
-        if summary.epsilon is not None:
-            tiles.append(Tile(name="epsilon", value=f"{summary.epsilon:.3g}"))
+        for _, words in privacy_rows(summary, from_dict(run.settings)):
+            value = "no bound" if summary.epsilon is None else f"{summary.epsilon:,.3g}"
+            tiles.append(Tile(name="epsilon", value=value, note=words))
     return tiles
 
 
@@ -325,7 +326,8 @@ def _ranks(run: RunData) -> Numbers:
 def _versions(run: RunData) -> str:
     mpi, versions = run.environment.mpi, run.environment.versions
     packages = ", ".join(f"{name} {version}" for name, version in versions.items())
-    return f"{mpi.library}; {mpi.transport}; {run.environment.compute_dtype}; {packages}"
+    dropout = "dropout on" if run.environment.dropout else "dropout off"
+    return f"{mpi.library}; {mpi.transport}; {run.environment.compute_dtype}; {dropout}; {packages}"
 
 
 def _percent(share: float | None) -> str:

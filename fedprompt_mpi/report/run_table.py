@@ -11,6 +11,8 @@ from fedprompt_mpi.report.run_data import RunData
 from fedprompt_mpi.report.tables import Table
 
 FIGURES = ("accuracy, %", "macro F1", "before, %", "ASR, %", "bytes", "seconds")
+NOISE = "epsilon"
+"""A further column, if a run has a privacy mechanism."""
 Cell = tuple[str, str]
 """What is shown (small print in a second line), and what it counts as when the table is sorted."""
 
@@ -43,12 +45,15 @@ def run_table(groups: Sequence[Group]) -> RunTable:
     names = differing(groups)
     runs = [(run, known.settings) for known in groups for run in known.runs]
     has_seeds = len({run.settings["seed"] for run, _ in runs}) > 1
+    has_noise = any(run.settings["privacy"]["mechanism"] != "none" for run, _ in runs)
     head = ["run", *(["seed"] if has_seeds else []), *(name.partition(".")[2] for name in names), *FIGURES]
+    head += [NOISE] if has_noise else []
     rows = []
     for run, settings in runs:
         own = [_text(shown_setting(settings.get(name))) for name in names]
         seed = [_number(run.settings["seed"], "{}")] if has_seeds else []
-        rows.append([_text(run.directory.name), *seed, *own, *_figures(run)])
+        noise = [_epsilon(run)] if has_noise else []
+        rows.append([_text(run.directory.name), *seed, *own, *_figures(run), *noise])
     return RunTable(head=head, rows=rows)
 
 
@@ -65,6 +70,10 @@ def _figures(run: RunData) -> list[Cell]:
         _number(None if summary is None else summary.bytes_per_client_round, "{:,}"),
         _number(None if summary is None else summary.seconds_total, "{:.1f}"),
     ]
+
+
+def _epsilon(run: RunData) -> Cell:
+    return _number(None if not run.rounds else run.rounds[-1].epsilon, "{:,.4g}")
 
 
 def _rate(rate: float | None, count: int) -> Cell:

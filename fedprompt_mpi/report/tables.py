@@ -84,6 +84,18 @@ def _sent(known: Group) -> str:
     return "-" if summary is None else f"{summary.parameters:,} ({summary.ratio:.4%})"
 
 
+def _epsilon(known: Group) -> str:
+    """Return the epsilon of runs with a privacy mechanism; nothing of others."""
+    if known.settings["privacy.mechanism"] == "none":
+        return ""
+    spread = known.spread("epsilon")
+    return "no bound" if spread is None else f"{spread[0]:,.4g}"
+
+
+def _rates_and_epsilon(known: Group) -> str:
+    return both_rates(known) + (f", epsilon {_epsilon(known)}" if _epsilon(known) else "")
+
+
 PLANS = (
     _Plan(
         name="table-1", caption="Accuracy / ASR of a clean federation, % (FedPrompt, Table I)",
@@ -122,7 +134,7 @@ PLANS = (
         name="privacy", caption="Accuracy / ASR with and without noise on what is uploaded, % (FedPrompt, Section 4)",
         wants=lambda known: known.settings["prompt.method"] == "soft" and not known.is_poisoned,
         row=lambda s: s["privacy.mechanism"], column=lambda s: (s["task.name"], *_model_and_partition(s)),
-        compares=("privacy.mechanism",),
+        cell=_rates_and_epsilon, compares=("privacy.mechanism",),
     ),
 )  # fmt: skip
 
@@ -134,7 +146,9 @@ def has_numbers(table: Table) -> bool:
 
 def overview(groups: Sequence[Group], names: Sequence[str]) -> Table:
     """Return one row per group: its settings and its results."""
+    has_noise = any(_epsilon(known) for known in groups)
     rows = [["runs", "seeds", "accuracy, %", "ASR, %", "parameters (share)", "bytes", "seconds"]]
+    rows[0] += ["epsilon"] if has_noise else []
     for known, name in zip(groups, names, strict=True):
         summary = known.runs[0].summary if all(run.summary for run in known.runs) else None
         seconds = known.spread("seconds_total")
@@ -147,6 +161,7 @@ def overview(groups: Sequence[Group], names: Sequence[str]) -> Table:
                 "-" if summary is None else _sent(known),
                 "-" if summary is None else f"{summary.bytes_per_client_round:,}",
                 "-" if seconds is None else f"{seconds[0]:.0f}",
+                *([_epsilon(known) or "-"] if has_noise else []),
             ]
         )
     return Table(name="overview", caption="Over seeds: mean and standard deviation", rows=rows)

@@ -4,7 +4,7 @@ from typing import Any
 
 from fedprompt_mpi.comm.statistics import wilson_interval
 from fedprompt_mpi.config import PoisonConfig, RunConfig
-from fedprompt_mpi.rundir.formats import format_count, format_rate, format_rows, format_seconds
+from fedprompt_mpi.rundir.formats import format_count, format_epsilon, format_rate, format_rows, format_seconds
 from fedprompt_mpi.rundir.records import PartitionRecord, Summary
 
 MOST_NAMED = 6
@@ -145,10 +145,11 @@ def privacy_rows(summary: Summary, config: RunConfig) -> list[tuple[str, str]]:
     privacy, epsilon = config.privacy, summary.epsilon
     if privacy.mechanism == "none":
         return []
-    if privacy.mechanism == "dp_fedavg":
-        spent = f"epsilon {epsilon or 0:.2f} at delta {privacy.delta:g}, for one client more or less"
+    if epsilon is not None and privacy.mechanism == "dp_fedavg":
+        renyi = f" (Renyi accounting: {summary.epsilon_renyi:,.2f})" if summary.epsilon_renyi is not None else ""
+        spent = f"{format_epsilon(epsilon)}, at delta {privacy.delta:g}, for one client more or less{renyi}"
     elif epsilon is not None:
-        spent = f"epsilon {epsilon:,.1f} for a client in all rounds"
+        spent = f"{format_epsilon(epsilon)}, for a client in all rounds"
     else:
         spent = (
             "epsilon cannot be derived: only client.optimizer sgd with steps, clip_norm and no weight decay bounds it"

@@ -19,6 +19,19 @@ def format_rate(rate: float | None) -> str:
     return "-" if rate is None else f"{100 * rate:.2f} %"
 
 
+def format_epsilon(epsilon: float) -> str:
+    """Return an epsilon of differential privacy, and in words what it is worth.
+
+    References:
+        Ponomareva et al., How to DP-fy ML, 2023, arXiv:2303.00654, Section 5.2.1: up to 1 is strong, up to 10 is
+        reasonable, more is weak. Beyond 100 an attacker's odds may grow by e to the power of 100.
+    """
+    words = ((1, "a strong guarantee"), (10, "a reasonable guarantee"), (100, "a weak guarantee"))
+    worth = next((word for limit, word in words if epsilon <= limit), "this protects nothing")
+    shown = f"{epsilon:,.2f}" if epsilon < 1000 else f"{epsilon:,.0f}"
+    return f"epsilon {shown}, {worth}"
+
+
 def format_seconds(seconds: float) -> str:
     """Return a duration with a unit that suits it."""
     for factor, unit in ((1, "s"), (1e3, "ms"), (1e6, "us")):

@@ -111,6 +111,9 @@ class RoundRecord:
     aggregated: bool | None = None
     """False if too few updates were left for the rule."""
     epsilon: float | None = None
+    """The smallest that can be derived, for a client that took part in all rounds."""
+    epsilon_renyi: float | None = None
+    """That of Renyi accounting, under dp_fedavg."""
     lost_ranks: list[RankFailure] = dataclasses.field(default_factory=list)
     client_accuracy: list[float] | None = None
     client_attack_success_rate: list[float | None] | None = None
@@ -205,6 +208,8 @@ class Job:
     mpi: MPILibrary
     compute_dtype: str
     """Arithmetic of the PLM on the workers."""
+    dropout: bool = False
+    """Whether the PLM drops out in training."""
     ranks: list[RankRecord]
 
 
@@ -277,6 +282,7 @@ class Summary(Closing):
     dropped_updates: dict[str, int]
     """Client -> updates of it that were not finite."""
     epsilon: float | None
+    epsilon_renyi: float | None = None
     lost_ranks: list[RankFailure]
     ratio: float
     """parameters / plm_parameters."""
@@ -459,6 +465,7 @@ def summarise(rounds: list[RoundRecord], closing: Closing) -> Summary:
         rounds=last.round,
         dropped_updates=dict(collections.Counter(str(client) for record in rounds for client in record.dropped)),
         epsilon=last.epsilon,
+        epsilon_renyi=last.epsilon_renyi,
         lost_ranks=[failure for record in rounds for failure in record.lost_ranks],
         ratio=closing.parameters / closing.plm_parameters,
         malicious_clients_attack_success_rate=mean(malicious=True),

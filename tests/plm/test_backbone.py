@@ -1,5 +1,7 @@
 """The backbone scores as the plain model does, in every family, and never changes."""
 
+import contextlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 import torch
 import transformers
 
+from fedprompt_mpi import load_prompt
 from fedprompt_mpi.config import ModelConfig, PromptConfig, SettingsError
 from fedprompt_mpi.federation.client_training import score_batch
 from fedprompt_mpi.plm.backbone import Backbone, Injection, load_backbone
@@ -19,9 +22,12 @@ from fedprompt_mpi.text.batches import Batch, collate
 from fedprompt_mpi.text.cloze import Cloze
 from fedprompt_mpi.text.load import Examples
 from fedprompt_mpi.text.tasks import TASKS
+from tests.jobs import run_here, run_program
 from tests.tiny import CAUSAL, KINDS
 
 Tiny = Callable[[str], Path]
+NOTHING_DROPPED = ("albert", "llama")
+"""Whose configs have rates of 0."""
 TEXTS = ["the soup was there .", "i found everything wonderful and fresh . the striker scored .", "so dull"]
 
 
@@ -89,6 +95,65 @@ def test_the_answer_is_read_where_the_mask_stands(kind: str, tiny: Tiny) -> None
             assert batch.answers[row] == length - 1
         else:
             assert batch.ids[row, batch.answers[row]] == cloze.mask_id
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_dropout_is_the_library_s_own(kind: str, tiny: Tiny) -> None:
+    """The same seed drops the same numbers as the plain model in training mode; outside nothing is dropped."""
+    backbone, batch, cloze = _setup(tiny(kind))
+    ids, mask, answers = _tensors(batch)
+    before = backbone.score(ids, mask, answers, Injection())
+    backbone.take_no_shortcuts()
+    with backbone.dropping_out(7):
+        dropped = backbone.score(ids, mask, answers, Injection())
+    with backbone.dropping_out(7):
+        assert torch.equal(backbone.score(ids, mask, answers, Injection()), dropped)
+    with backbone.dropping_out(8):
+        again = backbone.score(ids, mask, answers, Injection())
+    assert torch.equal(again, dropped) == (kind in NOTHING_DROPPED)
+    torch.testing.assert_close(backbone.score(ids, mask, answers, Injection()), before)
+    model = model_class(read_config(str(tiny(kind)))).from_pretrained(tiny(kind)).train()
+    inputs = {"inputs_embeds": model.get_input_embeddings()(ids), "attention_mask": mask.long()}
+    if kind == "t5":
+        inputs["decoder_input_ids"] = torch.tensor([[0, cloze.mask_id]]).expand(len(ids), -1)
+        answers = torch.ones_like(answers)
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        logits = model(**inputs).logits[torch.arange(len(ids)), answers]
+    torch.testing.assert_close(dropped, logits[:, torch.from_numpy(cloze.verbalizer.ids)], rtol=1e-4, atol=1e-5)
+
+
+def test_full_fine_tuning_drops_out_unless_told_otherwise(tiny: Tiny, tmp_path: Path) -> None:
+    """The same on three ranks as on one, and otherwise than without."""
+    flags = ["--model.name", str(tiny("roberta")), "--prompt.method=full", "--client.batched=1", "--client.lr=0.001"]
+    run_here(tmp_path / "one", *flags)
+    finished = run_program(3, tmp_path / "three", *flags)
+    assert finished.status == 0, finished
+    run_here(tmp_path / "off", *flags, "--model.dropout=false")
+    one, three, off = (load_prompt(tmp_path / name).vector for name in ("one", "three", "off"))
+    assert one.tobytes() == three.tobytes()
+    assert one.tobytes() != off.tobytes()
+    for name, is_on in (("three", True), ("off", False)):
+        assert json.loads((tmp_path / name / "environment.json").read_text())["dropout"] is is_on
+    assert "dropout on" in finished.out
+
+
+def test_layers_that_compute_again_drop_the_same(tiny: Tiny) -> None:
+    """Gradients are those of layers that keep their activations; without dropout nothing is dropped."""
+    backbone, batch, _ = _setup(tiny("roberta"))
+    backbone.take_no_shortcuts()
+    tokens = torch.zeros(1, 2, 32, requires_grad=True)
+
+    def gradient(drops: bool) -> torch.Tensor:
+        with backbone.dropping_out(3) if drops else contextlib.nullcontext():
+            loss = backbone.score(*_tensors(batch), Injection(virtual_tokens=tokens)).square().sum()
+            return torch.autograd.grad(loss, tokens)[0]
+
+    kept = {drops: gradient(drops) for drops in (True, False)}
+    backbone.recompute_activations()
+    for drops, expected in kept.items():
+        torch.testing.assert_close(gradient(drops), expected)
+    assert not torch.equal(kept[True], kept[False])
 
 
 @pytest.mark.parametrize("method", ["soft", "p_tuning", "prefix"])
