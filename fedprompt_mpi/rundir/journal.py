@@ -89,7 +89,12 @@ class Journal:
         except SettingsError:  # the run does not depend on it
             return []
         job = EarlierJob(
-            versions=last.versions, mpi=last.mpi, compute_dtype=last.compute_dtype, dropout=last.dropout, ranks=last.ranks, until=self._done
+            versions=last.versions,
+            mpi=last.mpi,
+            compute_dtype=last.compute_dtype,
+            dropout=last.dropout,
+            ranks=last.ranks,
+            until=self._done,
         )
         return [*last.earlier, job] if is_new_job else last.earlier
 
