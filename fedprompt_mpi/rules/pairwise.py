@@ -104,7 +104,7 @@ class Krum(PairwiseRule):
 
     def weights(self, updates: Updates) -> np.ndarray:
         """Return 1 for the chosen client."""
-        best = krum_order(self.inner, updates.assumed_malicious)[:1]
+        best = krum_order(self.inner, updates.assumed_malicious, updates.clients)[:1]
         return _equal_weights(best, len(updates.clients))
 
 
@@ -118,7 +118,7 @@ class MultiKrum(Krum):
     def weights(self, updates: Updates) -> np.ndarray:
         """Return equal weights for the chosen clients."""
         count, malicious = len(updates.clients), updates.assumed_malicious
-        return _equal_weights(krum_order(self.inner, malicious)[: count - malicious], count)
+        return _equal_weights(krum_order(self.inner, malicious, updates.clients)[: count - malicious], count)
 
 
 class Bulyan(Krum):
@@ -141,7 +141,7 @@ class Bulyan(Krum):
 
     def weights(self, updates: Updates) -> np.ndarray:
         """Return equal weights for the chosen clients."""
-        chosen = bulyan_choice(self.inner, updates.assumed_malicious)
+        chosen = bulyan_choice(self.inner, updates.assumed_malicious, updates.clients)
         self._averaged = len(chosen) - 2 * updates.assumed_malicious
         return _equal_weights(chosen, len(self.inner))
 
@@ -196,7 +196,10 @@ class FoolsGold(PairwiseRule):
         self._add(sums)
 
     def weights(self, updates: Updates) -> np.ndarray:
-        """Return the weights of Algorithm 1, scaled to sum to 1."""
+        """Return the weights of Algorithm 1, scaled to sum to 1.
+
+        The largest alpha becomes 1 there. If all clients are clones, each alpha is the largest.
+        """
         similarity = self.cosines
         np.fill_diagonal(similarity, 0.0)
         highest = similarity.max(axis=1)
@@ -204,7 +207,7 @@ class FoolsGold(PairwiseRule):
             pardon = np.where(highest[:, None] < highest, highest[:, None] / highest, 1.0)  # v_i / v_j where v_j > v_i
         weights = np.clip(1 - (similarity * pardon).max(axis=1), 0.0, 1.0)
         weights[weights < 1e-9] = 0.0  # clones up to rounding errors, which the next line would amplify
-        weights /= max(weights.max(), TINY)
+        weights = weights / weights.max() if weights.any() else np.ones(len(weights))
         weights = np.minimum(weights, 0.99)
         with np.errstate(divide="ignore"):
             weights = np.clip(np.log(weights / (1 - weights)) + 0.5, 0.0, 1.0)
@@ -337,33 +340,33 @@ def squared_distances(inner: np.ndarray, rows: slice = slice(None)) -> np.ndarra
     return np.maximum(squares[rows, None] + squares - 2 * inner[rows], 0.0)
 
 
-def krum_order(inner: np.ndarray, malicious: int) -> np.ndarray:
-    """Return the clients from the best Krum score to the worst `[K]` int64.
+def krum_order(inner: np.ndarray, malicious: int, clients: np.ndarray) -> np.ndarray:
+    """Return the places of the clients from the best Krum score to the worst `[K]` int64.
 
-    The score is the sum of a client's K - f - 2 smallest squared distances to others (at least one). Of two clients
-    with the same score the one nearer to all others comes first, not the one with the lower id. (Two clients that are
-    each other's only neighbour have the same score.)
+    The score is the sum of a client's K - f - 2 smallest squared distances to others (at least one). Of clients with
+    the same score the one with the lowest id comes first, as in the paper. (Two clients that are each other's only
+    neighbour have the same score.)
 
     Args:
         inner: `[K, K]` float64, the inner products of all pairs.
         malicious: f.
+        clients: `[K]` int64 ids.
     """
     count = len(inner)
-    neighbours, scores, sums = max(count - malicious - 2, 1), np.empty(count), np.empty(count)
+    neighbours, scores = max(count - malicious - 2, 1), np.empty(count)
 
     def score(at: int) -> None:
         rows = slice(at, at + ROWS)
         distances = squared_distances(inner, rows)
-        sums[rows] = distances.sum(axis=1)
         distances.sort(axis=1)
         scores[rows] = distances[:, 1 : 1 + neighbours].sum(axis=1)  # the first is its own, 0
 
     _in_parallel(score, range(0, count, ROWS))
-    return np.lexsort((sums, scores))
+    return np.lexsort((clients, scores))
 
 
-def bulyan_choice(inner: np.ndarray, malicious: int) -> np.ndarray:
-    """Return the K - 2 f clients that Krum chooses one after the other from those left `[K - 2 f]` int64.
+def bulyan_choice(inner: np.ndarray, malicious: int, clients: np.ndarray) -> np.ndarray:
+    """Return the places of the K - 2 f clients that Krum chooses one after the other from those left `[K - 2 f]` int64.
 
     When a client leaves, each of the others has one neighbour less to count: the one that has left, or else its
     farthest. So the distances are sorted once.
@@ -371,6 +374,7 @@ def bulyan_choice(inner: np.ndarray, malicious: int) -> np.ndarray:
     Args:
         inner: `[K, K]` float64, the inner products of all pairs.
         malicious: f.
+        clients: `[K]` int64 ids.
     """
     count = len(inner)
     everyone, wanted, chosen = np.arange(count), count - 2 * malicious, []
@@ -387,8 +391,7 @@ def bulyan_choice(inner: np.ndarray, malicious: int) -> np.ndarray:
     rounding = 4 * count * np.finfo(np.float64).eps * scores.max()  # of all subtractions together
     while len(chosen) < min(wanted, count - malicious - 3):
         near = np.flatnonzero(scores <= scores.min() + rounding)
-        exact = nearest[near].sum(axis=1)
-        best = _nearest_to_all(distances, near[exact == exact.min()], scores < np.inf)
+        best = int(near[np.lexsort((clients[near], nearest[near].sum(axis=1)))[0]])
         chosen.append(best)
         at = np.minimum(place[best], farthest)
         scores -= nearest[everyone, at]
@@ -399,15 +402,9 @@ def bulyan_choice(inner: np.ndarray, malicious: int) -> np.ndarray:
     left = scores < np.inf
     while len(chosen) < wanted:  # each has one neighbour
         rest = np.flatnonzero(left)
-        chosen.append(rest[krum_order(inner[np.ix_(rest, rest)], malicious)[0]])
+        chosen.append(rest[krum_order(inner[np.ix_(rest, rest)], malicious, clients[rest])[0]])
         left[chosen[-1]] = False
     return np.array(chosen)
-
-
-def _nearest_to_all(distances: np.ndarray, candidates: np.ndarray, left: np.ndarray) -> int:
-    if len(candidates) == 1:
-        return int(candidates[0])
-    return int(candidates[np.argmin(distances[candidates][:, left].sum(axis=1))])
 
 
 def _equal_weights(chosen: np.ndarray, count: int) -> np.ndarray:

@@ -134,7 +134,7 @@ def rank0() -> None:
         name = f"inner products, K = {clients}"
         print(_line(name, _seconds(lambda rows=rows, total=total: add_inner_products(total, rows), 5)))
     inner = rng.standard_normal((400, 64))
-    print(_line("Bulyan's choice, K = 400", _seconds(lambda: bulyan_choice(inner @ inner.T, 99), 5)))
+    print(_line("Bulyan's choice, K = 400", _seconds(lambda: bulyan_choice(inner @ inner.T, 99, np.arange(400)), 5)))
     _multi_krum(10_000, 15_360)
     _timings(1_000, 4_096)
     print(f"{'most memory':<34}{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:>9.2f} GB")

@@ -108,15 +108,12 @@ class TestContract:
         np.testing.assert_allclose(shuffled, _aggregate(_rule(name), deltas, counts), rtol=1e-9, atol=1e-11)
 
     def test_equal_updates_stay_as_they_are(self, name: str) -> None:
-        """Nobody deviates, so the update is theirs. (FoolsGold takes clones for one attacker: 11 are as one.)"""
+        """Nobody deviates, so the update is theirs."""
         settings = {"clip_norm": 1e9} if name == "norm_clip" else {}
         for seed in range(10):  # no luck of rounding
             deltas = np.repeat(_honest(np.random.default_rng(seed), name)[:1], K + (name == "fltrust"), axis=0)
             result = _aggregate(_rule(name, **settings), deltas)
-            if name == "foolsgold":
-                np.testing.assert_array_equal(result, 0.0)
-            else:
-                np.testing.assert_allclose(result, deltas[0], rtol=1e-6, atol=1e-9)
+            np.testing.assert_allclose(result, deltas[0], rtol=1e-6, atol=1e-9)
 
     @pytest.mark.parametrize("size", [1e6, 1e16])
     def test_it_withstands_what_it_assumes(self, name: str, size: float) -> None:
@@ -211,8 +208,15 @@ def test_geometric_median_weighs_by_examples() -> None:
 def test_krum_by_hand() -> None:
     """K = 5, f = 1: the score adds 2 squared distances, which gives 5, 2, 5, 13 and 46^2 + 48^2."""
     deltas = _columns(0, 1.0, 2, 4, 50).astype(np.float64)
-    np.testing.assert_array_equal(krum_order(deltas @ deltas.T, 1), [1, 2, 0, 3, 4])
+    np.testing.assert_array_equal(krum_order(deltas @ deltas.T, 1, np.arange(5)), [1, 0, 2, 3, 4])
     assert _aggregate(_rule("krum", assumed_malicious=1), _columns(0, 1.5, 2, 2.6, 50))[0] == 2
+
+
+def test_krum_takes_the_lowest_id_of_equals() -> None:
+    """With one neighbour to count, two that are each other's nearest have the same score."""
+    deltas = _columns(0, 5, 6, 20).astype(np.float64)
+    for ids, expected in (([0, 1, 2, 3], 1), ([0, 2, 1, 3], 2)):
+        assert krum_order(deltas @ deltas.T, 1, np.array(ids))[0] == expected
 
 
 def test_multi_krum_by_hand() -> None:
@@ -236,16 +240,21 @@ def test_bulyan_chooses_as_krum_would_one_after_the_other(seed: int) -> None:
     count = int(rng.integers(3, 40))
     malicious = int(rng.integers(0, (count - 3) // 4 + 1))
     points = rng.integers(0, 4, size=(count, 2)).astype(np.float64)
-    inner, left, expected = points @ points.T, list(range(count)), []
+    inner, ids, left, expected = points @ points.T, rng.permutation(count), list(range(count)), []
     while len(expected) < count - 2 * malicious:
-        expected.append(left.pop(int(krum_order(inner[np.ix_(left, left)], malicious)[0])))
-    assert bulyan_choice(inner, malicious).tolist() == expected
+        expected.append(left.pop(int(krum_order(inner[np.ix_(left, left)], malicious, ids[left])[0])))
+    assert bulyan_choice(inner, malicious, ids).tolist() == expected
 
 
 def test_foolsgold_by_hand() -> None:
     """Two sybils that say the same, two honest ones at right angles: the sybils lose their say, the honest keep it."""
     deltas = np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], dtype=np.float32)
     np.testing.assert_allclose(_aggregate(_rule("foolsgold"), deltas), [0, 0.5, 0.5], atol=1e-12)
+
+
+def test_foolsgold_on_clones_alone() -> None:
+    """Every alpha is 0, and so is the largest, which becomes 1: all have the same say."""
+    np.testing.assert_allclose(_aggregate(_rule("foolsgold"), np.ones((4, 3), dtype=np.float32)), 1.0)
 
 
 def test_foolsgold_pardons_an_honest_client_near_sybils() -> None:
