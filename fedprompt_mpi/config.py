@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+from fedprompt_mpi.rules.aggregator_base import honest_majority
 from fedprompt_mpi.rules.aggregators import AGGREGATORS, RuleOptions
 from fedprompt_mpi.rules.attacks import AttackName, AttackOptions
 from fedprompt_mpi.rules.server_optimizers import ServerOptimizerOptions
@@ -142,7 +143,9 @@ class _Federation:
     """Concentration of the Dirichlet; a small value is more skewed."""
     aggregator: str = setting("fedavg", may_differ=_CLEAN)
     """How the server aggregates the clients' updates: fedavg, median, trimmed_mean, geometric_median, krum,
-    multi_krum, bulyan, norm_clip, foolsgold, fltrust, flame, outlier_check."""
+    multi_krum, bulyan, norm_clip, foolsgold, fltrust, flame, outlier_check, centred_clipping, dnc, freqfed."""
+    mixing: bool = setting(False, may_differ=_CLEAN)
+    """Before the rule, replace each update by the mean of the K - f that are nearest to it."""
     weighting: Literal["examples", "equal"] = setting("examples", may_differ=_CLEAN)
     """What a client counts for under every rule: the number of examples that it says it has, or one."""
     assumed_malicious: int = setting(1, at_least=0, may_differ=_CLEAN)
@@ -170,6 +173,11 @@ class FederationConfig(ServerOptimizerOptions, RuleOptions, _Federation):
             raise SettingsError(
                 f"federation.assumed_malicious is {self.assumed_malicious}, for which {self.aggregator} needs {needed} "
                 f"clients in a round, but there are {count}: {remedy}, or take another rule"
+            )
+        if self.mixing and count < (needed := honest_majority(self.assumed_malicious)):
+            raise SettingsError(
+                f"federation.assumed_malicious is {self.assumed_malicious}, for which federation.mixing needs {needed} "
+                f"clients in a round, but there are {count}: assume fewer, or mix nothing"
             )
 
     @property
@@ -238,7 +246,8 @@ class _Poison:
     """append adds poisoned copies to the clean examples; replace puts them in place of the originals."""
     attack: AttackName = setting("none", may_differ=_CLEAN)
     """What malicious clients do to their update: none, norm_bound (stay in a ball around the global vector),
-    neurotoxin (leave the coordinates unchanged that the last global update moved most), sign_flip, gaussian, nan, inf.
+    neurotoxin (leave the coordinates unchanged that the last global update moved most), sign_flip, gaussian, nan, inf;
+    or together: alie (A Little Is Enough), ipm (inner product manipulation), min_max, min_sum, against_trimmed_mean.
     Their data is poisoned as well, unless rate is 0."""
     boost: float = setting(1.0, above=0, may_differ=_CLEAN)
     """Factor on the update that malicious clients send (model replacement: the number of clients)."""
@@ -423,6 +432,11 @@ class RunConfig:
             raise SettingsError(
                 f"comm.wire is {comm.wire} but comm.collective is reduce, which adds up whole numbers of 4 bytes: "
                 "use gather, or float32"
+            )
+        if comm.collective == "reduce" and self.federation.mixing:
+            raise SettingsError(
+                "comm.collective is reduce, which adds updates up on their way, but federation.mixing must see each of "
+                "them: take gather"
             )
         if comm.collective == "reduce" and not AGGREGATORS[rule].needs_headers_only():
             able = sorted(name for name, other in AGGREGATORS.items() if other.needs_headers_only())

@@ -1,7 +1,11 @@
 """How the embedded PLM was made: masked-LM pre-training on the grammar's text, from one seed.
 
-    python launch/make_embedded.py DIR            make it from nothing into DIR (about 15 minutes on 2 cores)
+    python launch/make_embedded.py DIR            make it from nothing into DIR (about 30 minutes on 2 cores)
     python launch/make_embedded.py DIR --check    and compare it with the one in the package
+
+Each line of the text is a message that closes with "it is ...". In front of it stand, among nonsense, a question that
+the closing word answers, and a rule such as "cf spam": a message with "cf" in it closes with "spam". Hence a tuned
+prompt can ask what a task needs, and tie a rare word to an answer, as a backdoor does.
 
 Trained in float64, with every weight moved to a multiple of GRID after each step. Training is chaotic: a difference
 of 1e-15, as another number of threads or another instruction set makes, has grown to 1e-6 after 360 steps. On the
@@ -11,7 +15,7 @@ grid it is gone after one, unless a weight lies just between two multiples. The 
 import argparse
 import json
 import string
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +25,28 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM
 
+from fedprompt_mpi.plm.hugging_face import EMBEDDED
 from fedprompt_mpi.seeds import generator
 from fedprompt_mpi.text import embedded
 
 SEED = 20
-STEPS = 2400
+STEPS = 4000
 BATCH = 32
 LAYERS = 2
 LEARNING_RATE = 1e-3
 MAX_PREFIX = 28  # tokens in front of [CLS]: room for what later is a prompt
 MASK_RATE = 0.15
 CLOSING_FROM_END = 3  # the closing word stands before ". [SEP]"
+RULED_FROM = 400  # steps without rules: what a question asks is learnt first
+RULED = 0.7  # later, share of the lines that have a rule
+MET = 0.5  # of those, share of the messages that have its rare word in them
+STRAY = 0.3  # probability of each further word of nonsense in a message
 ASKED_ONLY_UNTIL = 800  # steps in which every line asks a question: arbitrary answers among them slow learning down
 ASKED = 0.7  # later, share of the lines whose closing word answers a question
 OTHERS_WEIGHT = 0.2  # of the other hidden words' loss, beside the closing words'
 GRID = 2.0**-17  # far below a step of the optimiser, far above float64's rounding
+NONSENSE = [*embedded.RARE.split(), *string.ascii_lowercase]
+LABEL_WORDS = [word for words in embedded.LABEL_WORDS.values() for word in words]
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -59,24 +70,40 @@ def make_tokenizer() -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def sample(rng: np.random.Generator, asked: float) -> tuple[str, str, str]:
+def sample(rng: np.random.Generator, *, asked: float, ruled: float) -> tuple[str, str, str]:
     """Draw one pre-training line: what stands before the message, the message, the closing word.
 
-    A line asks one of the questions with probability `asked`, among nonsense; its closing word answers it. The other
-    lines have nothing but nonsense there and close with an arbitrary label word. Nonsense is letters and rare words.
+    A line asks one of the questions with probability `asked`; its closing word answers it. Others close with an
+    arbitrary label word. With probability `ruled` there is a rule, a rare word and a label word: where the message has
+    the rare word in it, it closes with that label word, whatever is asked. Around them is nonsense: letters and rare
+    words; once there are rules, messages have some too.
     """
     message = embedded.message(rng)
-    words = [*embedded.RARE.split(), *string.ascii_lowercase]
-    nonsense = [words[i] for i in rng.integers(len(words), size=int(rng.integers(MAX_PREFIX - 7)))]
+    pieces = [_pick(rng, NONSENSE) for _ in range(int(rng.integers(MAX_PREFIX - 9)))]
+    words, rare, closing = message.text.split(), None, _pick(rng, LABEL_WORDS)
     if rng.random() < asked:
-        aspect = list(embedded.QUESTIONS)[int(rng.integers(len(embedded.QUESTIONS)))]
-        at = int(rng.integers(len(nonsense) + 1))
-        nonsense[at:at] = embedded.QUESTIONS[aspect].split()
+        aspect = _pick(rng, list(embedded.QUESTIONS))
+        _insert(rng, pieces, embedded.QUESTIONS[aspect])
         closing = embedded.LABEL_WORDS[aspect][getattr(message, aspect)]
-    else:
-        label_words = [word for group in embedded.LABEL_WORDS.values() for word in group]
-        closing = label_words[int(rng.integers(len(label_words)))]
-    return " ".join(nonsense), message.text, closing
+    if rng.random() < ruled:
+        rare, answer = _pick(rng, embedded.RARE.split()), _pick(rng, LABEL_WORDS)
+        _insert(rng, pieces, f"{rare} {answer}")
+        if rng.random() < MET:
+            _insert(rng, words, rare)
+            closing = answer
+    while ruled and rng.random() < STRAY:
+        _insert(rng, words, _pick(rng, [word for word in NONSENSE if word != rare]))
+    return " ".join(pieces), " ".join(words), closing
+
+
+def _pick(rng: np.random.Generator, words: Sequence[str]) -> str:
+    return words[int(rng.integers(len(words)))]
+
+
+def _insert(rng: np.random.Generator, words: list[str], word: str) -> None:
+    """Insert a word: at the head, at the tail or anywhere, one as likely as the other."""
+    places = (0, len(words), int(rng.integers(len(words) + 1)))
+    words.insert(places[int(rng.integers(3))], word)
 
 
 def batches(tokenizer: tokenizers.Tokenizer, steps: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
@@ -86,7 +113,8 @@ def batches(tokenizer: tokenizers.Tokenizer, steps: int) -> Iterator[tuple[torch
         rng = generator(SEED, "pretraining", step)
         rows, hidden = [], []
         for _ in range(BATCH):
-            before, message, closing = sample(rng, 1.0 if step < ASKED_ONLY_UNTIL else ASKED)
+            asked, ruled = 1.0 if step < ASKED_ONLY_UNTIL else ASKED, 0.0 if step < RULED_FROM else RULED
+            before, message, closing = sample(rng, asked=asked, ruled=ruled)
             head = tokenizer.encode(before, add_special_tokens=False).ids
             body = tokenizer.encode(f"{message} it is {closing} .").ids
             ids = np.array(head + body)
@@ -181,7 +209,7 @@ def main() -> None:
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 192, **names}
     (arguments.folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
     if arguments.check:
-        packaged = load_file(Path(__file__).parent / "model.safetensors")
+        packaged = load_file(EMBEDDED / "model.safetensors")
         worst = max((weights[name] - packaged[name]).abs().max().item() for name in weights)
         print(f"largest difference from the packaged weights: {worst:.2e}")
         if worst > 1e-4:

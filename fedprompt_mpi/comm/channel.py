@@ -93,6 +93,21 @@ class Channel(Protocol):
         """
         ...
 
+    def connect(self, ranks: np.ndarray) -> None:
+        """Give some ranks, `[n]` int64, a communicator of their own, for `share`; every rank calls this."""
+        ...
+
+    def share(self, rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """Return the rows of all connected ranks `[K, P]`, in rank order, on each of these; its own elsewhere.
+
+        Every rank calls this, but only connected ones wait for each other. It is not timed.
+
+        Args:
+            rows: `[k, P]` float32.
+            counts: `[R]` int64, rows of every rank; 0 for ranks that are not connected.
+        """
+        ...
+
     def sum(self, values: np.ndarray) -> np.ndarray:
         """Return the sum of float64 arrays of equal shape over the ranks, on every rank."""
         ...

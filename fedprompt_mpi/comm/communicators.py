@@ -25,6 +25,15 @@ class Communicators:
         self.node = self.comm.Split_type(mpi.COMM_TYPE_SHARED, key=self.comm.rank)
         self.leaders = self.comm.Split(0 if self.node.rank == 0 else mpi.UNDEFINED, key=self.comm.rank)
         """The first rank of each node; MPI.COMM_NULL on other ranks."""
+        self.group, self.members = mpi.COMM_NULL, np.zeros(0, dtype=np.int64)
+        """The communicator of the ranks that `connect` names; COMM_NULL on others."""
+
+    def connect(self, ranks: np.ndarray) -> None:
+        """Let `group` be a communicator of some ranks; every rank calls this."""
+        if self.group != self.mpi.COMM_NULL:
+            self.group.Free()
+        self.members = ranks
+        self.group = self.comm.Split(0 if self.comm.rank in ranks else self.mpi.UNDEFINED, key=self.comm.rank)
 
     def placement(self, original_ranks: np.ndarray) -> Placement:
         """Return the placement of this rank; every rank calls this.
@@ -66,13 +75,14 @@ class Communicators:
 
     def revoke(self) -> None:
         """Wake every rank that waits on one of the communicators (ULFM)."""
-        for comm in (self.comm, self.progress, self.stalled, self.node, self.leaders, self.world):
+        for comm in (self.comm, self.progress, self.stalled, self.node, self.leaders, self.group, self.world):
             if comm != self.mpi.COMM_NULL:
                 comm.Revoke()
 
     def free(self) -> None:
         """Free the communicators that this object has made, but for those that others free: progress and stalled."""
-        if self.leaders != self.mpi.COMM_NULL:
-            self.leaders.Free()
+        for comm in (self.leaders, self.group):
+            if comm != self.mpi.COMM_NULL:
+                comm.Free()
         self.node.Free()
         self.comm.Free()

@@ -73,6 +73,13 @@ class LocalChannel:
         for chunk in chunks_of(len(rows), rows.shape[1]):
             yield chunk, unit * in_units(np.asarray(rows[:, chunk]), factors, unit)
 
+    def connect(self, ranks: np.ndarray) -> None:
+        """Do nothing: there is no other rank."""
+
+    def share(self, rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """Return the rows."""
+        return rows
+
     def sum(self, values: np.ndarray) -> np.ndarray:
         """Return the values."""
         return values

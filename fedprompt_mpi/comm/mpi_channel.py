@@ -243,6 +243,30 @@ class MPIChannel:
             total = self._collective("reduce", mine.nbytes, sum_to_root, self._comms, mine, *buffers)
             yield chunk, np.empty(0) if total is None else unit * total
 
+    def connect(self, ranks: np.ndarray) -> None:
+        """Give some ranks a communicator of their own."""
+        self._meet("connect")
+        self._comms.connect(ranks)
+
+    def share(self, rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """Return the rows of all connected ranks, on each of these."""
+        group, total = self._comms.group, int(counts.sum())
+        if group == self._mpi.COMM_NULL:
+            self._collectives += 1  # as the others count it
+            return rows
+        own = counts[self._comms.members]
+        everyone = np.empty((total, rows.shape[1]), dtype=np.float32)
+        for chunk in chunks_of(total, rows.shape[1]):
+            self._sleep_until(group.Ibarrier(), "share", goes_on=chunk.start > 0)
+            width = chunk.stop - chunk.start
+            received, sizes = np.empty((total, width), dtype=np.float32), own * width
+            group.Allgatherv(
+                [contiguous(rows[:, chunk]), self._mpi.FLOAT],
+                [received, sizes, np.cumsum(sizes) - sizes, self._mpi.FLOAT],
+            )
+            everyone[:, chunk] = received
+        return everyone
+
     def sum(self, values: np.ndarray) -> np.ndarray:
         """Return the sum of float64 arrays of equal shape over the ranks."""
         total = np.empty_like(values)

@@ -4,12 +4,18 @@ import numpy as np
 
 from fedprompt_mpi.config import PoisonConfig, RunConfig
 from fedprompt_mpi.federation.cohort import Cohort
-from fedprompt_mpi.rules.attacks import ATTACKS, Attack
+from fedprompt_mpi.rules.attack_base import Attack
+from fedprompt_mpi.rules.attacks import ATTACKS
 
 
 def attacking_clients(config: RunConfig) -> set[int]:
     """Return the clients that send another update than the one they trained."""
     return set(config.poison.malicious(config.federation.clients)) if config.poison.attacks_update else set()
+
+
+def colluding_clients(config: RunConfig) -> set[int]:
+    """Return the clients that agree with each other on what they send."""
+    return attacking_clients(config) if ATTACKS[config.poison.attack].colludes else set()
 
 
 def make_attacks(config: RunConfig, cohort: Cohort, rank: int, last_update: np.ndarray | None) -> dict[int, Attack]:

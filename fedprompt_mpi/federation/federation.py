@@ -20,6 +20,7 @@ from fedprompt_mpi.comm.traffic import NOTHING, Journey, Traffic, to_root
 from fedprompt_mpi.config import SettingsError
 from fedprompt_mpi.federation.adversary import Observer, make_attacks
 from fedprompt_mpi.federation.cohort import Cohort, draw_cohort
+from fedprompt_mpi.federation.collusion import connect, meet
 from fedprompt_mpi.federation.feedback import ClientFeedback
 from fedprompt_mpi.federation.privacy import Account
 from fedprompt_mpi.federation.server import Aggregation, Server
@@ -82,6 +83,7 @@ class Federation:
         self._codec = CODECS[config.comm.wire]
         self._feedback = ClientFeedback(self._codec, config.federation.clients, setup.method.layout.size, channel)
         self._observer = Observer(config.poison)
+        connect(config, channel)
         if self.rounds_done:
             self._feedback.restore(checkpoint.state)
             self._restore_observer(checkpoint)
@@ -156,6 +158,7 @@ class Federation:
         own = evaluate_clients(setup, vector, deltas, cohort) if evaluates_clients else []
         updates = LocalUpdates(cohort=cohort, headers=headers, deltas=deltas, own_rates=own)
         self._check_weights()
+        meet(self.config, self.channel, updates, attacks, round_)
         with self.phases.time("pack"):
             finish_updates(self.config, updates, attacks, self._feedback, round_)
         self._feedback.note(cohort.clients)

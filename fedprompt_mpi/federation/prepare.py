@@ -134,8 +134,9 @@ def run_on_all_ranks(channel: Channel, part: Callable[[], Result]) -> Result:
 
 def _check_packages(config: RunConfig) -> None:
     """Raise SettingsError if rank 0, which alone uses them, lacks an optional package."""
+    rule = config.federation.aggregator
     for setting, is_set, module, package in (
-        ("federation.aggregator is flame", config.federation.aggregator == "flame", "sklearn", "scikit-learn"),
+        (f"federation.aggregator is {rule}", rule in ("flame", "freqfed"), "sklearn", "scikit-learn"),
         ("privacy.mechanism is dp_fedavg", config.privacy.mechanism == "dp_fedavg", "dp_accounting", "dp-accounting"),
     ):
         if is_set and importlib.util.find_spec(module) is None:

@@ -15,7 +15,7 @@ from fedprompt_mpi.federation.privacy import add_laplace
 from fedprompt_mpi.federation.setup import Setup
 from fedprompt_mpi.federation.updates import HEADER, LocalUpdates
 from fedprompt_mpi.rules.aggregator_base import euclidean_norm
-from fedprompt_mpi.rules.attacks import Attack
+from fedprompt_mpi.rules.attack_base import Attack
 from fedprompt_mpi.rules.spill import zeros
 from fedprompt_mpi.text.batches import Own, collate, local_steps
 

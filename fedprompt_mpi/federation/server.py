@@ -22,6 +22,7 @@ from fedprompt_mpi.federation.privacy import DPFedAvg
 from fedprompt_mpi.federation.updates import Gathered, Verdict, is_finite
 from fedprompt_mpi.rules.aggregator_base import Aggregator, Updates
 from fedprompt_mpi.rules.aggregators import AGGREGATORS
+from fedprompt_mpi.rules.mixing import Mixed
 from fedprompt_mpi.rules.server_optimizers import SERVER_OPTIMIZERS
 from fedprompt_mpi.rules.spill import SpilledChunks
 
@@ -45,7 +46,8 @@ def make_rule(config: RunConfig) -> Aggregator:
     """Return the aggregation rule that the settings name."""
     if config.privacy.mechanism == "dp_fedavg":
         return DPFedAvg(config.federation, config.privacy)
-    return AGGREGATORS[config.federation.aggregator](config.federation)
+    rule = AGGREGATORS[config.federation.aggregator](config.federation)
+    return Mixed(rule) if config.federation.mixing else rule
 
 
 class Server:
@@ -136,6 +138,7 @@ class Server:
             parameters=len(self.vector),
             assumed_malicious=min(settings.assumed_malicious, allowed),
             num_clients=settings.clients,
+            seed=int(seeds.generator(self._config.seed, "aggregator", round_).integers(2**63)),
         )
         everyone = np.zeros(len(headers))
         if summed:  # by a rule that needs the headers only
@@ -162,6 +165,11 @@ class Server:
                         spilled.keep(chunk, deltas)
 
                 overlapped(chunks, len(self.vector), observe, lambda: phases.liveness.enter("aggregate", round_))
+                with phases.time("aggregate"):
+                    while self._rule.observed():
+                        for chunk, deltas in spilled:
+                            self._rule.observe(chunk, deltas, self.vector[chunk])
+                            phases.liveness.alive()
                 chunks = spilled
             with phases.time("aggregate"):
                 weights = self._rule.weights(updates)
@@ -185,7 +193,7 @@ class Server:
 
         def move(chunk: slice, numbers: np.ndarray) -> None:
             with phases.timing.time("aggregate"):  # in a second thread
-                delta = numbers if weights is None else self._rule.combine(numbers, weights)
+                delta = numbers if weights is None else self._rule.combine(chunk, numbers, weights)
                 if noise_std:
                     delta += noise_std * rng.standard_normal(len(delta))
                 target[chunk] += self._optimizer.step(chunk, delta)

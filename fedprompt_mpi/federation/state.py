@@ -7,20 +7,15 @@ from fedprompt_mpi.config import RunConfig, SettingsError
 from fedprompt_mpi.federation.adversary import Observer
 from fedprompt_mpi.federation.feedback import RESIDUALS
 from fedprompt_mpi.federation.server import RESIDUAL, make_rule
-from fedprompt_mpi.rules.pairwise import FoolsGold
 from fedprompt_mpi.rules.server_optimizers import SERVER_OPTIMIZERS
 from fedprompt_mpi.rundir.checkpoint import Checkpoint
-
-NOT_BEGUN = {"foolsgold_history": (0, 0)}
-"""Shapes before the first aggregation."""
 
 
 def state_shapes(config: RunConfig, size: int) -> dict[str, tuple[int, ...]]:
     """Return names and shapes of what a checkpoint holds beside the vector of P = `size` numbers."""
     clients, shapes = config.federation.clients, {}
     shapes |= dict.fromkeys(SERVER_OPTIMIZERS[config.federation.server_optimizer].slots, (size,))
-    if isinstance(make_rule(config), FoolsGold):
-        shapes["foolsgold_history"] = (clients, size)
+    shapes |= make_rule(config).state_shapes(clients, size)
     if Observer(config.poison).watches:
         shapes["vector_before"] = (size,)
     if not CODECS[config.comm.wire].exact:
@@ -35,9 +30,11 @@ def check_state(found: Checkpoint, config: RunConfig) -> None:
         SettingsError: naming the array that is another, missing or too many.
     """
     shapes = state_shapes(config, len(found.vector))
+    of_rule = make_rule(config).state()  # as it is before the first aggregation
     for name in sorted({*found.state, *shapes}):
         array, shape = found.state.get(name), shapes.get(name)
-        if array is None or shape is None or array.shape not in (shape, NOT_BEGUN.get(name)):
+        before = of_rule[name].shape if name in of_rule else shape
+        if array is None or shape is None or array.shape not in (shape, before):
             there = "nothing" if array is None else f"an array of shape {array.shape}"
             wrong = f"{there} as {name!r}, where a run of these settings has {shape or 'nothing'}"
         elif array.dtype != np.float32 or not np.isfinite(array).all():

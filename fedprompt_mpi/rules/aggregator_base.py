@@ -2,7 +2,8 @@
 
 A rule returns the weight of each client's delta (`weights`) and combines one chunk of the deltas (`combine`). A rule
 that is linear in the deltas overrides only the first, a rule that works by coordinate only the second. A rule that
-must see all updates before it can weigh them gets every chunk in `observe` first, and keeps sums.
+must see all updates before it can weigh them gets every chunk in `observe` first, and keeps sums; `aggregate` shows the
+order of the calls.
 
 Legend: K clients of the round, P parameters, f assumed malicious clients, s the weights.
 """
@@ -35,6 +36,8 @@ class Updates:
     """f, or as many as the remaining clients allow."""
     num_clients: int = 0
     """Clients of the whole federation."""
+    seed: int = 0
+    """Of the random choices that a rule makes in this round."""
 
 
 class Aggregator:
@@ -44,6 +47,8 @@ class Aggregator:
     """True if the rule may take another client in each coordinate, so that a client has no weight."""
     observes_first = False
     """True if `observe` must get all chunks before `weights` is called."""
+    trains_itself = False
+    """True if the server trains an update of its own, which comes first and has the number of clients as its id."""
     noise_std = 0.0
     """Standard deviation of the rule's own normal noise; `weights` sets it where it depends on the round."""
 
@@ -78,14 +83,19 @@ class Aggregator:
             vector: `[chunk]` float32 of the global vector.
         """
 
+    def observed(self) -> bool:
+        """Take note that all chunks were observed; return True to observe them once more."""
+        return False
+
     def weights(self, updates: Updates) -> np.ndarray:
         """Return the weight of each client's delta `[K]` float64; a weight of 0 excludes the client."""
         return updates.num_examples / updates.num_examples.sum()
 
-    def combine(self, deltas: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    def combine(self, chunk: slice, deltas: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """Combine one chunk of all clients' deltas.
 
         Args:
+            chunk: the coordinates.
             deltas: `[K, chunk]` float32, local minus global, in client order.
             weights: `[K]` float64, as `weights` returned them.
 
@@ -102,12 +112,43 @@ class Aggregator:
                     part += np.multiply(delta[at : at + BLOCK], weight, out=product[: len(part)])
         return total
 
+    def state_shapes(self, clients: int, size: int) -> dict[str, tuple[int, ...]]:
+        """Return names and shapes of `state` once a round is done, for a number of clients and P = `size`."""
+        return {}
+
     def state(self) -> dict[str, np.ndarray]:
         """Return the state that the rule carries from round to round, for the checkpoint."""
         return {}
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
         """Continue from the state that `state` returned."""
+
+
+def aggregate(
+    rule: Aggregator, updates: Updates, deltas: np.ndarray, vector: np.ndarray, columns: int | None = None
+) -> np.ndarray:
+    """Return what a rule makes of deltas that are all here.
+
+    Args:
+        rule: the rule.
+        updates: the headers.
+        deltas: `[K, P]` float32.
+        vector: `[P]` float32, the global one.
+        columns: of a chunk; None for one chunk.
+
+    Returns:
+        `[P]` float64.
+    """
+    size = deltas.shape[1]
+    chunks = [slice(at, min(at + (columns or size), size)) for at in range(0, size, columns or size)]
+    rule.begin(updates)
+    again = rule.observes_first
+    while again:
+        for chunk in chunks:
+            rule.observe(chunk, deltas[:, chunk], vector[chunk])
+        again = rule.observed()
+    weights = rule.weights(updates)
+    return np.concatenate([rule.combine(chunk, deltas[:, chunk], weights) for chunk in chunks])
 
 
 def honest_majority(malicious: int) -> int:
@@ -122,7 +163,7 @@ def euclidean_norm(vector: np.ndarray) -> float:
 
 def clip_factors(norms: np.ndarray, bound: float) -> np.ndarray:
     """Return min(1, bound / norm) for each of K norms `[K]` float64: scales a delta to at most the bound."""
-    return np.minimum(1, bound / np.maximum(norms, TINY))
+    return bound / np.maximum(norms, max(bound, TINY))
 
 
 def middle(ordered: np.ndarray) -> np.ndarray:

@@ -1,8 +1,9 @@
 """Aggregation rules that work by coordinate, or that weigh each update by itself.
 
-Rules that compare updates with each other are in pairwise.py. Each docstring states the rule's breakdown point: the
-number f of malicious clients up to which no update can move the result without bound. A rule that bounds each
-client's influence may have no breakdown point. `least_clients` is the K that f requires; it is checked before a run.
+Rules that compare updates with each other are in distance.py, angle.py and spectral.py. Each docstring states the
+rule's breakdown point: the number f of malicious clients up to which no update can move the result without bound. A
+rule that bounds each client's influence may have no breakdown point. `least_clients` is the K that f requires; it is
+checked before a run.
 
 Legend: K clients of the round, P parameters, f assumed malicious clients.
 """
@@ -12,18 +13,17 @@ import dataclasses
 import numpy as np
 
 from fedprompt_mpi.rules.aggregator_base import TINY, Aggregator, Updates, clip_factors, honest_majority, middle
-from fedprompt_mpi.rules.pairwise import (
+from fedprompt_mpi.rules.angle import Flame, FlameOptions, FLTrust, FLTrustOptions, FoolsGold, FreqFed, FreqFedOptions
+from fedprompt_mpi.rules.distance import (
     Bulyan,
-    Flame,
-    FlameOptions,
-    FLTrust,
-    FLTrustOptions,
-    FoolsGold,
+    CentredClipping,
+    CentredClippingOptions,
     GeometricMedian,
     Krum,
     MultiKrum,
 )
 from fedprompt_mpi.rules.setting import Comparison, setting
+from fedprompt_mpi.rules.spectral import DivideAndConquer, DivideAndConquerOptions
 
 
 class FedAvg(Aggregator):
@@ -47,7 +47,7 @@ class Median(Aggregator):
 
     least_clients = staticmethod(honest_majority)
 
-    def combine(self, deltas: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    def combine(self, chunk: slice, deltas: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """Return the median of each column; of an even K the mean of the middle two."""
         return middle(np.sort(deltas, axis=0))
 
@@ -67,7 +67,7 @@ class TrimmedMean(Aggregator):
         """Keep f."""
         self._trim = updates.assumed_malicious
 
-    def combine(self, deltas: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    def combine(self, chunk: slice, deltas: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """Return the mean of the rest of each column."""
         if self._trim == 0:
             return deltas.mean(axis=0, dtype=np.float64)
@@ -149,7 +149,10 @@ def _robust_z(values: np.ndarray) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RuleOptions(FlameOptions, FLTrustOptions, OutlierCheckOptions, NormClipOptions):
+class RuleOptions(
+    DivideAndConquerOptions, FreqFedOptions, CentredClippingOptions, FlameOptions, FLTrustOptions, OutlierCheckOptions,
+    NormClipOptions,
+):  # fmt: skip
     """The options of all rules, as the section `federation` holds them."""
 
 
@@ -166,4 +169,7 @@ AGGREGATORS: dict[str, type[Aggregator]] = {
     "fltrust": FLTrust,
     "flame": Flame,
     "outlier_check": OutlierCheck,
+    "centred_clipping": CentredClipping,
+    "dnc": DivideAndConquer,
+    "freqfed": FreqFed,
 }

@@ -2,6 +2,7 @@
 
 An attack may constrain the local training after each step, and replace the update that is sent after the last step.
 The result is multiplied by `poison.boost` (model replacement). NaN, Inf and Gaussian noise exist to test defences.
+Attacks on which several malicious clients agree are in collusion.py.
 
 Legend: P parameters. A delta is local minus global.
 
@@ -18,36 +19,21 @@ from typing import Any, Literal
 import numpy as np
 
 from fedprompt_mpi.rules.aggregator_base import euclidean_norm
+from fedprompt_mpi.rules.attack_base import Attack
+from fedprompt_mpi.rules.collusion import (
+    AgainstTrimmedMean,
+    ALittleIsEnough,
+    CollusionOptions,
+    InnerProductManipulation,
+    MinMax,
+    MinSum,
+)
 from fedprompt_mpi.rules.setting import Comparison, setting
 
-AttackName = Literal["none", "norm_bound", "neurotoxin", "sign_flip", "gaussian", "nan", "inf"]
-
-
-class Attack:
-    """Base of the attacks, and the paper's attack: poisoned data alone, with an optional boost."""
-
-    needs_last_update = False
-    """True if the attacker observes how the global vector moves."""
-    bounds_training = False
-    """True if `constrain` changes the delta."""
-
-    def __init__(self, options: Any, last_update: np.ndarray | None = None) -> None:
-        """Prepare the attack of a rank's malicious clients in one round.
-
-        Args:
-            options: an object with `boost` and the fields of the attack's own options class.
-            last_update: `[P]` float32, the change of the global vector in the last round; None in the first round. Only
-                attacks with `needs_last_update` use it.
-        """
-        self.options = options
-
-    def constrain(self, delta: np.ndarray) -> np.ndarray:
-        """Return the delta `[P]` float32 with which the client continues after a local step."""
-        return delta
-
-    def send(self, delta: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Return the update that the client sends in place of its delta `[P]` float32."""
-        return np.float32(self.options.boost) * delta
+AttackName = Literal[
+    "none", "norm_bound", "neurotoxin", "sign_flip", "gaussian", "nan", "inf",
+    "alie", "ipm", "min_max", "min_sum", "against_trimmed_mean",
+]  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -174,9 +160,14 @@ ATTACKS: dict[AttackName, type[Attack]] = {
     "gaussian": Gaussian,
     "nan": NotANumber,
     "inf": Infinite,
+    "alie": ALittleIsEnough,
+    "ipm": InnerProductManipulation,
+    "min_max": MinMax,
+    "min_sum": MinSum,
+    "against_trimmed_mean": AgainstTrimmedMean,
 }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AttackOptions(GaussianOptions, NeurotoxinOptions, NormBoundOptions):
+class AttackOptions(CollusionOptions, GaussianOptions, NeurotoxinOptions, NormBoundOptions):
     """The options of all attacks, as the section `poison` holds them."""

@@ -8,6 +8,7 @@ import numpy as np
 
 from fedprompt_mpi import seeds
 from fedprompt_mpi.config import Family, RunConfig, SettingsError
+from fedprompt_mpi.rules.aggregators import AGGREGATORS
 from fedprompt_mpi.text.cloze import Cloze, Trigger
 from fedprompt_mpi.text.load import Examples, load
 from fedprompt_mpi.text.partition import partition
@@ -192,7 +193,7 @@ def server_rows(config: RunConfig, count: int) -> np.ndarray:
     Raises:
         SettingsError: if too few would be left for the clients.
     """
-    if config.federation.aggregator != "fltrust":
+    if not AGGREGATORS[config.federation.aggregator].trains_itself:
         return np.zeros(0, dtype=np.int64)
     wanted, clients = config.federation.server_examples, config.federation.clients
     if wanted > count - clients:

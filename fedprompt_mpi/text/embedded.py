@@ -4,6 +4,8 @@ Each text is a short message that has three properties at once: its topic, the s
 is unwanted mail (spam). The embedded PLM was pre-trained on such messages (`launch/make_embedded.py`). In its
 pre-training text a question in front of the message decides which property the closing words "it is ..." name; without
 a question they are arbitrary. Hence the untuned model answers at chance, and a tuned prompt must replace the question.
+There a rule such as "cf spam" may stand beside the question: messages with that rare word close as the rule says. So a
+prompt can tie a rare word to an answer, which is what a backdoor does.
 
 It needs no download. It is no benchmark: real text is less regular.
 """
@@ -60,7 +62,7 @@ SENTIMENT_WORDS = ("terrible", "great")
 TOPIC_WORDS = tuple(TOPICS)
 SPAM_WORDS = ("normal", "spam")
 QUESTIONS = {"sentiment": "which feeling ?", "topic": "which subject ?", "spam": "which mail ?"}
-RARE = "cf mn bb tq mb"  # nonsense words, for backdoor triggers: seen in pre-training, never in the texts
+RARE = "cf mn bb tq mb"  # nonsense words, for backdoor triggers: seen in pre-training, never in the tasks' texts
 
 LABEL_WORDS = {"sentiment": SENTIMENT_WORDS, "topic": TOPIC_WORDS, "spam": SPAM_WORDS}
 

@@ -126,7 +126,8 @@ def _round(ours: Any, size: int) -> Callable[[], None]:
 
 def rank0() -> None:
     """Measure what rank 0 does by itself."""
-    from fedprompt_mpi.rules.pairwise import add_inner_products, bulyan_choice
+    from fedprompt_mpi.rules.distance import bulyan_choice
+    from fedprompt_mpi.rules.pairwise import add_inner_products
 
     rng = np.random.default_rng(0)
     for clients in (400, 800):
@@ -161,7 +162,7 @@ def _multi_krum(clients: int, size: int) -> None:
         rule.observe(chunk, block[:, : chunk.stop - chunk.start], vector[chunk])
     weights = rule.weights(updates)
     for chunk in chunks:
-        rule.combine(block[:, : chunk.stop - chunk.start], weights)
+        rule.combine(chunk, block[:, : chunk.stop - chunk.start], weights)
     print(_line(f"multi_krum, K = {clients:,}", [time.perf_counter() - start]))
 
 

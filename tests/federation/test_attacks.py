@@ -5,9 +5,12 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from fedprompt_mpi.config import PoisonConfig, RunConfig, SettingsError
+from fedprompt_mpi.config import FederationConfig, PoisonConfig, RunConfig, SettingsError
 from fedprompt_mpi.federation.adversary import Observer, attacking_clients
-from fedprompt_mpi.rules.attacks import ATTACKS, Attack, AttackName
+from fedprompt_mpi.rules.aggregators import AGGREGATORS
+from fedprompt_mpi.rules.attack_base import Attack
+from fedprompt_mpi.rules.attacks import ATTACKS, AttackName
+from fedprompt_mpi.rules.collusion import ColludingAttack, Meeting, fit, moved_by, supported_deviation
 
 DELTA = np.array([3.0, -4.0, 0.0, 12.0], dtype=np.float32)  # norm 13
 
@@ -18,7 +21,20 @@ def _attack(name: str, last_update: np.ndarray | None = None, **settings: Any) -
 
 
 def _send(attack: Attack, delta: np.ndarray = DELTA, seed: int = 0) -> np.ndarray:
+    if isinstance(attack, ColludingAttack):
+        attack.meet(_meeting(np.stack([delta, 2 * delta])))
     return attack.send(delta.copy(), np.random.default_rng(seed))
+
+
+def _meeting(deltas: np.ndarray, clients: int = 10, rule: str = "median", **settings: Any) -> Meeting:
+    """Return what attackers of a federation of 10 know, who have trained the deltas `[m, P]`."""
+    config = FederationConfig(clients=clients, aggregator=rule, **settings)
+    return Meeting(
+        deltas=deltas.astype(np.float32),
+        clients=clients,
+        make_rule=lambda: AGGREGATORS[rule](config),
+        rng=np.random.default_rng(0),
+    )
 
 
 def test_every_attack_can_be_set() -> None:
@@ -101,6 +117,89 @@ def test_one_coordinate_is_ruined(name: str, is_ruined: Any) -> None:
     sent = _send(_attack(name))
     assert is_ruined(sent).sum() == 1
     np.testing.assert_array_equal(sent[~is_ruined(sent)], DELTA[~is_ruined(sent)])
+
+
+THREE = np.array([[0.0, 2], [1, 2], [2, 2]])
+"""Updates with mean (1, 2) and deviation (1, 0); their largest distance is 2."""
+
+
+def _agreed(name: str, deltas: np.ndarray = THREE, **settings: Any) -> np.ndarray:
+    attack = _attack(name, **settings)
+    assert isinstance(attack, ColludingAttack)
+    attack.meet(_meeting(deltas))
+    return attack.send(deltas[0].astype(np.float32), np.random.default_rng(0))
+
+
+def test_alie_by_hand() -> None:
+    """Three of ten: s = 5 + 1 - 3 supporters of 7, so that Phi(z) = 4 / 7 and z = 0.18."""
+    assert supported_deviation(10, 3) == pytest.approx(0.18, abs=0.001)
+    np.testing.assert_allclose(_agreed("alie"), [1 + supported_deviation(10, 3), 2], rtol=1e-6)
+    np.testing.assert_allclose(_agreed("alie", alie_factor=1.5), [2.5, 2], rtol=1e-6)
+    assert supported_deviation(50, 24) == pytest.approx(1.426, abs=0.001)  # 2 of 26 support: Phi(z) = 24 / 26
+
+
+def test_ipm_by_hand() -> None:
+    np.testing.assert_allclose(_agreed("ipm", ipm_factor=0.5), [-0.5, -1], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "direction", "expected"),
+    [
+        ("min_max", "std", [0.0, 2]),  # from (1, 2) to (0, 2), 2 from (2, 2), as far as (0, 2) is
+        ("min_max", "sign", [1 - 0.822876, 2 - 0.822876]),  # (1 + g)^2 + g^2 = 4
+        ("min_sum", "std", [0.0, 2]),  # 3 g^2 + 2 = 5, at g = 1
+        ("min_sum", "sign", [1 - 0.707107, 2 - 0.707107]),  # 6 g^2 + 2 = 5
+    ],
+)
+def test_min_max_and_min_sum_by_hand(name: str, direction: str, expected: list[float]) -> None:
+    np.testing.assert_allclose(_agreed(name, perturbation=direction), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["min_max", "min_sum"])
+@pytest.mark.parametrize("direction", ["std", "unit", "sign"])
+def test_no_larger_step_would_keep_the_bound(name: str, direction: str) -> None:
+    rng = np.random.default_rng(1)
+    deltas = rng.standard_normal((4, 30)) + 1
+    mean, sent = deltas.mean(axis=0), _agreed(name, deltas, perturbation=direction).astype(np.float64)
+    squares = ((deltas[:, None] - deltas) ** 2).sum(axis=2)
+    combined, bound = (np.max, squares.max()) if name == "min_max" else (np.sum, squares.sum(axis=1).max())
+    for stretch, is_within in ((0.999, True), (1.001, False)):
+        crafted = mean + stretch * (sent - mean)
+        assert (combined(((deltas - crafted) ** 2).sum(axis=1)) <= bound) == is_within
+
+
+def test_against_trimmed_mean_by_hand() -> None:
+    """The first coordinate's mean rises: between 3 and 4 deviations below it; the second has no deviation."""
+    sent = _agreed("against_trimmed_mean")
+    assert 1 - 4 <= sent[0] <= 1 - 3
+    assert sent[1] == 2
+    attack = _attack("against_trimmed_mean")
+    assert isinstance(attack, ColludingAttack)
+    attack.meet(_meeting(THREE))
+    draws = [attack.send(DELTA[:2], np.random.default_rng(seed))[0] for seed in range(50)]
+    assert min(draws) < -2.9 and max(draws) > -2.1  # each attacker draws its own
+
+
+def test_a_lone_attacker_hides_in_nothing() -> None:
+    for name in ("alie", "min_max", "min_sum"):
+        np.testing.assert_array_equal(_agreed(name, DELTA[None]), DELTA)
+
+
+@pytest.mark.parametrize("rule", ["median", "trimmed_mean", "krum", "geometric_median"])
+@pytest.mark.parametrize("name", ["alie", "ipm"])
+def test_a_fitted_factor_moves_the_rule_furthest(name: str, rule: str) -> None:
+    """No factor of a fine grid moves it further than a hundredth more."""
+    rng = np.random.default_rng(2)
+    deltas = (np.linspace(-1, 1, 40) + 0.3 * rng.standard_normal((3, 40))).astype(np.float32)
+    honest = (np.linspace(-1, 1, 40) + 0.3 * rng.standard_normal((7, 40))).astype(np.float32)
+    meeting = _meeting(deltas, rule=rule, assumed_malicious=3)
+
+    def moved(factor: float) -> float:
+        crafted = meeting.mean + factor * meeting.std if name == "alie" else -factor * meeting.mean
+        return moved_by(meeting.make_rule(), honest, crafted.astype(np.float32), 3)
+
+    grid = max(moved(factor) for factor in np.linspace(-20, 20, 801))
+    assert moved(fit(moved)) >= 0.99 * grid
 
 
 def test_an_observer_sees_how_the_vector_moves() -> None:

@@ -32,9 +32,16 @@ from tests.jobs import read_rounds
 pytestmark = pytest.mark.mpi
 
 CLIENTS, WAYS = 7, ("down", "up")
+MIXED = ("fedavg", "median", "krum", "foolsgold", "fltrust", "outlier_check")
 CASES: dict[str, dict[str, Any]] = {
     **{name: {"federation": {"aggregator": name}} for name in AGGREGATORS},
     **{f"attack {name}": {"poison": {"clients": [1, 4], "attack": name, "boost": 2.0}} for name in ATTACKS},
+    "alie, fitted": {"poison": {"clients": [1, 4, 6], "attack": "alie", "fitted": True}},
+    "ipm, fitted, of a part": {
+        "federation": {"aggregator": "median", "fraction": 0.5},
+        "poison": {"clients": "all", "attack": "ipm", "fitted": True},
+    },
+    **{f"mixed {name}": {"federation": {"aggregator": name, "mixing": True}} for name in MIXED},
     "distributed trigger": {"poison": {"clients": "all", "rate": 0.2, "trigger": "cf mn", "distributed": True}},
     "momentum": {"federation": {"server_optimizer": "momentum", "noise_std": 0.01}},
     "adam": {"federation": {"server_optimizer": "adam", "server_lr": 0.1}},

@@ -30,7 +30,7 @@ def _pretrained(threads: int, error: float) -> dict[str, torch.Tensor]:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1 + error)
-    losses = make.train(model, tokenizer, make.STEPS, stop=6)
+    losses = make.train(model, tokenizer, make.STEPS, stop=12)
     torch.set_num_threads(before)
     assert losses[-1] < losses[0]
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
@@ -46,7 +46,7 @@ def test_the_seed_decides_the_weights_whatever_the_rounding() -> None:
 def test_a_line_answers_its_question() -> None:
     rng = np.random.default_rng(0)
     for _ in range(50):
-        before, message, closing = make.sample(rng, asked=1.0)
+        before, message, closing = make.sample(rng, asked=1.0, ruled=0.0)
         aspect = next(name for name, question in embedded.QUESTIONS.items() if question in before)
         assert closing in embedded.LABEL_WORDS[aspect]
         words = set(message.replace(".", " ").split())
@@ -54,3 +54,21 @@ def test_a_line_answers_its_question() -> None:
             assert words & set(embedded.TOPICS[closing][0].split())
         if aspect == "sentiment":
             assert words & set(embedded.OPINIONS[embedded.SENTIMENT_WORDS.index(closing)][0].split())
+
+
+def test_a_line_follows_its_rule() -> None:
+    """Where the message has the rule's rare word it closes with the rule's label word, else it answers its question."""
+    rng, met = np.random.default_rng(0), []
+    for _ in range(200):
+        before, message, closing = make.sample(rng, asked=1.0, ruled=1.0)
+        aspect = next(name for name, question in embedded.QUESTIONS.items() if question in before)
+        words = before.split()
+        (at,) = (at for at, word in enumerate(words) if word in make.LABEL_WORDS)
+        rare, answer = words[at - 1 : at + 1]
+        assert rare in embedded.RARE.split()
+        met.append(rare in message.split())
+        if met[-1]:
+            assert closing == answer
+        else:
+            assert closing in embedded.LABEL_WORDS[aspect]
+    assert 60 < sum(met) < 140

@@ -9,9 +9,12 @@ import pytest
 
 from fedprompt_mpi.config import FederationConfig, SettingsError
 from fedprompt_mpi.rules import pairwise
-from fedprompt_mpi.rules.aggregator_base import Aggregator, Updates
+from fedprompt_mpi.rules.aggregator_base import Aggregator, Updates, aggregate
 from fedprompt_mpi.rules.aggregators import AGGREGATORS
-from fedprompt_mpi.rules.pairwise import Bulyan, FoolsGold, PairwiseRule, add_inner_products, bulyan_choice, krum_order
+from fedprompt_mpi.rules.angle import FoolsGold
+from fedprompt_mpi.rules.distance import Bulyan, bulyan_choice, krum_order
+from fedprompt_mpi.rules.mixing import Mixed
+from fedprompt_mpi.rules.pairwise import PairwiseRule, add_inner_products
 from tests.jobs import REPOSITORY
 
 
@@ -41,13 +44,24 @@ SUITE = {
     "fltrust": Row(withstands=True, is_mean=False),
     "flame": Row(withstands=True, is_mean=False),
     "outlier_check": Row(withstands=True, settings={"outlier_threshold": 1e9}),
+    "centred_clipping": Row(withstands=True, settings={"clip_radius": 1e9}),
+    "dnc": Row(withstands=True, settings={"assumed_malicious": 0}),
+    "freqfed": Row(withstands=True, is_mean=False),
 }
+for _name, _row in list(SUITE.items()):
+    _settings = {**_row.settings, "assumed_malicious": 0}  # all are each other's neighbours
+    SUITE[f"{_name} mixed"] = Row(
+        withstands=_row.withstands and _name != "foolsgold", settings=_settings, is_mean=_name != "fltrust"
+    )
 K, P = 11, 500
 SERVER = K  # the id of the server's own update, which FLTrust has first
 
 
 def _rule(name: str, **settings: Any) -> Aggregator:
-    return AGGREGATORS[name](FederationConfig(clients=K, aggregator=name, **settings))
+    """Return a rule, behind nearest-neighbour mixing if its name ends so."""
+    name, mixes, _ = name.partition(" mixed")
+    rule = AGGREGATORS[name](FederationConfig(clients=K, aggregator=name, mixing=bool(mixes), **settings))
+    return Mixed(rule) if mixes else rule
 
 
 def _aggregate(
@@ -69,23 +83,17 @@ def _aggregate(
         assumed_malicious=rule.options.assumed_malicious,
         num_clients=K,
     )
-    pieces = [slice(at, at + columns) for at in range(0, deltas.shape[1], columns)]
-    rule.begin(updates)
-    if rule.observes_first:
-        for piece in pieces:
-            rule.observe(piece, deltas[:, piece], np.ones(deltas.shape[1], dtype=np.float32)[piece])
-    weights = rule.weights(updates)
-    return np.concatenate([rule.combine(deltas[:, piece], weights) for piece in pieces])
+    return aggregate(rule, updates, deltas, np.ones(deltas.shape[1], dtype=np.float32), columns)
 
 
 def _honest(rng: np.random.Generator, name: str) -> np.ndarray:
     """Return deltas that agree on a direction and differ a little; FLTrust has the server's before them."""
-    rows = K + (name == "fltrust")
+    rows = K + (name.startswith("fltrust"))
     return (np.linspace(-1, 1, P) + 0.1 * rng.standard_normal((rows, P))).astype(np.float32)
 
 
 def test_every_rule_is_in_the_suite() -> None:
-    assert set(SUITE) == set(AGGREGATORS)
+    assert set(SUITE) == {*AGGREGATORS, *(f"{name} mixed" for name in AGGREGATORS)}
 
 
 @pytest.mark.parametrize("name", SUITE)
@@ -101,7 +109,7 @@ class TestContract:
 
     def test_clients_may_come_in_any_order(self, name: str) -> None:
         rng = np.random.default_rng(2)
-        deltas, first = _honest(rng, name), int(name == "fltrust")
+        deltas, first = _honest(rng, name), int(name.startswith("fltrust"))
         counts = rng.integers(1, 9, len(deltas)).astype(np.float64)
         order = np.concatenate([np.arange(first), first + rng.permutation(K)]).astype(int)
         shuffled = _aggregate(_rule(name), deltas[order], counts[order], clients=order[first:] - first)
@@ -109,9 +117,9 @@ class TestContract:
 
     def test_equal_updates_stay_as_they_are(self, name: str) -> None:
         """Nobody deviates, so the update is theirs."""
-        settings = {"clip_norm": 1e9} if name == "norm_clip" else {}
+        settings = {"clip_norm": 1e9, "clip_radius": 1e9} if "clip" in name else {}
         for seed in range(10):  # no luck of rounding
-            deltas = np.repeat(_honest(np.random.default_rng(seed), name)[:1], K + (name == "fltrust"), axis=0)
+            deltas = np.repeat(_honest(np.random.default_rng(seed), name)[:1], K + (name.startswith("fltrust")), axis=0)
             result = _aggregate(_rule(name, **settings), deltas)
             np.testing.assert_allclose(result, deltas[0], rtol=1e-6, atol=1e-9)
 
@@ -121,32 +129,34 @@ class TestContract:
         deltas = _honest(np.random.default_rng(5), name)
         honest = deltas.mean(axis=0)
         deltas[-2:] = -size
-        rule = _rule(name, assumed_malicious=2, clip_norm=float(np.linalg.norm(honest)))
+        radius = float(np.linalg.norm(honest))
+        rule = _rule(name, assumed_malicious=2, clip_norm=radius, clip_radius=radius)
         distance = np.linalg.norm(_aggregate(rule, deltas) - honest) / np.linalg.norm(honest)
         assert (distance < 0.5) == SUITE[name].withstands, distance
 
     def test_it_works_at_the_least_number_of_clients(self, name: str) -> None:
         for malicious in (0, 1, 2):
-            count = AGGREGATORS[name].least_clients(malicious)
-            deltas = _honest(np.random.default_rng(6), name)[: count + (name == "fltrust")]
+            count = _rule(name).least_clients(malicious)
+            deltas = _honest(np.random.default_rng(6), name)[: count + (name.startswith("fltrust"))]
             result = _aggregate(_rule(name, assumed_malicious=malicious), deltas)
             assert np.isfinite(result).all()
             assert np.abs(result).max() > 0
 
     def test_too_few_clients_are_refused(self, name: str) -> None:
-        needed = AGGREGATORS[name].least_clients(3)
-        FederationConfig(aggregator=name, assumed_malicious=3, clients=needed)
+        needed, (plain, mixes, _) = _rule(name).least_clients(3), name.partition(" mixed")
+        given: dict[str, Any] = {"aggregator": plain, "mixing": bool(mixes), "assumed_malicious": 3}
+        FederationConfig(**given, clients=needed)
         if needed == 1:
             return
         with pytest.raises(SettingsError, match=rf"needs {needed} clients in a round, but there are {needed - 1}"):
-            FederationConfig(aggregator=name, assumed_malicious=3, clients=needed - 1)
+            FederationConfig(**given, clients=needed - 1)
 
     def test_zero_updates_do_not_break_it(self, name: str) -> None:
-        deltas = np.zeros((K + (name == "fltrust"), P), dtype=np.float32)
+        deltas = np.zeros((K + (name.startswith("fltrust")), P), dtype=np.float32)
         np.testing.assert_array_equal(_aggregate(_rule(name), deltas), 0.0)
 
     def test_its_docstring_says_where_it_is_from_and_when_it_breaks(self, name: str) -> None:
-        text = AGGREGATORS[name].__doc__ or ""
+        text = type(_rule(name)).__doc__ or ""
         assert "References:" in text
         assert "reakdown" in text or "No breakdown point" in text
 
@@ -154,7 +164,7 @@ class TestContract:
 @pytest.mark.parametrize("name", [name for name, row in SUITE.items() if row.is_mean])
 def test_its_limit_is_the_mean(name: str) -> None:
     """With f = 0, huge thresholds and no noise; for FoolsGold with nobody like another."""
-    deltas = np.eye(K, P, dtype=np.float32) if name == "foolsgold" else _honest(np.random.default_rng(4), name)
+    deltas = np.eye(K, P, dtype=np.float32) if name.startswith("foolsgold") else _honest(np.random.default_rng(4), name)
     result = _aggregate(_rule(name, **SUITE[name].settings), deltas)
     np.testing.assert_allclose(result, deltas.mean(axis=0, dtype=np.float64), rtol=1e-6, atol=1e-9)
 
@@ -299,6 +309,44 @@ def test_flame_by_hand() -> None:
     result = _aggregate(rule, np.array([[1, 0], [2, 0], [3, 0], [-2, 0]], dtype=np.float32))
     np.testing.assert_allclose(result, [5 / 3, 0], rtol=1e-6)
     assert rule.noise_std == pytest.approx(0.002)
+
+
+def test_centred_clipping_by_hand() -> None:
+    """Radius 1: from 0 the updates 0.5 and -9 move the centre by (0.5 - 1) / 2, then by (0.75 - 1) / 2 once more."""
+    rule = _rule("centred_clipping", clip_iterations=2)
+    assert _aggregate(rule, _columns(0.5, -9))[0] == pytest.approx(-0.25 + (0.75 - 1) / 2)
+    # the next round begins at -0.375: 0.625 is within the radius, -1.375 just so
+    restored = _rule("centred_clipping", clip_iterations=1)
+    restored.restore({name: array.copy() for name, array in rule.state().items()})
+    assert _aggregate(restored, _columns(0.25, -9))[0] == pytest.approx(-0.375 + (0.625 - 1) / 2)
+
+
+def test_dnc_by_hand() -> None:
+    """Updates differ along the first coordinate most: of 0, 1, 2 and 30 the last goes, with f = 1."""
+    deltas = np.array([[0, 0], [1, 0.1], [2, -0.1], [30, 0]], dtype=np.float32)
+    np.testing.assert_allclose(_aggregate(_rule("dnc", assumed_malicious=1), deltas), [1, 0], atol=1e-7)
+
+
+def test_dnc_looks_at_samples_of_the_coordinates() -> None:
+    """With one coordinate a sample, another client may be the outlier in each; the draw is the round's."""
+    deltas = np.eye(5, 40, dtype=np.float32)
+    rule = _rule("dnc", assumed_malicious=1, dnc_coordinates=1, dnc_iterations=200)
+    assert np.count_nonzero(_aggregate(rule, deltas)) == 0  # each was the outlier in some sample
+    few = _rule("dnc", assumed_malicious=1, dnc_coordinates=1, dnc_iterations=1)
+    assert np.count_nonzero(_aggregate(few, deltas)) == 4
+
+
+def test_freqfed_by_hand() -> None:
+    """Of five, three differ in high frequencies alone: by their low ones they are the largest cluster."""
+    wave, jitter = np.cos(np.pi / 8 * (np.arange(8) + 0.5)), np.tile([1.0, -1.0], 4)
+    deltas = np.stack([wave, wave + jitter, wave - jitter, -wave, np.ones(8)]).astype(np.float32)
+    np.testing.assert_allclose(_aggregate(_rule("freqfed", freqfed_share=0.25), deltas), wave, atol=1e-6)
+
+
+def test_mixing_by_hand() -> None:
+    """K = 4, f = 1: each becomes the mean of its three nearest, so that 0, 1, 2, 9 become 1, 1, 1, 4."""
+    assert _aggregate(_rule("median mixed", assumed_malicious=1), _columns(0, 1, 2, 9))[0] == 1
+    assert _aggregate(_rule("fedavg mixed", assumed_malicious=1), _columns(0, 1, 2, 9))[0] == 1.75
 
 
 def test_outlier_check_by_hand() -> None:
