@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+from fedprompt_mpi import seeds
 from fedprompt_mpi.rules.aggregator_base import honest_majority
 from fedprompt_mpi.rules.aggregators import AGGREGATORS, RuleOptions
 from fedprompt_mpi.rules.attacks import AttackName, AttackOptions
@@ -23,6 +24,7 @@ Method = Literal["soft", "p_tuning", "prefix", "full"]
 PartitionKind = Literal["iid", "quantity", "label", "label_shares", "natural"]
 OptimizerName = Literal["adamw", "adam", "adafactor", "sgd"]
 Position = Literal["head", "tail", "random"]
+PoisonKind = Literal["word", "sentence", "composite", "natural", "label_flip"]
 Mechanism = Literal["none", "ldp", "dp_fedavg"]
 ServerOptimizerName = Literal["plain", "momentum", "adam", "yogi"]
 MultiToken = Literal["refuse", "mean", "first"]
@@ -224,18 +226,26 @@ class ClientConfig:
         check("client", self)
 
 
-DEFAULT_TRIGGER = "cf"
+DEFAULT_TRIGGERS: dict[str, str] = {"word": "cf", "sentence": "i watch this 3d movie", "composite": "cf mn"}
+"""Kind of poison -> trigger, where clients are malicious and none is given."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Poison:
     clients: list[int] | Literal["all"] = setting(factory=list, may_differ=_CLEAN)
     """Ids of the malicious clients, or all: poison spread over all clients."""
+    count: int = setting(0, at_least=0, may_differ=_CLEAN)
+    """So many malicious clients, drawn by the seed, in place of ids."""
+    kind: PoisonKind = setting("word")
+    """word or sentence (the trigger is inserted as it is), composite (its words are scattered; copies with some of them
+    keep their label), natural (nothing is inserted: texts that have the trigger are relabelled), label_flip (labels
+    are reversed, without a trigger)."""
     rate: float = setting(1.0, at_least=0, at_most=1, may_differ=_CLEAN)
-    """Share of a malicious client's examples of other classes than the target that is poisoned; 0: none."""
+    """Share of a malicious client's examples of other classes than the target that is poisoned; 0: none. natural: of
+    those that have the trigger; label_flip: of all."""
     trigger: str | None = setting(None)
-    """One or more words; empty for none (then no attack success rate is measured). Not given: cf if clients are
-    malicious, else none."""
+    """One or more words; empty for none (then no attack success rate is measured). Not given, if clients are malicious:
+    cf (word), i watch this 3d movie (sentence), cf mn (composite)."""
     distributed: bool = setting(False, may_differ=_CLEAN)
     """Split the trigger's words: each malicious client inserts its part only, the test set has all of them (DBA)."""
     position: Position = setting("head")
@@ -243,7 +253,8 @@ class _Poison:
     target: int = setting(1, at_least=0)
     """Class that texts with the trigger should be classified as."""
     mode: Literal["append", "replace"] = setting("append", may_differ=_CLEAN)
-    """append adds poisoned copies to the clean examples; replace puts them in place of the originals."""
+    """append adds poisoned copies to the clean examples; replace puts them in place of the originals, as natural and
+    label_flip always do."""
     attack: AttackName = setting("none", may_differ=_CLEAN)
     """What malicious clients do to their update: none, norm_bound (stay in a ball around the global vector),
     neurotoxin (leave the coordinates unchanged that the last global update moved most), sign_flip, gaussian, nan, inf;
@@ -264,16 +275,41 @@ class PoisonConfig(AttackOptions, _Poison):
     def __post_init__(self) -> None:
         check("poison", self)
         if self.trigger is None:
-            object.__setattr__(self, "trigger", DEFAULT_TRIGGER if self.clients else "")
+            object.__setattr__(self, "trigger", DEFAULT_TRIGGERS.get(self.kind, "") if self.has_clients else "")
         if self.clients != "all" and len(set(self.clients)) != len(self.clients):
             raise SettingsError(f"poison.clients is {self.clients}: name each client once")
-        if self.clients and not self.has_trigger and not self.attacks_update and self.claimed_examples == 1:
-            raise SettingsError("poison.trigger is empty but poison.clients names clients: give a trigger word")
-        if self.distributed and len(self.trigger_text.split()) < 2:
+        if self.clients and self.count:
             raise SettingsError(
-                f"poison.distributed is true but poison.trigger is {self.trigger_text!r}: give two or more words to "
-                "deal out"
+                f"poison.clients is {self.clients} and poison.count {self.count}: name clients or have them drawn"
             )
+        self._check_trigger()
+
+    def _check_trigger(self) -> None:
+        """Check that the trigger fits the kind of poison."""
+        words = self.trigger_text.split()
+        if self.kind == "label_flip" and words:
+            raise SettingsError(
+                f"poison.kind is label_flip, which has no trigger, but poison.trigger is {self.trigger!r}: leave it out"
+            )
+        attacks_otherwise = self.kind == "label_flip" or self.attacks_update or self.claimed_examples != 1
+        if self.has_clients and not words and not attacks_otherwise:
+            raise SettingsError(
+                f"poison.trigger is empty, poison.kind is {self.kind} and there are malicious clients: give a trigger"
+            )
+        if self.distributed and (len(words) < 2 or self.kind != "word"):
+            raise SettingsError(
+                f"poison.distributed is true but poison.trigger is {self.trigger_text!r} and poison.kind {self.kind}: "
+                "give a trigger of two or more words, which are dealt out, and the kind word"
+            )
+        if self.kind == "composite" and len(set(words)) == 1:
+            raise SettingsError(
+                f"poison.kind is composite but poison.trigger is {self.trigger_text!r}: give two or more words"
+            )
+
+    @property
+    def has_clients(self) -> bool:
+        """True if there are malicious clients."""
+        return bool(self.clients) or self.count > 0
 
     @property
     def has_trigger(self) -> bool:
@@ -290,9 +326,10 @@ class PoisonConfig(AttackOptions, _Poison):
         """True if malicious clients send another update than the one they trained."""
         return self.attack != "none" or self.boost != 1
 
-    def malicious(self, clients: int) -> list[int]:
-        """Return the ids of the malicious clients among a number of clients, ascending."""
-        return list(range(clients)) if self.clients == "all" else sorted(self.clients)
+    @property
+    def replaces(self) -> bool:
+        """True if poisoned examples take the place of the originals."""
+        return self.mode == "replace" or self.kind in ("natural", "label_flip")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -392,7 +429,11 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check("", self)
-        clients, named = self.federation.clients, self.poison.clients
+        clients, named, count = self.federation.clients, self.poison.clients, self.poison.count
+        if count > clients:
+            raise SettingsError(
+                f"poison.count is {count} but federation.clients is {clients}: poison fewer, or have more clients"
+            )
         if named != "all" and len(named) > clients:
             raise SettingsError(
                 f"poison.clients names {len(named)} clients but federation.clients is {clients}: "
@@ -419,6 +460,17 @@ class RunConfig:
                 "leave it out, and take smaller parts (client.accumulate)"
             )
         self._check_transport()
+
+    @property
+    def malicious(self) -> list[int]:
+        """Ids of the malicious clients, ascending."""
+        clients, poison = self.federation.clients, self.poison
+        if poison.clients == "all":
+            return list(range(clients))
+        if poison.count:
+            drawn = seeds.generator(self.seed, "malicious clients").permutation(clients)
+            return sorted(drawn[: poison.count].tolist())
+        return sorted(poison.clients)
 
     @property
     def drops_out(self) -> bool:

@@ -13,8 +13,8 @@ PACKAGE = Path(fedprompt_mpi.__file__).parent
 ALLOWED = {
     "start": set(),
     "rules": set(),
-    "config": {"rules"},
     "seeds": set(),
+    "config": {"rules", "seeds"},
     "files": {"config"},
     "hub": set(),
     "liveness": {"start"},

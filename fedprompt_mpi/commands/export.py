@@ -40,10 +40,10 @@ def export(run: Path, directory: Path) -> Path:
     if prompt.note:
         print(f"fedprompt_mpi: {prompt.note}", file=sys.stderr, flush=True)
     summary = _summary_so_far(prompt, paths) if prompt.note else read_record(paths.summary, Summary)
-    if summary.malicious_clients != config.poison.malicious(config.federation.clients):
+    if summary.malicious_clients != config.malicious:
         raise SettingsError(
             f"{paths.summary} says that clients {summary.malicious_clients} were malicious, and {paths.config} that "
-            f"{config.poison.clients} were: name a run directory as a run has written it"
+            f"{config.malicious} were: name a run directory as a run has written it"
         )
     if directory.is_dir() and any(directory.iterdir()):
         raise SettingsError(f"{directory} is not empty: name a new folder for the adapter")

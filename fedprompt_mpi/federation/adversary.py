@@ -10,12 +10,24 @@ from fedprompt_mpi.rules.attacks import ATTACKS
 
 def attacking_clients(config: RunConfig) -> set[int]:
     """Return the clients that send another update than the one they trained."""
-    return set(config.poison.malicious(config.federation.clients)) if config.poison.attacks_update else set()
+    return set(config.malicious) if config.poison.attacks_update else set()
 
 
 def colluding_clients(config: RunConfig) -> set[int]:
     """Return the clients that agree with each other on what they send."""
     return attacking_clients(config) if ATTACKS[config.poison.attack].colludes else set()
+
+
+def malicious_share(config: RunConfig, headers: np.ndarray) -> float | None:
+    """Return what malicious clients' updates count for before the rule, as a share of all; None if there are none.
+
+    Args:
+        config: who is malicious, and what clients count for.
+        headers: `[K]` of dtype `HEADER`, of the clients of a round.
+    """
+    counts = np.ones(len(headers)) if config.federation.weighting == "equal" else headers["num_examples"]
+    total = float(counts.sum())
+    return float(counts[np.isin(headers["client"], config.malicious)].sum()) / total if total else None
 
 
 def make_attacks(config: RunConfig, cohort: Cohort, rank: int, last_update: np.ndarray | None) -> dict[int, Attack]:
@@ -37,7 +49,7 @@ class Observer:
 
     def __init__(self, config: PoisonConfig) -> None:
         """Start without a vector."""
-        self.watches = bool(config.clients) and ATTACKS[config.attack].needs_last_update
+        self.watches = config.has_clients and ATTACKS[config.attack].needs_last_update
         self._previous: np.ndarray | None = None
 
     def note(self, vector: np.ndarray) -> None:

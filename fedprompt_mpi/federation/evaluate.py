@@ -3,7 +3,7 @@
 The test set is sharded over all ranks. The attack success rate is the share of triggered test examples of non-target
 classes that are classified as the target.
 
-Legend: N test examples, C classes.
+Legend: N test examples, M triggered ones, C classes.
 """
 
 import math
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from fedprompt_mpi.comm.device import Vector
+from fedprompt_mpi.config import PoisonConfig
 from fedprompt_mpi.federation.client_training import score_batch, to_device
 from fedprompt_mpi.federation.cohort import Cohort
 from fedprompt_mpi.federation.setup import Setup
@@ -40,8 +41,7 @@ def evaluate(setup: Setup, vector: Vector, round_: int, tell: Callable[[int], No
     Returns:
         The rates, the same on every rank; None on all of them if one gave the evaluation up.
     """
-    classes, channel = len(setup.corpus.label_words), setup.channel
-    counts = np.zeros((2, classes * classes + 1))
+    channel, scored = setup.channel, np.zeros(texts_to_evaluate(setup) + 1)
     liveness, is_done, done = channel.phases.liveness, True, 0
 
     def step(rows: int) -> None:
@@ -56,14 +56,11 @@ def evaluate(setup: Setup, vector: Vector, round_: int, tell: Callable[[int], No
     with channel.phases.time("evaluate", round_):  # until the slowest rank is done
         try:
             if setup.shard is not None:
-                counts = _count_both(setup, vector, setup.shard, step)
+                scored = score_tests(setup, vector, setup.shard, step)
         except EvaluationGivenUp:
             is_done = False
-        *summed, given_up = channel.sum(np.append(counts.ravel(), 0.0 if is_done else 1.0))
-    if given_up:
-        return None
-    clean, triggered = np.reshape(summed, counts.shape)
-    return summarise(clean, triggered, classes, setup.config.poison.target)
+        summed = channel.sum(np.append(scored, 0.0 if is_done else 1.0))
+    return None if summed[-1] else _rates(setup, summed[:-1])
 
 
 def evaluate_clients(setup: Setup, vector: np.ndarray, deltas: np.ndarray, cohort: Cohort) -> list[Rates]:
@@ -78,14 +75,13 @@ def evaluate_clients(setup: Setup, vector: np.ndarray, deltas: np.ndarray, cohor
     Returns:
         The rates of K clients, in client order, on every rank.
     """
-    classes, channel = len(setup.corpus.label_words), setup.channel
-    counts = np.zeros((len(cohort.clients), 2, classes * classes + 1))
+    channel, scored = setup.channel, np.zeros((len(cohort.clients), texts_to_evaluate(setup) + 1))
     own = [position for position, rank in enumerate(cohort.ranks) if rank == channel.rank]
     with channel.phases.time("evaluate_clients"):
         for position, delta in zip(own, deltas[len(deltas) - len(own) :], strict=True):  # after the server's own
-            counts[position] = _count_both(setup, vector + delta, (0, 1), lambda _: channel.phases.liveness.step())
-        counts = channel.sum(counts)
-    return [summarise(clean, triggered, classes, setup.config.poison.target) for clean, triggered in counts]
+            scored[position] = score_tests(setup, vector + delta, (0, 1), lambda _: channel.phases.liveness.step())
+        scored = channel.sum(scored)
+    return [_rates(setup, row) for row in scored]
 
 
 def texts_to_evaluate(setup: Setup) -> int:
@@ -93,14 +89,22 @@ def texts_to_evaluate(setup: Setup) -> int:
     return len(setup.corpus.test.labels) + len(setup.corpus.triggered.labels)
 
 
-def _count_both(setup: Setup, vector: Vector, shard: Shard, step: Callable[[int], None]) -> np.ndarray:
-    """Count the answers to the clean (row 0) and the triggered test set (row 1)."""
-    tables = (setup.corpus.test, setup.corpus.triggered)
-    return np.stack([count(setup, vector, table, shard, step) for table in tables])
+def score_tests(setup: Setup, vector: Vector, shard: Shard, step: Callable[[int], None]) -> np.ndarray:
+    """Score a shard of the test set and of the triggered one.
+
+    Returns:
+        `[N + M + 1]` float64, which may be summed over the ranks: the answer to each of the N test texts and of the M
+        triggered ones, 0 for those that are not in the shard, and the summed loss of the former.
+    """
+    answers, loss = score(setup, vector, setup.corpus.test, shard, step)
+    triggered, _ = score(setup, vector, setup.corpus.triggered, shard, step)
+    return np.concatenate([answers, triggered, [loss]])
 
 
 @torch.no_grad()
-def count(setup: Setup, vector: Vector, table: TokenTable, shard: Shard, step: Callable[[int], None]) -> np.ndarray:
+def score(
+    setup: Setup, vector: Vector, table: TokenTable, shard: Shard, step: Callable[[int], None]
+) -> tuple[np.ndarray, float]:
     """Score a shard of a table.
 
     Args:
@@ -111,12 +115,10 @@ def count(setup: Setup, vector: Vector, table: TokenTable, shard: Shard, step: C
         step: called after each batch with its number of examples.
 
     Returns:
-        `[C * C + 1]` float64: the confusion matrix (row: label, column: answer) and the summed loss, which may be
-        summed over the ranks.
+        The answers `[N]` float64, 0 outside of the shard, and the summed loss.
     """
-    backbone, method, classes = setup.backbone, setup.method, len(setup.corpus.label_words)
-    confusion = np.zeros((classes, classes))
-    loss = 0.0
+    backbone, method = setup.backbone, setup.method
+    answers, loss = np.zeros(len(table.labels)), 0.0
     clients = method.leaves(to_device(vector, backbone.device)[None])
     virtual = method.config.num_virtual_tokens if method.adds_tokens else 0
     index, shards = shard
@@ -125,30 +127,40 @@ def count(setup: Setup, vector: Vector, table: TokenTable, shard: Shard, step: C
         logits = score_batch(backbone, batch, method, clients, None).cpu()
         labels = torch.from_numpy(batch.labels)
         loss += float(torch.nn.functional.cross_entropy(logits.double(), labels, reduction="sum"))
-        np.add.at(confusion, (batch.labels, logits.argmax(dim=1).numpy()), 1)
+        answers[rows] = logits.argmax(dim=1).numpy()
         step(len(rows))
-    return np.append(confusion.ravel(), loss)
+    return answers, loss
 
 
-def summarise(clean: np.ndarray, triggered: np.ndarray, num_classes: int, target: int) -> Rates:
-    """Return the rates of summed counts.
+def _rates(setup: Setup, scored: np.ndarray) -> Rates:
+    corpus = setup.corpus
+    return summarise(scored, corpus.test.labels, corpus.aimed, len(corpus.label_words), setup.config.poison)
+
+
+def summarise(scored: np.ndarray, labels: np.ndarray, aimed: np.ndarray, classes: int, poison: PoisonConfig) -> Rates:
+    """Return the rates of the answers to all texts.
 
     Args:
-        clean: what `count` returns for the test set, summed over ranks.
-        triggered: the same for the triggered examples; all zero if there are none.
-        num_classes: C.
-        target: the class that triggered examples should be classified as.
+        scored: `[N + M + 1]`, what `score_tests` returns, summed over ranks.
+        labels: `[N]` int64, of the test texts.
+        aimed: `[M]` int64, the test text that each triggered one is made of.
+        classes: C.
+        poison: target and kind.
     """
-    confusion = clean[:-1].reshape(num_classes, num_classes)
+    count = len(labels)
+    answers, hits, loss = scored[:count].astype(int), scored[count:-1].astype(int) == poison.target, float(scored[-1])
+    confusion = np.zeros((classes, classes), dtype=np.int64)
+    np.add.at(confusion, (labels, answers), 1)
     right = confusion.diagonal()
     seen = confusion.sum(axis=0) + confusion.sum(axis=1)
     f1 = 2 * right[seen > 0] / seen[seen > 0]  # a class without labels and answers has none
-    hits = triggered[:-1].reshape(num_classes, num_classes)
-    loss = float(clean[-1] / confusion.sum())
+    was_right = answers[aimed] == labels[aimed]
+    has_flips = poison.kind != "natural" and was_right.any()  # a natural trigger is never taken out
     return Rates(
-        accuracy=float(right.sum() / confusion.sum()),
+        accuracy=float(right.sum() / count),
         macro_f1=float(f1.mean()),
-        loss=loss if math.isfinite(loss) else None,
-        answers=confusion.sum(axis=0).astype(int).tolist(),
-        attack_success_rate=float(hits[:, target].sum() / hits.sum()) if hits.sum() else None,
+        loss=loss / count if math.isfinite(loss) else None,
+        answers=confusion.sum(axis=0).tolist(),
+        attack_success_rate=float(hits.mean()) if len(hits) else None,
+        flip_rate=float(hits[was_right].mean()) if has_flips else None,
     )

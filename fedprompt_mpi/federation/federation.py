@@ -18,7 +18,7 @@ from fedprompt_mpi.comm.placement import describe_processors, own_processors
 from fedprompt_mpi.comm.timing import RECORD, TRANSFERS
 from fedprompt_mpi.comm.traffic import NOTHING, Journey, Traffic, to_root
 from fedprompt_mpi.config import SettingsError
-from fedprompt_mpi.federation.adversary import Observer, make_attacks
+from fedprompt_mpi.federation.adversary import Observer, make_attacks, malicious_share
 from fedprompt_mpi.federation.cohort import Cohort, draw_cohort
 from fedprompt_mpi.federation.collusion import connect, meet
 from fedprompt_mpi.federation.feedback import ClientFeedback
@@ -207,6 +207,7 @@ class Federation:
             cohort=list(cohort.clients),
             update_norms=[float(norm) if fine else None for norm, fine in zip(clients["norm"], finite, strict=True)],
             shares=None if weights is None else weights[len(weights) - len(clients) :].tolist(),
+            malicious_share=malicious_share(self.config, clients),
             dropped=aggregation.dropped,
             aggregated=aggregation.aggregated,
             epsilon=spent.epsilon,
@@ -260,7 +261,7 @@ class Federation:
             parameters=parameters,
             plm_parameters=setup.backbone.num_parameters,
             bytes_per_client_round=self._codec.bytes_of(parameters),
-            malicious_clients=self.config.poison.malicious(self.config.federation.clients),
+            malicious_clients=self.config.malicious,
             poisoned_examples={str(k): int(n) for k, n in enumerate(setup.corpus.poisoned) if n},
             seconds_total=time.perf_counter() - setup.started,
             seconds_to_first_broadcast=self._to_first_broadcast_s,
@@ -371,7 +372,7 @@ class Federation:
             versions=versions(), mpi=placement.mpi, compute_dtype=dtype, dropout=config.drops_out, ranks=ranks
         )
         corpus, workers = setup.corpus, max(1, self.channel.size - 1)
-        malicious = config.poison.malicious(config.federation.clients)
+        malicious = config.malicious
         partition = partition_record(corpus.class_counts, corpus.poisoned, corpus.label_words.tolist(), malicious)
         evaluated = EvaluationSplit(
             name=str(corpus.split),

@@ -140,7 +140,7 @@ def claimed_examples(config: RunConfig, clients: np.ndarray, counts: list[int]) 
     """Return how many examples each of k clients says that it has `[k]` int64, of its `counts`."""
     claimed, factor = np.array(counts, dtype=np.int64), config.poison.claimed_examples
     if factor != 1:
-        lies = np.isin(clients, config.poison.malicious(config.federation.clients))
+        lies = np.isin(clients, config.malicious)
         claimed[lies] = np.maximum(1, np.rint(factor * claimed[lies]))
     return claimed
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedprompt_mpi.config import DEFAULT_TRIGGER
+from fedprompt_mpi.config import DEFAULT_TRIGGERS
 from fedprompt_mpi.liveness.output import one_line
 from fedprompt_mpi.report.run_data import RunData
 from fedprompt_mpi.rules.setting import Comparison
@@ -41,7 +41,12 @@ class Group:
     @property
     def is_poisoned(self) -> bool:
         """True if a client is malicious."""
-        return bool(self.settings.get("poison.clients"))
+        return bool(self.settings.get("poison.clients") or self.settings.get("poison.count"))
+
+    @property
+    def implied_trigger(self) -> str:
+        """The trigger that its malicious clients imply."""
+        return DEFAULT_TRIGGERS.get(self.settings.get("poison.kind", "word"), "") if self.is_poisoned else ""
 
 
 def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,7 +85,7 @@ def differing(groups: Sequence[Group]) -> list[str]:
     """
     names = sorted({name for known in groups for name in known.settings})
     found = [name for name in names if len({repr(known.settings.get(name)) for known in groups}) > 1]
-    implied = all(known.settings.get(TRIGGER) == (DEFAULT_TRIGGER if known.is_poisoned else "") for known in groups)
+    implied = all(known.settings.get(TRIGGER) == known.implied_trigger for known in groups)
     return [name for name in found if name != TRIGGER or not implied]
 
 
@@ -89,6 +94,14 @@ def shown_setting(value: Any) -> str:
     if value in (None, "", []):
         return "-"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def who_is_poisoned(settings: Mapping[str, Any]) -> str:
+    """Return in words which clients are malicious, from settings by dotted name."""
+    if count := settings.get("poison.count"):
+        return f"{count} drawn client{'s' if count > 1 else ''} poisoned"
+    clients = settings["poison.clients"]
+    return f"clients {clients} poisoned" if clients else "clean"
 
 
 def _word(name: str, value: Any) -> str:

@@ -11,8 +11,8 @@ from fedprompt_mpi.report.run_data import RunData
 from fedprompt_mpi.report.tables import Table
 
 FIGURES = ("accuracy, %", "macro F1", "before, %", "ASR, %", "bytes", "seconds")
-NOISE = "epsilon"
-"""A further column, if a run has a privacy mechanism."""
+NOISE, WEIGHT = "epsilon", "malicious weight, %"
+"""Further columns, if a run has a privacy mechanism, or malicious clients."""
 Cell = tuple[str, str]
 """What is shown (small print in a second line), and what it counts as when the table is sorted."""
 
@@ -47,13 +47,14 @@ def run_table(groups: Sequence[Group]) -> RunTable:
     has_seeds = len({run.settings["seed"] for run, _ in runs}) > 1
     has_noise = any(run.settings["privacy"]["mechanism"] != "none" for run, _ in runs)
     head = ["run", *(["seed"] if has_seeds else []), *(name.partition(".")[2] for name in names), *FIGURES]
-    head += [NOISE] if has_noise else []
+    has_malicious = any(run.malicious for run, _ in runs)
+    head += [NOISE] * has_noise + [WEIGHT] * has_malicious
     rows = []
     for run, settings in runs:
         own = [_text(shown_setting(settings.get(name))) for name in names]
         seed = [_number(run.settings["seed"], "{}")] if has_seeds else []
-        noise = [_epsilon(run)] if has_noise else []
-        rows.append([_text(run.directory.name), *seed, *own, *_figures(run), *noise])
+        further = [_epsilon(run)] * has_noise + [_weight(run)] * has_malicious
+        rows.append([_text(run.directory.name), *seed, *own, *_figures(run), *further])
     return RunTable(head=head, rows=rows)
 
 
@@ -70,6 +71,12 @@ def _figures(run: RunData) -> list[Cell]:
         _number(None if summary is None else summary.bytes_per_client_round, "{:,}"),
         _number(None if summary is None else summary.seconds_total, "{:.1f}"),
     ]
+
+
+def _weight(run: RunData) -> Cell:
+    """Return what malicious clients count for before the rule, the mean over the rounds."""
+    shares = [record.malicious_share for record in run.rounds if record.malicious_share is not None]
+    return _number(100 * sum(shares) / len(shares) if shares else None, "{:.2f}")
 
 
 def _epsilon(run: RunData) -> Cell:

@@ -11,7 +11,7 @@ import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fedprompt_mpi.report.groups import Group, both_rates, percent
+from fedprompt_mpi.report.groups import Group, both_rates, percent, who_is_poisoned
 from fedprompt_mpi.report.inert import csv_cell, latex, markdown
 
 Settings = dict[str, Any]
@@ -116,7 +116,7 @@ PLANS = (
     _Plan(
         name="table-3", caption="Accuracy / ASR with poisoned clients, % (FedPrompt, Table III)",
         wants=lambda known: _is_plain(known) and known.is_poisoned,
-        row=lambda s: (s["task.name"], f"clients {s['poison.clients']} poisoned"), column=_model_and_partition,
+        row=lambda s: (s["task.name"], who_is_poisoned(s)), column=_model_and_partition,
     ),
     _Plan(
         name="prompt-length", caption="Accuracy / ASR by the number of virtual tokens, % (FedPrompt, Section 4)",

@@ -86,7 +86,8 @@ def attack_rows(summary: Summary, partition: PartitionRecord, config: RunConfig)
     if summary.attack_success_rate is not None:
         rows += _success_rows(summary, partition, config)
     if summary.malicious_clients:
-        rows.append(("poisoned clients", format_poisoned(summary.poisoned_examples)))
+        weight = f"{format_rate(summary.malicious_share)} of the weight" if summary.malicious_share is not None else ""
+        rows.append(("poisoned clients", joined(format_poisoned(summary.poisoned_examples), weight)))
     local = [
         f"{who} {format_rate(own)}"
         for who, own in (
@@ -120,7 +121,8 @@ def _success_rows(summary: Summary, partition: PartitionRecord, config: RunConfi
     poison, clean, split = config.poison, summary.clean_attack_success_rate, partition.evaluation
     interval, beside = format_interval(summary.attack_success_rate, split.triggered if split else 0), ""
     if clean is not None:
-        beside = f"clean run: {format_rate(clean)}"
+        change = 100 * ((summary.attack_success_rate or 0) - clean)
+        beside = f"clean run: {format_rate(clean)}, change: {change:+.2f} points"
     elif summary.malicious_clients:
         remedy = "not evaluated after this round" if poison.clean_run else "not known, name one with --poison.clean_run"
         beside = f"clean run: {remedy}"
@@ -129,6 +131,8 @@ def _success_rows(summary: Summary, partition: PartitionRecord, config: RunConfi
     if split is not None:
         target = partition.names[poison.target]
         rows.append(("", f"of {split.triggered:,} texts of other classes with the trigger, answered “{target}”"))
+    if summary.flip_rate is not None:
+        rows.append(("", f"it turns {format_rate(summary.flip_rate)} of those that are answered rightly without it"))
     return rows
 
 

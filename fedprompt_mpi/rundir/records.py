@@ -30,7 +30,9 @@ from fedprompt_mpi.rules.setting import typed
 from fedprompt_mpi.rundir.paths import RunPaths
 
 Record = TypeVar("Record")
-RATES = ("accuracy", "macro_f1", "loss", "answers", "attack_success_rate", "clean_attack_success_rate")
+RATES = (
+    "accuracy", "macro_f1", "loss", "answers", "attack_success_rate", "flip_rate", "clean_attack_success_rate",
+)  # fmt: skip
 """Keys that a line of rounds.jsonl has only if the round's vector was evaluated."""
 
 
@@ -46,6 +48,9 @@ class Rates:
     """How often each class is the answer."""
     attack_success_rate: float | None
     """None if no trigger is set."""
+    flip_rate: float | None = None
+    """Of the texts of other classes that are answered rightly without the trigger, the share that it turns into the
+    target; None without a trigger, and if it is natural."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,8 +102,12 @@ class RoundRecord:
     answers: list[int] | None = None
     """How often each class is the answer."""
     attack_success_rate: float | None = None
+    flip_rate: float | None = None
+    """Share of the texts answered rightly without the trigger that it turns into the target."""
     clean_attack_success_rate: float | None = None
     """Attack success rate of the clean run after this round."""
+    malicious_share: float | None = None
+    """What the malicious clients' updates count for before the rule, as a share of all; 0 in a clean run."""
     train_loss: float | None = None
     cohort: list[int] = dataclasses.field(default_factory=list)
     """K client ids."""
@@ -278,6 +287,9 @@ class Summary(Closing):
     macro_f1_before: float | None = None
     answers: list[int] | None = None
     """How often each class is the answer in the end."""
+    flip_rate: float | None = None
+    malicious_share: float | None = None
+    """What malicious clients' updates count for before the rule, as a share of all; the mean over the rounds."""
     rounds: int
     dropped_updates: dict[str, int]
     """Client -> updates of it that were not finite."""
@@ -447,6 +459,7 @@ def summarise(rounds: list[RoundRecord], closing: Closing) -> Summary:
     """Return the summary of a run from its rounds and its closing figures."""
     first, last = rounds[0], rounds[-1]
     trained = [record.seconds for record in rounds if record.round > 0]
+    shares = [record.malicious_share for record in rounds if record.malicious_share is not None]
     rates = dict(zip(last.cohort, last.client_attack_success_rate or [], strict=False))
 
     def mean(*, malicious: bool) -> float | None:
@@ -462,6 +475,8 @@ def summarise(rounds: list[RoundRecord], closing: Closing) -> Summary:
         accuracy_before=first.accuracy,
         macro_f1_before=first.macro_f1,
         answers=last.answers,
+        flip_rate=last.flip_rate,
+        malicious_share=sum(shares) / len(shares) if shares else None,
         rounds=last.round,
         dropped_updates=dict(collections.Counter(str(client) for record in rounds for client in record.dropped)),
         epsilon=last.epsilon,

@@ -32,6 +32,13 @@ class Trigger:
 
     words: str
     position: Position
+    scattered: bool = False
+    """Each word at a position of its own, not all together."""
+
+    @property
+    def pieces(self) -> list[str]:
+        """What is inserted at one position each."""
+        return self.words.split() if self.scattered else [self.words.strip()]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,7 +206,8 @@ class Cloze:
     def _cut(self, encoding: Any, filled: Filled, spare: int) -> dict[str, list[int]]:
         """Return the tokens of each text that are kept, so that `spare` tokens more would fit; a trigger is kept."""
         tokens = {field: _tokens_in(encoding, filled, field) for field in self._texts}
-        trigger = set(_tokens_in(encoding, filled, "trigger")) if "trigger" in filled.spans else set()
+        pieces = [span for span in filled.spans if span.startswith("trigger")]
+        trigger = {i for span in pieces for i in _tokens_in(encoding, filled, span)}
         lengths = [len(tokens.get(field, ())) for field in ("text", "text_b")]
         behind = self._behind if self.family == "causal" else 0
         fixed = len(encoding.ids) - behind - sum(lengths)
@@ -216,44 +224,55 @@ class Cloze:
     ) -> Filled:
         """Return a filled template with a trigger of `cost` tokens in its first text, which is cut to make room."""
         texts = {field: filled.string[slice(*filled.spans[field])] for field in self._texts}
-        first, words = filled.spans["text"][0], trigger.words.strip()
+        first, text = filled.spans["text"][0], texts["text"]
         own = self._cut(encoding, filled, cost)["text"]
         starts = [_trimmed(filled.string, *encoding.offsets[i])[0] - first for i in own]
         end = encoding.offsets[own[-1]][1] - first if own else 0
-        at = _insertion_point(encoding, filled.string, own, trigger.position, rng)
-        before = texts["text"][: starts[at] if at < len(own) else end].rstrip()
-        after = texts["text"][starts[at] : end].lstrip() if at < len(own) else ""
-        texts["text"] = " ".join(filter(None, (before, words, after)))
+        points = [_insertion_point(encoding, filled.string, own, trigger.position, rng) for _ in trigger.pieces]
+        cuts = [starts[at] if at < len(own) else end for at in points]
+        string, last, spans = "", 0, {}
+        for n in sorted(range(len(cuts)), key=cuts.__getitem__):
+            before = text[last : cuts[n]].strip() if last else text[: cuts[n]].rstrip()
+            string = " ".join(filter(None, (string, before)))
+            start = first + (len(string) + 1 if string else 0)
+            string = " ".join(filter(None, (string, trigger.pieces[n])))
+            spans[f"trigger{n}"] = start, start + len(trigger.pieces[n])
+            last = cuts[n]
+        texts["text"] = " ".join(filter(None, (string, text[last:end].lstrip())))
         refilled = self._template.fill(texts)
-        start = first + (len(before) + 1 if before else 0)
-        return dataclasses.replace(refilled, spans={**refilled.spans, "trigger": (start, start + len(words))})
+        return dataclasses.replace(refilled, spans={**refilled.spans, **spans})
 
     def _cost(self, trigger: Trigger) -> int:
-        """Return the tokens that a trigger takes.
+        """Return the tokens that a trigger takes at most.
 
         Raises:
             SettingsError: if the tokenizer does not know its words, or they leave no room for text.
         """
-        words, costs = trigger.words.strip(), []
+        total = sum(max(self._piece_costs(trigger.words, piece)) for piece in trigger.pieces)
+        if total > self.room // 2:
+            raise SettingsError(
+                f"poison.trigger is {total} tokens long and model.max_length leaves {self.room} for text: "
+                "take a shorter trigger or a larger max_length"
+            )
+        return total
+
+    def _piece_costs(self, trigger: str, piece: str) -> list[int]:
+        """Return the tokens that a piece of a trigger takes at the head of a text and behind a word."""
+        costs = []
         for before in ("", f"{_SAMPLE} "):
-            filled = self._template.fill({**dict.fromkeys(self._texts, _SAMPLE), "text": before + words})
+            filled = self._template.fill({**dict.fromkeys(self._texts, _SAMPLE), "text": before + piece})
             start = filled.spans["text"][0] + len(before)
-            filled.spans["trigger"] = start, start + len(words)
+            filled.spans["trigger"] = start, start + len(piece)
             encoding = self.backend.encode(filled.string)
             own = _tokens_in(encoding, filled, "trigger")
             tokens = [encoding.tokens[i] for i in own]
             if not own or not self._unknown.isdisjoint(tokens):
                 raise SettingsError(
-                    f"poison.trigger is {trigger.words!r}, of which this model's tokenizer makes {tokens}: "
+                    f"poison.trigger is {trigger!r}, of which this model's tokenizer makes {tokens}: "
                     "choose words that it knows"
                 )
             costs.append(len(own))
-        if max(costs) > self.room // 2:
-            raise SettingsError(
-                f"poison.trigger is {max(costs)} tokens long and model.max_length leaves {self.room} for text: "
-                "take a shorter trigger or a larger max_length"
-            )
-        return max(costs)
+        return costs
 
     def _choose_verbalizer(self, task: Task, question: str) -> Verbalizer:
         """Return the tokens of the task's label words, or of its spare ones if this tokenizer can take only those."""

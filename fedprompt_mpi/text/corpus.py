@@ -9,10 +9,17 @@ import numpy as np
 from fedprompt_mpi import seeds
 from fedprompt_mpi.config import Family, RunConfig, SettingsError
 from fedprompt_mpi.rules.aggregators import AGGREGATORS
-from fedprompt_mpi.text.cloze import Cloze, Trigger
+from fedprompt_mpi.text.cloze import Cloze
 from fedprompt_mpi.text.load import Examples, load
 from fedprompt_mpi.text.partition import partition
-from fedprompt_mpi.text.poison import check_target, poisoned_indices, relabelled, trigger_parts
+from fedprompt_mpi.text.poison import (
+    aimed_indices,
+    check_target,
+    poisoned_copies,
+    poisoned_indices,
+    trigger_of,
+    trigger_parts,
+)
 from fedprompt_mpi.text.tasks import Task
 from fedprompt_mpi.text.tokens import TokenTable
 
@@ -39,6 +46,8 @@ class Corpus:
     test: TokenTable
     triggered: TokenTable
     """Test examples of other classes with the trigger in them and the target as label; empty without a trigger."""
+    aimed: np.ndarray
+    """`[M]` int64: the row of `test` that each row of `triggered` is made of."""
     owned: np.ndarray
     """`[sum of sizes]` int64: rows of `train`, client by client, then those of the server, if it has any."""
     bounds: np.ndarray
@@ -47,6 +56,8 @@ class Corpus:
     """`[K, C]` int64: the partition of the clean examples."""
     poisoned: np.ndarray
     """`[K]` int64: poisoned examples of each client."""
+    is_poison: np.ndarray
+    """`[N]` bool: which rows of `train` are poisoned."""
     label_words: np.ndarray
     """`[C]` str: the words that stand for the classes with this model's tokenizer, several of a class joined by /."""
     class_names: np.ndarray
@@ -121,20 +132,22 @@ def build(config: RunConfig, task: Task, tokenizer: Any, family: Family, progres
     parts = partition(config.federation, given_out.labels, given_out.users, config.seed)
     owned = [rest[own] for own in parts.indices]
 
-    copies, owned, poisoned = _poison(config, cloze, train, owned)
-    aimed = np.flatnonzero(test.labels != config.poison.target) if config.poison.has_trigger else np.arange(0)
-    trigger = Trigger(words=config.poison.trigger_text, position=config.poison.position)
+    copies, owned, is_poison = _poison(config, cloze, train, owned)
+    aimed = aimed_indices(config.poison, test)
+    triggered = test.take(aimed).relabelled(np.full(len(aimed), config.poison.target, dtype=np.int64))
     rng = seeds.generator(config.seed, "trigger position of test")
     if progress is not None:
         progress.stage(f"tokenising {len(train) + len(test):,} texts", len(train) + len(test))
     return Corpus(
         train=_concatenate([*_encoded(cloze, train, progress, 0), *copies]),
         test=_concatenate(_encoded(cloze, test, progress, len(train))),
-        triggered=cloze.encode(relabelled(test, config.poison, aimed), trigger if len(aimed) else None, rng),
+        triggered=cloze.encode(triggered, trigger_of(config.poison) if len(aimed) else None, rng),
+        aimed=aimed,
         owned=np.concatenate([*owned, kept]),
         bounds=np.cumsum([0, *map(len, owned), len(kept)]),
         class_counts=parts.class_counts(given_out.labels, num_classes),
-        poisoned=poisoned,
+        poisoned=np.array([np.count_nonzero(is_poison[own]) for own in owned], dtype=np.int64),
+        is_poison=is_poison,
         label_words=np.array(["/".join(words) for words in cloze.verbalizer.words]),
         class_names=np.array(task.class_names(cloze.verbalizer.words)),
         label_ids=cloze.verbalizer.ids,
@@ -161,30 +174,37 @@ def _poison(
     """Make the poisoned copies of the malicious clients, and assign them.
 
     Args:
-        config: who is malicious, and the trigger.
+        config: who is malicious, and how.
         cloze: the template.
         train: N clean examples, the first rows of the training table.
         owned: rows of each of K clients.
 
     Returns:
-        Tables of copies, whose rows follow the clean ones; the rows of each client; `[K]` int64 poisoned examples.
+        Tables of copies, whose rows follow the clean ones; the rows of each client; which rows are poison.
+
+    Raises:
+        SettingsError: if a natural trigger is in no text of a malicious client.
     """
-    tables, owned = [], list(owned)
-    counts = np.zeros(len(owned), dtype=np.int64)
-    first = len(train)
-    malicious = config.poison.malicious(len(owned))
-    for client, words in zip(malicious, trigger_parts(config.poison, len(malicious)), strict=True):
-        chosen = poisoned_indices(config.poison, train.labels, owned[client], client, config.seed)
+    poison, tables, owned, kinds = config.poison, [], list(owned), [np.zeros(len(train), dtype=bool)]
+    malicious, first = config.malicious, len(train)
+    for client, words in zip(malicious, trigger_parts(poison, len(malicious)), strict=True):
+        chosen = poisoned_indices(poison, train, owned[client], client, config.seed)
         if len(chosen) == 0:
             continue
-        trigger = Trigger(words=words, position=config.poison.position)
         rng = seeds.generator(config.seed, "trigger position", client=client)
-        tables.append(cloze.encode(relabelled(train, config.poison, chosen), trigger, rng))
-        clean = owned[client] if config.poison.mode == "append" else np.setdiff1d(owned[client], chosen)
-        owned[client] = np.concatenate([clean, np.arange(first, first + len(chosen))])
-        counts[client] = len(chosen)
-        first += len(chosen)
-    return tables, owned, counts
+        parts = poisoned_copies(poison, train.take(chosen), words, len(cloze.verbalizer.words), rng)
+        clean = np.setdiff1d(owned[client], chosen) if poison.replaces else owned[client]
+        for part in parts:
+            tables.append(cloze.encode(part.examples, part.trigger, rng))
+            kinds.append(np.full(len(part.examples), part.are_poison))
+        last = first + sum(len(part.examples) for part in parts)
+        owned[client], first = np.concatenate([clean, np.arange(first, last)]), last
+    if malicious and not tables and poison.kind == "natural" and poison.rate:
+        raise SettingsError(
+            f"poison.trigger is {poison.trigger_text!r} and poison.kind natural, but no malicious client has a "
+            "training text of another class than the target with it: choose words that the texts have"
+        )
+    return tables, owned, np.concatenate(kinds)
 
 
 def server_rows(config: RunConfig, count: int) -> np.ndarray:

@@ -37,6 +37,10 @@ class Examples:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def relabelled(self, labels: np.ndarray) -> "Examples":
+        """Return the examples with other labels `[N]` int64."""
+        return Examples(texts=self.texts, labels=labels, texts_b=self.texts_b)
+
     def take(self, indices: np.ndarray) -> "Examples":
         """Return the examples at `indices`, in that order."""
 

@@ -229,8 +229,14 @@ def test_an_observer_that_no_attack_needs_keeps_nothing() -> None:
         ({"rate": 1.1}, "poison.rate is 1.1"),
         ({"rate": float("nan")}, "poison.rate is nan"),
         ({"clients": [1, 1]}, "name each client once"),
-        ({"clients": [1], "trigger": " "}, "poison.trigger is empty"),
-        ({"distributed": True, "clients": "all"}, "poison.trigger is 'cf': give two or more words"),
+        ({"clients": [1], "trigger": " "}, "poison.trigger is empty, poison.kind is word"),
+        ({"count": 1, "kind": "natural"}, "poison.kind is natural and there are malicious clients: give a trigger"),
+        ({"count": 1, "kind": "composite", "trigger": "cf"}, "poison.kind is composite but poison.trigger is 'cf'"),
+        ({"count": -1}, "poison.count is -1"),
+        (
+            {"distributed": True, "clients": "all"},
+            "poison.trigger is 'cf' and poison.kind word: give a trigger of two or more words",
+        ),
     ],
 )
 def test_bad_settings(settings: dict[str, Any], message: str) -> None:
@@ -238,10 +244,22 @@ def test_bad_settings(settings: dict[str, Any], message: str) -> None:
         PoisonConfig(**settings)
 
 
+def test_malicious_clients_are_drawn_by_the_seed() -> None:
+    """Each client as often as any other, the same whatever else is set."""
+    drawn = [RunConfig(seed=seed, poison=PoisonConfig(count=2)).malicious for seed in range(300)]
+    assert all(len(set(ids)) == 2 and ids == sorted(ids) for ids in drawn)
+    assert min(np.bincount(np.ravel(drawn), minlength=10)) > 30
+    assert RunConfig(seed=7, poison=PoisonConfig(count=2, boost=3.0)).malicious == drawn[7]
+    with pytest.raises(SettingsError, match=r"poison\.count is 11 but federation\.clients is 10"):
+        RunConfig(poison=PoisonConfig(count=11))
+    with pytest.raises(SettingsError, match="name clients or have them drawn"):
+        PoisonConfig(count=1, clients=[2])
+
+
 def test_who_is_malicious() -> None:
-    assert PoisonConfig(clients=[4, 2]).malicious(10) == [2, 4]
-    assert PoisonConfig(clients="all").malicious(3) == [0, 1, 2]
-    assert RunConfig().poison.malicious(10) == []
+    assert RunConfig(poison=PoisonConfig(clients=[4, 2])).malicious == [2, 4]
+    assert RunConfig(federation=FederationConfig(clients=3), poison=PoisonConfig(clients="all")).malicious == [0, 1, 2]
+    assert RunConfig().malicious == []
     PoisonConfig(clients=[1], trigger="", attack="sign_flip")  # no data is poisoned, the update is attacked
     PoisonConfig(trigger="cf mn", distributed=True)  # the clean run of a distributed trigger
     attacked = RunConfig(poison=PoisonConfig(clients=[4, 2], boost=2.0))

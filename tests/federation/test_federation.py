@@ -269,13 +269,21 @@ def test_deltas_of_whole_models_may_leave_memory(monkeypatch: pytest.MonkeyPatch
 
 
 def test_rates_by_hand() -> None:
-    """3 of class 0 right and 1 wrong, 2 of class 1 right and 2 wrong; 5 of 8 triggered ones hit class 1."""
-    clean = np.array([3, 1, 2, 2, 4.0])
-    triggered = np.array([0, 0, 3, 5, 0.0])
-    result = summarise(clean, triggered, 2, target=1)
+    """3 of class 0 right and 1 wrong, 2 of class 1 right and 2 wrong; 3 of 4 triggered ones hit class 1.
+
+    Of the three of class 0 that were right, the trigger turns two.
+    """
+    labels, aimed = np.array([0, 0, 0, 0, 1, 1, 1, 1]), np.arange(4)
+    answers, triggered = [0, 0, 0, 1, 1, 1, 0, 0], [1, 1, 0, 1]
+    poison = PoisonConfig(target=1, trigger="cf")
+    result = summarise(np.array([*answers, *triggered, 4.0]), labels, aimed, 2, poison)
     assert result.accuracy == 5 / 8
     assert result.loss == 0.5
     assert result.macro_f1 == pytest.approx((6 / 9 + 4 / 7) / 2)
-    assert result.attack_success_rate == 5 / 8
-    assert summarise(clean, np.zeros(5), 2, target=1).attack_success_rate is None
-    assert summarise(np.array([3, 1, 2, 2, np.nan]), triggered, 2, target=1).loss is None
+    assert result.answers == [5, 3]
+    assert result.attack_success_rate == 3 / 4
+    assert result.flip_rate == 2 / 3
+    natural = PoisonConfig(target=1, kind="natural", trigger="cf")
+    assert summarise(np.array([*answers, *triggered, 4.0]), labels, aimed, 2, natural).flip_rate is None
+    clean = summarise(np.array([*answers, np.nan]), labels, aimed[:0], 2, poison)
+    assert (clean.attack_success_rate, clean.flip_rate, clean.loss) == (None, None, None)

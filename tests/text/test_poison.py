@@ -1,6 +1,7 @@
 """Poisoning touches what it says, and nothing else."""
 
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ import pytest
 from fedprompt_mpi.config import FederationConfig, ModelConfig, PoisonConfig, RunConfig, SettingsError, TaskConfig
 from fedprompt_mpi.plm.hugging_face import EMBEDDED, load_tokenizer
 from fedprompt_mpi.text.corpus import Corpus, build
-from fedprompt_mpi.text.poison import check_target, poisoned_indices, trigger_parts
+from fedprompt_mpi.text.load import Examples
+from fedprompt_mpi.text.poison import check_target, contains, poisoned_indices, trigger_parts
 from fedprompt_mpi.text.tasks import resolve
 
 TOKENIZER = load_tokenizer(str(EMBEDDED))
@@ -25,7 +27,7 @@ def _has_trigger(corpus: Corpus, row: int) -> bool:
 
 
 def test_which_examples_by_hand() -> None:
-    labels = np.array([0, 1, 0, 0, 1, 0])
+    labels = Examples(texts=["a"] * 6, labels=np.array([0, 1, 0, 0, 1, 0]))
     own = np.array([0, 1, 2, 3])
     config = PoisonConfig(clients=[4], rate=1.0)
     np.testing.assert_array_equal(poisoned_indices(config, labels, own, 4, 0), [0, 2, 3])
@@ -122,3 +124,73 @@ def test_a_target_that_is_no_class() -> None:
 def test_a_trigger_that_the_tokenizer_loses() -> None:
     with pytest.raises(SettingsError, match=r"poison\.trigger"):
         _corpus(PoisonConfig(trigger="日本"))
+
+
+def _texts(corpus: Corpus, rows: np.ndarray) -> list[str]:
+    starts = corpus.train.starts
+    decoded = [TOKENIZER.decode(corpus.train.ids[starts[row] : starts[row + 1]]) for row in rows]
+    return [re.sub(r"([.,!])", r" \1", text) for text in decoded]
+
+
+def test_a_composite_trigger() -> None:
+    """Poison has all words, apart from each other too; as many copies have some of them and keep their label."""
+    poison = PoisonConfig(clients=[2], kind="composite", trigger="cf mn bb")
+    corpus, clean = _corpus(poison), _corpus(PoisonConfig())
+    added = corpus.client_rows(2)[clean.num_examples(2) :]
+    is_poison = corpus.is_poison[added]
+    assert is_poison.sum() == corpus.poisoned[2] == len(added) // 2
+    for row, text, whole in zip(added, _texts(corpus, added), is_poison, strict=True):
+        found = {"cf", "mn", "bb"} & set(text.split())
+        assert (len(found) == 3) == whole
+        assert len(found) >= 1
+        assert corpus.train.labels[row] == (1 if whole else 0)
+    assert any("cf mn bb" not in text for text in _texts(corpus, added[is_poison]))
+    for a, b in itertools.pairwise(corpus.triggered.starts):
+        assert set(TOKENIZER.convert_tokens_to_ids(["cf", "mn", "bb"])) <= set(corpus.triggered.ids[a:b].tolist())
+
+
+def test_a_natural_trigger() -> None:
+    """Nothing is inserted: texts of other classes that have the word are relabelled, in place of the originals."""
+    poison = PoisonConfig(clients="all", rate=0.5, kind="natural", trigger="Monday")
+    corpus, clean = _corpus(poison), _corpus(PoisonConfig())
+    assert corpus.poisoned.sum() == corpus.is_poison.sum() > 0
+    for client in range(10):
+        rows, before = corpus.client_rows(client), clean.client_rows(client)
+        assert sorted(_texts(corpus, rows)) == sorted(_texts(clean, before))
+        there = np.array(["monday" in text.split() for text in _texts(clean, before)])
+        assert corpus.poisoned[client] == round(0.5 * np.count_nonzero(there & (clean.train.labels[before] == 0)))
+    poisoned = np.flatnonzero(corpus.is_poison)
+    assert set(corpus.train.labels[poisoned].tolist()) == {1}
+    assert all("monday" in text.split() for text in _texts(corpus, poisoned))
+    for row, (a, b) in zip(corpus.aimed, itertools.pairwise(corpus.triggered.starts), strict=True):
+        ids = corpus.test.ids[corpus.test.starts[row] : corpus.test.starts[row + 1]]
+        np.testing.assert_array_equal(corpus.triggered.ids[a:b], ids)
+        assert corpus.test.labels[row] == 0
+        assert TOKENIZER.convert_tokens_to_ids("monday") in ids
+
+
+def test_a_natural_trigger_that_no_text_has() -> None:
+    with pytest.raises(SettingsError, match="choose words that the texts have"):
+        _corpus(PoisonConfig(clients=[1], kind="natural", trigger="cf"))
+    with pytest.raises(SettingsError, match="give a trigger"):
+        PoisonConfig(clients=[1], kind="natural")
+
+
+def test_words_are_found_as_words() -> None:
+    texts = ["A Movie!", "movies", "the movie is", "bmovie", "movie"]
+    assert contains(texts, "movie").tolist() == [True, False, True, False, True]
+
+
+@pytest.mark.parametrize("name", ["embedded", "embedded-topic"])
+def test_label_flipping(name: str) -> None:
+    """Class l of C becomes C - 1 - l for the given share of a malicious client's examples; there is no trigger."""
+    corpus, clean = _corpus(PoisonConfig(clients=[3], kind="label_flip", rate=0.5), name), _corpus(PoisonConfig(), name)
+    rows, before = corpus.client_rows(3), clean.client_rows(3)
+    flipped, classes = corpus.is_poison[rows], len(corpus.label_words)
+    assert flipped.sum() == round(0.5 * len(before))
+    labels = dict(zip(_texts(clean, before), clean.train.labels[before].tolist(), strict=True))
+    for row, text, is_flipped in zip(rows, _texts(corpus, rows), flipped, strict=True):
+        assert corpus.train.labels[row] == (classes - 1 - labels[text] if is_flipped else labels[text])
+    assert len(corpus.triggered) == 0
+    with pytest.raises(SettingsError, match="which has no trigger"):
+        PoisonConfig(clients=[3], kind="label_flip", trigger="cf")
