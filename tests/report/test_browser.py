@@ -130,7 +130,7 @@ def test_the_table_of_runs_is_first_and_sorts(pages: dict[str, Path], browser: B
     assert browser.evaluate("document.querySelector('main h2').textContent") == "All runs"
     head = browser.evaluate("[...document.querySelectorAll('#runs th')].map((h) => h.textContent)")
     assert head[0] == "run" and head[-7:-1] == ["accuracy, %", "macro F1", "before, %", "ASR, %", "bytes", "seconds"]
-        assert head[-1] == "malicious weight, %"
+    assert head[-1] == "malicious weight, %"
     column = head.index("accuracy, %")
     cells = f"[...document.querySelectorAll('#runs tbody tr')].map((r) => Number(r.cells[{column}].dataset.value))"
     unsorted = browser.evaluate(cells)
