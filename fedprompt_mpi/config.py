@@ -143,18 +143,18 @@ class _Federation:
     label_shares (each client's class shares from a Dirichlet, equal sizes), natural."""
     alpha: float = setting(1.0, above=0)
     """Concentration of the Dirichlet; a small value is more skewed."""
-    aggregator: str = setting("fedavg", may_differ=_CLEAN)
+    aggregator: str = setting("fedavg")
     """How the server aggregates the clients' updates: fedavg, median, trimmed_mean, geometric_median, krum,
     multi_krum, bulyan, norm_clip, foolsgold, fltrust, flame, outlier_check, centred_clipping, dnc, freqfed."""
-    mixing: bool = setting(False, may_differ=_CLEAN)
+    mixing: bool = setting(False)
     """Before the rule, replace each update by the mean of the K - f that are nearest to it."""
-    weighting: Literal["examples", "equal"] = setting("examples", may_differ=_CLEAN)
+    weighting: Literal["examples", "equal"] = setting("examples")
     """What a client counts for under every rule: the number of examples that it says it has, or one."""
-    assumed_malicious: int = setting(1, at_least=0, may_differ=_CLEAN)
+    assumed_malicious: int = setting(1, at_least=0)
     """Malicious clients f in a round that a robust aggregator must withstand."""
-    noise_std: float = setting(0.0, at_least=0, may_differ=_CLEAN)
+    noise_std: float = setting(0.0, at_least=0)
     """Standard deviation of normal noise on every coordinate after any aggregation."""
-    server_optimizer: ServerOptimizerName = setting("plain", may_differ=_CLEAN)
+    server_optimizer: ServerOptimizerName = setting("plain")
     """How the server applies the aggregated update: plain, momentum (FedAvgM), adam or yogi (FedAdam, FedYogi)."""
 
 
@@ -336,17 +336,17 @@ class PoisonConfig(AttackOptions, _Poison):
 class PrivacyConfig:
     """Noise and clipping of the updates for privacy."""
 
-    mechanism: Mechanism = setting("none", may_differ=_CLEAN)
+    mechanism: Mechanism = setting("none")
     """none; ldp (each client adds Laplace noise to its upload; its gradients are clipped by client.clip_norm);
     dp_fedavg (the server clips each update and adds normal noise; every client takes part with probability
     federation.fraction)."""
-    laplace_scale: float = setting(0.01, above=0, may_differ=_CLEAN)
+    laplace_scale: float = setting(0.01, above=0)
     """ldp: scale b of the noise on each parameter."""
-    clip_norm: float = setting(1.0, above=0, may_differ=_CLEAN)
+    clip_norm: float = setting(1.0, above=0)
     """dp_fedavg: each update is scaled to at most this norm."""
-    noise_multiplier: float = setting(1.0, at_least=0.001, at_most=1e6, may_differ=_CLEAN)
+    noise_multiplier: float = setting(1.0, at_least=0.001, at_most=1e6)
     """dp_fedavg: standard deviation of the noise on the sum of the updates, in units of clip_norm."""
-    delta: float = setting(1e-5, above=0, below=1, may_differ=_CLEAN)
+    delta: float = setting(1e-5, above=0, below=1)
     """dp_fedavg: the delta of (epsilon, delta)."""
 
     def __post_init__(self) -> None:
@@ -415,7 +415,7 @@ class OutputConfig:
 class RunConfig:
     """One run of federated prompt tuning."""
 
-    seed: int = setting(0, at_least=0, may_differ=Comparison.LAUNCHES | _SEEDS | _CLEAN)
+    seed: int = setting(0, at_least=0, may_differ=Comparison.LAUNCHES | _SEEDS)
     """The seed of all random numbers."""
     task: TaskConfig = setting(factory=TaskConfig)
     model: ModelConfig = setting(factory=ModelConfig)

@@ -18,7 +18,7 @@ import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from itertools import zip_longest
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -116,6 +116,59 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
     middle = (share + z2 / 2) / (1 + z2)
     half = math.sqrt(z2 * (share * (1 - share) + z2 / 4)) / (1 + z2)
     return max(0.0, middle - half), min(1.0, middle + half)
+
+
+LEAST_PAIRS = 3
+"""Fewer pairs are never called an effect: two differences may be equal by chance."""
+
+
+class Difference(NamedTuple):
+    """The mean of paired differences, and its interval of 95 % confidence."""
+
+    mean: float
+    low: float
+    high: float
+    pairs: int
+    """n; with one pair the interval is infinite."""
+
+    @property
+    def is_effect(self) -> bool:
+        """True if the interval of at least `LEAST_PAIRS` does not hold 0."""
+        return self.pairs >= LEAST_PAIRS and (self.low > 0 or self.high < 0)
+
+
+def paired_difference(first: Sequence[float], second: Sequence[float]) -> Difference:
+    """Return the mean of second - first of n pairs, with the interval of Student's t distribution.
+
+    It takes the differences for normally distributed. Where all are equal, as of rates at their bounds, their spread
+    says nothing about the next one, and the interval is a point.
+
+    References:
+        Student, The Probable Error of a Mean, Biometrika, 1908.
+    """
+    differences = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
+    count, mean = len(differences), float(np.mean(differences))
+    if count == 1:
+        return Difference(mean, -math.inf, math.inf, 1)
+    reach = student_95(count - 1) * float(np.std(differences, ddof=1)) / math.sqrt(count)
+    return Difference(mean, mean - reach, mean + reach, count)
+
+
+def student_95(freedom: int) -> float:
+    """Return the quantile 0.975 of Student's t distribution with so many degrees of freedom, within 1e-6 of itself.
+
+    It is the root of the distribution's integral, of which Simpson's rule takes 2,001 points.
+    """
+    scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(freedom * math.pi)
+    weights = np.ones(2001)
+    weights[1:-1:2], weights[2:-1:2] = 4.0, 2.0
+    low, high = 0.0, 13.0  # the largest, of one degree, is 12.7
+    while high - low > 1e-9:
+        middle = (low + high) / 2
+        at = np.linspace(0.0, middle, len(weights))
+        density = scale * (1 + at**2 / freedom) ** (-(freedom + 1) / 2)
+        low, high = (middle, high) if float(density @ weights) * at[1] / 3 < 0.475 else (low, middle)
+    return low
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

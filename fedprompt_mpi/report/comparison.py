@@ -12,6 +12,7 @@ from fedprompt_mpi.report import page, theme
 from fedprompt_mpi.report.figures import MOST_LEGEND, figure, legend_above, whole_numbers
 from fedprompt_mpi.report.groups import Group, group, labels
 from fedprompt_mpi.report.marks import mark_bar, mark_points
+from fedprompt_mpi.report.pairs import pairs_table
 from fedprompt_mpi.report.run_data import read_run
 from fedprompt_mpi.report.run_table import run_table
 from fedprompt_mpi.report.tables import Table, has_numbers, overview, paper_tables
@@ -51,13 +52,14 @@ def write_comparison(groups: Sequence[Group], out: Path) -> tuple[Path, str]:
     every = run_table(groups)
     listed = every.table()
     over_seeds = [overview(groups, names)] if any(len(known.runs) > 1 for known in groups) else []
-    tables = [listed, *over_seeds, *(table for table in paper_tables(groups) if has_numbers(table))]
+    paired = [table for table in [pairs_table(groups, names)] if table is not None]
+    tables = [listed, *over_seeds, *paired, *(table for table in paper_tables(groups) if has_numbers(table))]
     for table in tables:
         for ending, content in (("md", table.markdown()), ("csv", table.csv()), ("tex", table.latex())):
             write_text(RunFile(out, f"{TABLES_FOLDER}/{table.name}.{ending}"), content)
     shown = page.Numbers(head=every.head, rows=every.shown, values=every.values)
     sections = [page.Section(name=listed.name, heading=listed.caption, table=shown, caption=HOW_TO_READ)]
-    sections += [_section(table) for table in over_seeds]
+    sections += [_section(table) for table in (*over_seeds, *paired)]
     with theme.style():
         for key, heading in CURVES.items():
             for start in range(0, len(groups), MOST_CURVES):
@@ -68,7 +70,7 @@ def write_comparison(groups: Sequence[Group], out: Path) -> tuple[Path, str]:
                 svg = theme.save(curves(groups[some], names[some], key), name, RunPaths(out).figure)
                 numbers = _numbers(groups[some], names[some], key)
                 sections.append(page.Section(name=name, heading=heading, svg=svg, caption=CAPTION, table=numbers))
-    sections += [_section(table) for table in tables[1 + len(over_seeds) :]]
+    sections += [_section(table) for table in tables[1 + len(over_seeds) + len(paired) :]]
     html = page.render(
         title=f"{sum(len(known.runs) for known in groups)} runs, {len(groups)} different",
         lead=["Tables are beside this page as Markdown, CSV and LaTeX, figures as PNG and SVG."],

@@ -22,7 +22,7 @@ from fedprompt_mpi.rules.distance import (
     Krum,
     MultiKrum,
 )
-from fedprompt_mpi.rules.setting import Comparison, setting
+from fedprompt_mpi.rules.setting import setting
 from fedprompt_mpi.rules.spectral import DivideAndConquer, DivideAndConquerOptions
 
 
@@ -78,7 +78,7 @@ class TrimmedMean(Aggregator):
 class NormClipOptions:
     """Options of norm_clip."""
 
-    clip_norm: float = setting(1.0, above=0, may_differ=Comparison.CLEAN_RUN)
+    clip_norm: float = setting(1.0, above=0)
     """norm_clip: each update is scaled to at most this norm."""
 
 
@@ -101,7 +101,7 @@ class NormClip(Aggregator):
 class OutlierCheckOptions:
     """Options of outlier_check."""
 
-    outlier_threshold: float = setting(3.5, above=0, may_differ=Comparison.CLEAN_RUN)
+    outlier_threshold: float = setting(3.5, above=0)
     """outlier_check: robust z-score beyond which a prompt's mean or standard deviation is an outlier."""
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from fedprompt_mpi.rules.aggregator_base import TINY, Aggregator, Updates, clip_factors, honest_majority
 from fedprompt_mpi.rules.pairwise import PairwiseRule, add_inner_products
-from fedprompt_mpi.rules.setting import Comparison, setting
+from fedprompt_mpi.rules.setting import setting
 from fedprompt_mpi.rules.spill import zeros
 
 
@@ -83,7 +83,7 @@ class FoolsGold(PairwiseRule):
 class FLTrustOptions:
     """Options of fltrust."""
 
-    server_examples: int = setting(100, at_least=1, may_differ=Comparison.CLEAN_RUN)
+    server_examples: int = setting(100, at_least=1)
     """fltrust: training examples that the server keeps for itself."""
 
 
@@ -111,7 +111,7 @@ class FLTrust(PairwiseRule):
 class FlameOptions:
     """Options of flame."""
 
-    flame_noise: float = setting(0.001, at_least=0, may_differ=Comparison.CLEAN_RUN)
+    flame_noise: float = setting(0.001, at_least=0)
     """flame: standard deviation of its noise, as a share of the median norm of the updates."""
 
 
@@ -144,7 +144,7 @@ class Flame(PairwiseRule):
 class FreqFedOptions:
     """Options of freqfed."""
 
-    freqfed_share: float = setting(0.5, above=0, at_most=1, may_differ=Comparison.CLEAN_RUN)
+    freqfed_share: float = setting(0.5, above=0, at_most=1)
     """freqfed: share of the frequencies, from the lowest on, that are compared."""
 
 

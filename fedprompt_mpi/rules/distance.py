@@ -10,7 +10,7 @@ import numpy as np
 
 from fedprompt_mpi.rules.aggregator_base import Updates, clip_factors, honest_majority, middle
 from fedprompt_mpi.rules.pairwise import ROWS, PairwiseRule, in_parallel, squared_distances
-from fedprompt_mpi.rules.setting import Comparison, setting
+from fedprompt_mpi.rules.setting import setting
 
 
 class GeometricMedian(PairwiseRule):
@@ -120,9 +120,9 @@ class Bulyan(Krum):
 class CentredClippingOptions:
     """Options of centred_clipping."""
 
-    clip_radius: float = setting(1.0, above=0, may_differ=Comparison.CLEAN_RUN)
+    clip_radius: float = setting(1.0, above=0)
     """centred_clipping: what an update may differ from the centre by, at most."""
-    clip_iterations: int = setting(1, at_least=1, may_differ=Comparison.CLEAN_RUN)
+    clip_iterations: int = setting(1, at_least=1)
     """centred_clipping: steps in which the centre moves; it begins at the last round's result."""
 
 

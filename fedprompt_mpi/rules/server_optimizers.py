@@ -4,20 +4,20 @@ import dataclasses
 
 import numpy as np
 
-from fedprompt_mpi.rules.setting import Comparison, setting
+from fedprompt_mpi.rules.setting import setting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ServerOptimizerOptions:
     """Options of the server optimisers, as the section `federation` holds them."""
 
-    server_lr: float = setting(1.0, above=0, may_differ=Comparison.CLEAN_RUN)
+    server_lr: float = setting(1.0, above=0)
     """Learning rate of the server."""
-    server_momentum: float = setting(0.9, at_least=0, below=1, may_differ=Comparison.CLEAN_RUN)
+    server_momentum: float = setting(0.9, at_least=0, below=1)
     """beta_1 of momentum, adam and yogi."""
-    server_beta2: float = setting(0.99, at_least=0, below=1, may_differ=Comparison.CLEAN_RUN)
+    server_beta2: float = setting(0.99, at_least=0, below=1)
     """beta_2 of adam and yogi."""
-    server_tau: float = setting(0.001, above=0, may_differ=Comparison.CLEAN_RUN)
+    server_tau: float = setting(0.001, above=0)
     """Adaptivity of adam and yogi: a small value is more adaptive."""
 
 

@@ -37,7 +37,7 @@ class Comparison(enum.Flag):
     SEEDS = enum.auto()
     """Runs of one experiment, which are averaged over seeds."""
     CLEAN_RUN = enum.auto()
-    """A poisoned run and the clean run that stands beside it."""
+    """A poisoned run and the clean run that stands beside it: of the same seed, under the same defence."""
 
 
 _MOST, _LEAST = 1e15, 1e-15

@@ -8,16 +8,16 @@ import dataclasses
 import numpy as np
 
 from fedprompt_mpi.rules.aggregator_base import Aggregator, Updates, honest_majority
-from fedprompt_mpi.rules.setting import Comparison, setting
+from fedprompt_mpi.rules.setting import setting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DivideAndConquerOptions:
     """Options of dnc."""
 
-    dnc_iterations: int = setting(5, at_least=1, at_most=1000, may_differ=Comparison.CLEAN_RUN)
+    dnc_iterations: int = setting(5, at_least=1, at_most=1000)
     """dnc: samples of the coordinates; a client must be no outlier in any of them."""
-    dnc_coordinates: int = setting(10_000, at_least=1, may_differ=Comparison.CLEAN_RUN)
+    dnc_coordinates: int = setting(10_000, at_least=1)
     """dnc: coordinates of a sample."""
 
 

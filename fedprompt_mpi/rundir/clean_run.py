@@ -14,7 +14,8 @@ def read_clean_run(config: RunConfig) -> dict[int, float]:
     """Return the attack success rate of each evaluated round of `poison.clean_run`; {} if none is named.
 
     Raises:
-        SettingsError: if it is no run, has malicious clients, or differs in more than its attack and defence.
+        SettingsError: if it is no run, has malicious clients, or differs in more than its attack. What that changes is
+            told by a run of the same seed under the same defence.
     """
     if config.poison.clean_run is None:
         return {}
@@ -36,7 +37,7 @@ def read_clean_run(config: RunConfig) -> dict[int, float]:
     for name, (there, here) in differences(theirs, ours).items():
         raise SettingsError(
             f"{named}, which has {name} = {there!r}, here it is {here!r}: "
-            "name a run that differs in its attack and defence only"
+            "name a run of the same seed and defence, which differs in its attack only"
         )
     rates = {record.round: record.attack_success_rate for record in rounds}
     return {round_: rate for round_, rate in rates.items() if rate is not None}

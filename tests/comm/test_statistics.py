@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from fedprompt_mpi.comm import statistics
-from fedprompt_mpi.comm.statistics import TimingRow, communication, median_interval, quantiles, slowest_by_round
+from fedprompt_mpi.comm.statistics import (
+    TimingRow,
+    communication,
+    median_interval,
+    paired_difference,
+    quantiles,
+    slowest_by_round,
+    student_95,
+)
 
 
 def _rows(transfers: list[float]) -> list[TimingRow]:
@@ -101,3 +109,31 @@ def test_the_interval_holds_the_median_as_often_as_it_says() -> None:
         figures = quantiles(samples.tolist())
         hits += figures.low <= 1.0 <= figures.high  # type: ignore[operator]
     assert 0.95 <= hits / 2000 < 0.99
+
+
+@pytest.mark.parametrize(
+    ("freedom", "expected"), [(1, 12.706205), (2, 4.302653), (4, 2.776445), (9, 2.262157), (1000, 1.962339)]
+)
+def test_student_s_quantiles(freedom: int, expected: float) -> None:
+    """Those of the printed tables."""
+    assert student_95(freedom) == pytest.approx(expected, abs=2e-6)
+
+
+def test_paired_differences_by_hand() -> None:
+    """Differences 1, 2, 3: mean 2, deviation 1, reach 4.3027 / sqrt(3) = 2.484: 0 is in the interval."""
+    found = paired_difference([1.0, 1.0, 1.0], [2.0, 3.0, 4.0])
+    assert found == pytest.approx((2.0, 2 - 2.484138, 2 + 2.484138, 3), abs=1e-5)
+    assert not found.is_effect
+    assert paired_difference([0.0, 0.0, 0.0], [2.0, 2.5, 3.0]).is_effect
+    assert paired_difference([3.0, 3.0, 3.0], [1.0, 0.9, 1.1]).is_effect
+    assert not paired_difference([3.0, 3.0], [1.0, 1.0]).is_effect  # two may be equal by chance
+    assert not paired_difference([1.0], [9.0]).is_effect  # one pair shows nothing
+
+
+def test_paired_intervals_hold_the_mean_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(0)
+    held = [
+        (found := paired_difference([0.0] * 5, (0.3 + rng.standard_normal(5)).tolist())).low < 0.3 < found.high
+        for _ in range(2000)
+    ]
+    assert np.mean(held) == pytest.approx(0.95, abs=0.015)

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import json
 import re
 import statistics
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from fedprompt_mpi.report.comparison import by_round, curves, read_groups, write_comparison
 from fedprompt_mpi.report.groups import group, labels
+from fedprompt_mpi.report.pairs import pair, pairs_table
 from fedprompt_mpi.report.run_data import read_run
 from fedprompt_mpi.report.tables import Table, paper_tables
 from tests.jobs import launch, run_here
@@ -127,3 +129,32 @@ def test_long_names_stay_within_the_figure(runs: list[Path]) -> None:
     box = made.legends[0].get_window_extent()
     assert box.x0 >= 0 and box.x1 <= made.bbox.x1
     assert box.y0 >= 0 and box.y1 <= made.bbox.y1
+
+
+def _numbered(runs: list[Path], poisoned: list[Path]) -> tuple[list[str], list[list[str]]]:
+    groups = read_groups([*runs, *poisoned])
+    table = pairs_table(groups, labels(groups))
+    assert table is not None
+    head, *rows = table.rows
+    return head, rows
+
+
+def test_poisoned_runs_are_paired_with_clean_ones_of_their_seed(runs: list[Path], tmp_path: Path) -> None:
+    """The differences are those of the same seed; another seed, or another defence, is no pair."""
+    poisoned = []
+    for seed in (0, 1, 7):
+        directory = tmp_path / f"poisoned{seed}"
+        flags = ["--poison.count=1", "--poison.boost=10", "--poison.rate=0"]
+        run_here(directory, f"--seed={seed}", "--poison.trigger=cf", *flags)
+        poisoned.append(directory)
+    head, rows = _numbered(runs, poisoned)
+    row = next(row for row in rows if "boost 10" in row[0])
+    assert row[head.index("pairs")] == "2"
+    summaries = [json.loads((run / "summary.json").read_text()) for run in (*runs[:2], *poisoned[:2])]
+    changes = [100 * (summaries[k + 2]["accuracy"] - summaries[k]["accuracy"]) for k in (0, 1)]
+    assert row[head.index("accuracy")].startswith(f"{statistics.fmean(changes):+.2f} (")
+    assert row[head.index("effect on ASR")] == "none shown"  # two pairs
+    assert float(row[head.index("malicious weight, %")]) == pytest.approx(100 * summaries[2]["malicious_share"], abs=5)
+    run_here(tmp_path / "krum", "--poison.count=1", "--federation.aggregator=krum")
+    groups = read_groups([*runs, tmp_path / "krum"])
+    assert not pair(groups[-1], groups).poisoned

@@ -11,6 +11,7 @@ from fedprompt_mpi.config import (
     ClientConfig,
     FederationConfig,
     PoisonConfig,
+    PrivacyConfig,
     PromptConfig,
     RunConfig,
     SettingsError,
@@ -33,10 +34,12 @@ def _save(directory: Path, config: RunConfig) -> str:
 
 
 def test_the_rates_of_evaluated_rounds(tmp_path: Path) -> None:
-    clean = _save(tmp_path / "clean", RunConfig(poison=PoisonConfig(trigger="cf")))
-    attack = PoisonConfig(clients=[0], boost=10.0, clean_run=clean)
-    defence = FederationConfig(aggregator="krum", assumed_malicious=2, rounds=7)
-    assert read_clean_run(RunConfig(poison=attack, federation=defence)) == {0: 0.5, 2: 0.25}
+    defence = {"aggregator": "krum", "assumed_malicious": 2}
+    config = RunConfig(seed=3, poison=PoisonConfig(trigger="cf"), federation=FederationConfig(**defence))
+    clean = _save(tmp_path / "clean", config)
+    attack = PoisonConfig(count=1, boost=10.0, clean_run=clean)
+    longer = FederationConfig(**defence, rounds=7)
+    assert read_clean_run(RunConfig(seed=3, poison=attack, federation=longer)) == {0: 0.5, 2: 0.25}
     assert read_clean_run(RunConfig()) == {}
 
 
@@ -47,6 +50,11 @@ def test_the_rates_of_evaluated_rounds(tmp_path: Path) -> None:
         ({"federation": FederationConfig(alpha=0.5)}, "federation.alpha = 1.0"),
         ({"prompt": PromptConfig(init="random")}, "prompt.init = 'vocab'"),
         ({"task": TaskConfig(max_train=10)}, "task.max_train = None, here it is 10"),
+        ({"seed": 1}, "seed = 0, here it is 1: name a run of the same seed and defence"),
+        ({"federation": FederationConfig(aggregator="krum")}, "federation.aggregator = 'fedavg', here it is 'krum'"),
+        ({"federation": FederationConfig(clip_norm=2.0)}, "federation.clip_norm = 1.0, here it is 2.0"),
+        ({"federation": FederationConfig(weighting="equal")}, "federation.weighting = 'examples', here it is 'equal'"),
+        ({"privacy": PrivacyConfig(mechanism="ldp")}, "privacy.mechanism = 'none', here it is 'ldp'"),
     ],
 )
 def test_what_must_be_alike(sections: dict[str, Any], words: str, tmp_path: Path) -> None:
