@@ -1,0 +1,206 @@
+"""The experiments whose tables stand in the guides: run them, keep their figures, and write the tables.
+
+    python launch/results.py run NAME OUT [--jobs 2] [--seeds '[0]'] FLAGS...    what NAME.csv lacks, into OUT
+    python launch/results.py tables                                               write the tables into the guides
+    python launch/results.py tables --check                                       fail if a table is another
+
+launch/results/NAME.toml defines an experiment: rows and columns of settings, and seeds. Each cell with each seed is a
+run in OUT/<row>/<column>/<seed>; once it is finished its figures become a line of launch/results/NAME.csv, which is
+committed. All FLAGS go to every run (where data and model are). A table in a guide stands between the lines
+<!-- results: NAME --> and <!-- end -->.
+"""
+
+import argparse
+import csv
+import dataclasses
+import io
+import itertools
+import re
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fedprompt_mpi.comm.statistics import paired_difference
+from fedprompt_mpi.commands.sweep import Plan, sweep
+from fedprompt_mpi.files import read_toml
+from fedprompt_mpi.report.pairs import format_difference
+from fedprompt_mpi.rundir.paths import RunPaths
+from fedprompt_mpi.rundir.records import Summary, read_partition, read_record
+
+FOLDER = Path(__file__).parent / "results"
+REPOSITORY = FOLDER.parents[1]
+KEYS = ("row", "column", "seed")
+FIGURES = (
+    "accuracy", "attack_success_rate", "flip_rate", "malicious_share", "malicious_clients_attack_success_rate",
+    "honest_clients_attack_success_rate", "seconds_total",
+)  # fmt: skip
+"""Figures of summary.json that are kept."""
+COUNTS = ("texts", "triggered")
+GUIDES = ("fedprompt_mpi", "launch")
+"""Folders whose guides may have tables."""
+Line = dict[str, str]
+MARKED = re.compile(r"<!-- results: (\S+) -->\n.*?<!-- end -->", flags=re.DOTALL)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run a command; returns its exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="run what a CSV file lacks")
+    run.add_argument("name", help="of a file in launch/results")
+    run.add_argument("out", type=Path, help="folder for the runs")
+    run.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    run.add_argument("--seeds", help="of these seeds alone, such as 0,1")
+    run.add_argument("--data", type=Path, help="folder that has a folder for each task, named after it")
+    tables = commands.add_parser("tables", help="write the tables into the guides")
+    tables.add_argument("--check", action="store_true", help="fail if a table is another")
+    given, flags = parser.parse_known_args(arguments)
+    if given.command == "tables":
+        return write_tables(check=given.check)
+    seeds = [int(seed) for seed in given.seeds.split(",")] if given.seeds else None
+    runs = Runs(out=given.out, flags=flags, data=given.data)
+    return run_missing(given.name, runs, jobs=given.jobs, seeds=seeds)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Runs:
+    """Where the runs of an experiment are, and what they have in common on this machine."""
+
+    out: Path
+    """Folder of the run directories."""
+    flags: list[str]
+    data: Path | None
+    """Folder that has a folder for each task, named after it."""
+
+    def plan(self, plan: dict[str, Any], row: str, column: str, seed: int) -> Plan:
+        """Return the run of a cell."""
+        name = "-".join(re.sub(r"[^\w.]+", "_", part) for part in (row, column, str(seed)))
+        own = settings(plan, row, column, seed)
+        tasks = [flag.partition("=")[2] for flag in own if flag.startswith("--task.name=")]
+        data = [f"--task.data={self.data / tasks[-1]}"] if self.data is not None and tasks else []
+        return Plan(directory=self.out / name, flags=[*own, *data, *self.flags])
+
+
+def run_missing(name: str, runs: Runs, *, jobs: int = 1, seeds: list[int] | None = None) -> int:
+    """Run the cells of an experiment that its CSV file lacks, and add their lines as they come.
+
+    Args:
+        name: of the experiment.
+        runs: where they are.
+        jobs: runs at a time.
+        seeds: None for all of the experiment's.
+    """
+    plan, known = read_toml(FOLDER / f"{name}.toml"), {tuple(line[key] for key in KEYS) for line in read(name)}
+    wanted = [
+        (row, column, seed)
+        for seed, row, column in itertools.product(seeds or plan["seeds"], plan["rows"], plan["columns"])
+        if (row, column, str(seed)) not in known and is_wanted(plan, row, column)
+    ]
+    for some in (wanted[at : at + jobs] for at in range(0, len(wanted), jobs)):
+        plans = [runs.plan(plan, *cell) for cell in some]
+        status = sweep(plans, jobs=jobs, say=lambda line: print(line, file=sys.stderr, flush=True))
+        if status:
+            return status
+        for cell, planned in zip(some, plans, strict=True):
+            add(name, cell, RunPaths(planned.directory))
+    return 0
+
+
+def is_wanted(plan: dict[str, Any], row: str, column: str) -> bool:
+    """Return whether an experiment has a cell: `without` lists those that it does not have."""
+    return [row, column] not in plan.get("without", [])
+
+
+def settings(plan: dict[str, Any], row: str, column: str, seed: int) -> list[str]:
+    """Return the flags of a cell."""
+    own = [*plan.get("settings", []), *plan["rows"][row], *plan["columns"][column]]
+    return [f"--seed={seed}", *(f"--{flag}" for flag in own)]
+
+
+def read(name: str) -> list[Line]:
+    """Return the lines of an experiment's CSV file; none if there is no file yet."""
+    file = FOLDER / f"{name}.csv"
+    return list(csv.DictReader(io.StringIO(file.read_text()))) if file.exists() else []
+
+
+def add(name: str, cell: tuple[str, str, int], paths: RunPaths) -> None:
+    """Add the figures of a finished run to an experiment's CSV file."""
+    file, summary, split = FOLDER / f"{name}.csv", read_record(paths.summary, Summary), read_partition(paths).evaluation
+    assert split is not None
+    values = [getattr(summary, figure) for figure in FIGURES]
+    rounded = ["" if value is None else f"{value:.6g}" for value in values]
+    is_new = not file.exists()
+    with file.open("a", newline="") as out:
+        writer = csv.writer(out, lineterminator="\n")
+        if is_new:
+            writer.writerow([*KEYS, *FIGURES, *COUNTS])
+        writer.writerow([*cell, *rounded, split.examples, split.triggered])
+
+
+def tables_of(name: str) -> str:
+    """Return the tables of an experiment as Markdown: means over seeds, and changes against the clean column."""
+    plan, lines = read_toml(FOLDER / f"{name}.toml"), read(name)
+    by_cell: dict[tuple[str, str], dict[str, Line]] = {}
+    for line in lines:
+        by_cell.setdefault((line["row"], line["column"]), {})[line["seed"]] = line
+    parts = [_table(plan, plan["columns"], lambda row, column: _means(by_cell.get((row, column), {})))]
+    clean = plan.get("clean")
+    if clean is not None:
+        others = [column for column in plan["columns"] if column != clean]
+
+        def change(row: str, column: str) -> str:
+            return _changes(by_cell.get((row, clean), {}), by_cell.get((row, column), {}))
+
+        parts.append(_table(plan, others, change))
+    heads = ["Accuracy / ASR, %, means over the seeds (n):"]
+    heads += [f"Changes against “{clean}” of the same seed, points of accuracy / of ASR, with 95 % intervals:"]
+    return "\n\n".join(f"{head}\n\n{part}" for head, part in zip(heads, parts, strict=False))
+
+
+def _table(plan: dict[str, Any], columns: Sequence[str], cell: Any) -> str:
+    rows = [["", *columns], ["---"] * (len(columns) + 1)]
+    for row in plan["rows"]:
+        rows.append([row, *(cell(row, column) if is_wanted(plan, row, column) else "" for column in columns)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _means(found: dict[str, Line]) -> str:
+    rates = [_figures(found, figure) for figure in ("accuracy", "attack_success_rate")]
+    shown = [f"{100 * statistics.fmean(values):.1f}" if values else "-" for values in rates]
+    return f"{' / '.join(shown)} ({len(found)})" if found else "-"
+
+
+def _changes(clean: dict[str, Line], attacked: dict[str, Line]) -> str:
+    seeds = sorted({*clean, *attacked} & {*clean} & {*attacked}, key=int)
+    shown = []
+    for figure in ("accuracy", "attack_success_rate"):
+        pairs = [(clean[seed][figure], attacked[seed][figure]) for seed in seeds]
+        known = [(float(a), float(b)) for a, b in pairs if a and b]
+        found = paired_difference([a for a, _ in known], [b for _, b in known]) if known else None
+        shown.append(format_difference(found) + ("*" if found is not None and found.is_effect else ""))
+    return " / ".join(shown) if seeds else "-"
+
+
+def _figures(found: dict[str, Line], figure: str) -> list[float]:
+    return [float(line[figure]) for line in found.values() if line[figure]]
+
+
+def write_tables(*, check: bool) -> int:
+    """Write every table into its guide, or say which are others than the CSV files'; returns the exit status."""
+    wrong = []
+    for guide in sorted(file for part in GUIDES for file in (REPOSITORY / part).glob("**/README.md")):
+        text = guide.read_text()
+        new = MARKED.sub(lambda found: f"<!-- results: {found[1]} -->\n\n{tables_of(found[1])}\n\n<!-- end -->", text)
+        if new != text:
+            wrong.append(guide)
+            if not check:
+                guide.write_text(new)
+    for guide in wrong:
+        print(f"{guide.relative_to(REPOSITORY)}: {'is another than its CSV files say' if check else 'written'}")
+    return int(check and bool(wrong))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
