@@ -14,7 +14,7 @@ from fedprompt_mpi.commands import settings
 from fedprompt_mpi.liveness.liveness import Liveness
 from tests.jobs import REPOSITORY
 
-GUIDES = [path for folder in (".", "fedprompt_mpi", "fedprompt_mpi/*", "launch", "tests")
+GUIDES = [path for folder in (".", "fedprompt_mpi", "fedprompt_mpi/*", "launch", "launch/results", "tests")
           for path in sorted(REPOSITORY.glob(f"{folder}/README.md"))]  # fmt: skip
 NAMES = [str(path.relative_to(REPOSITORY)) for path in GUIDES]
 PLACEHOLDERS = {"METHOD": "soft", "WIRE": "int8", "RECIPE": "sst2-soft.toml", "N": "3", "FILE.toml": "recipes"}
@@ -39,8 +39,8 @@ def _commands(guide: Path) -> list[str]:
     return [line.split(PROGRAM, 1)[1].strip() for line in found]
 
 
-def test_there_are_twelve() -> None:
-    assert len(GUIDES) == 12
+def test_there_are_thirteen() -> None:
+    assert len(GUIDES) == 13
     assert sum(len(_commands(guide)) for guide in GUIDES) >= 20
 
 

@@ -1,0 +1,93 @@
+"""The experiments whose tables stand in the guides: their settings, their CSV files, and that the tables are theirs."""
+
+import importlib.util
+import itertools
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from fedprompt_mpi.commands.settings import parse_settings
+from fedprompt_mpi.files import read_toml
+from tests.jobs import REPOSITORY
+
+NAMES = sorted(file.stem for file in (REPOSITORY / "launch" / "results").glob("*.toml"))
+SMALL_RUN = [
+    "task.max_train=40", "task.max_test=20", "client.steps=1", "federation.rounds=1", "output.report=false",
+]  # fmt: skip
+PLAN = f"""
+seeds = [0, 1]
+clean = "clean"
+settings = {SMALL_RUN}
+without = [["krum", "two"]]
+[rows]
+"fedavg" = []
+"krum" = ["federation.aggregator=krum"]
+[columns]
+"clean" = ["poison.trigger=cf"]
+"one" = ["poison.count=1"]
+"two" = ["poison.count=2"]
+"""
+
+
+@pytest.fixture
+def results() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("results", REPOSITORY / "launch" / "results.py")
+    assert spec is not None and spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+
+
+def test_tables_are_those_of_the_csv_files(results: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    assert results.write_tables(check=True) == 0, capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_cells_are_settings_and_lines_are_cells(
+    name: str, results: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    plan = read_toml(results.FOLDER / f"{name}.toml")
+    cells = set()
+    for row, column in itertools.product(plan["rows"], plan["columns"]):
+        for seed in plan["seeds"]:
+            parse_settings(results.settings(plan, row, column, seed))
+            if results.is_wanted(plan, row, column):
+                cells.add((row, column, str(seed)))
+    lines = [tuple(line[key] for key in results.KEYS) for line in results.read(name)]
+    assert len(set(lines)) == len(lines)
+    assert set(lines) <= cells
+    for line in results.read(name):
+        assert 0 <= float(line["accuracy"]) <= 1
+
+
+def test_a_small_experiment(results: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each cell is run once with each seed; the guide has its means and the differences of the same seeds."""
+    guides = tmp_path / "launch"
+    folder = guides / "results"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(results, "FOLDER", folder)
+    monkeypatch.setattr(results, "REPOSITORY", tmp_path)
+    (folder / "small.toml").write_text(PLAN)
+    (guides / "README.md").write_text("before\n\n<!-- results: small -->\n<!-- end -->\n\nbehind\n")
+    runs = results.Runs(out=tmp_path / "runs", flags=["--client.batched=1"], data=None)
+    assert results.run_missing("small", runs, jobs=2, seeds=[0]) == 0
+    lines = results.read("small")
+    assert [(line["row"], line["column"]) for line in lines] == [
+        ("fedavg", "clean"), ("fedavg", "one"), ("fedavg", "two"), ("krum", "clean"), ("krum", "one"),
+    ]  # fmt: skip
+    assert lines[1]["malicious_share"] and float(lines[0]["malicious_share"]) == 0
+    before = (folder / "small.csv").read_text()
+    assert results.run_missing("small", runs, jobs=2, seeds=[0]) == 0
+    assert (folder / "small.csv").read_text() == before
+    assert results.write_tables(check=True) == 1
+    assert results.write_tables(check=False) == 0
+    assert results.write_tables(check=True) == 0
+    text = (guides / "README.md").read_text()
+    accuracy = 100 * float(lines[0]["accuracy"])
+    assert f"| fedavg | {accuracy:.1f} / {100 * float(lines[0]['attack_success_rate']):.1f} (1) |" in text
+    change = 100 * (float(lines[1]["accuracy"]) - float(lines[0]["accuracy"]))
+    assert f"| fedavg | {change:+.2f} (one pair) / " in text
+    (folder / "small.csv").write_text(before.replace(lines[0]["accuracy"], "0.123"))
+    assert results.write_tables(check=True) == 1
