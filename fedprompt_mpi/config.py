@@ -391,6 +391,8 @@ class OutputConfig:
     """Save a checkpoint every so many rounds."""
     evaluate_clients: bool = setting(False)
     """In rounds that are evaluated, evaluate each client's own prompt after its local training too."""
+    backdoor_snr: bool = setting(False)
+    """In each round, measure the signal-to-noise ratio of the backdoor in the aggregated step."""
     report: bool = setting(True)
     """At the end, draw the figures and write report.html."""
     tensorboard: bool = setting(False)
@@ -458,6 +460,11 @@ class RunConfig:
             raise SettingsError(
                 "model.checkpoint_activations is true but prompt.method is prefix, which a second pass does not see: "
                 "leave it out, and take smaller parts (client.accumulate)"
+            )
+        if self.output.backdoor_snr and (not self.poison.has_trigger or self.prompt.method == "full"):
+            raise SettingsError(
+                f"output.backdoor_snr is true, poison.trigger is {self.poison.trigger_text!r} and prompt.method is "
+                f"{self.prompt.method}: it needs a trigger, and another method than full"
             )
         self._check_transport()
 

@@ -93,6 +93,8 @@ class Federation:
         self.memory: InMemoryCheckpoint | None = None
         """The state to continue from if another rank is lost; on rank 0, where the job survives that."""
         self._to_first_broadcast_s: float | None = None
+        self._backdoor = self._vector_before = np.zeros(0)
+        """The backdoor's direction at the last broadcast, and that vector, if its signal is measured."""
         self._down = FLOAT32
         self._round_began = time.perf_counter()
         self._journal: Journal | None = None
@@ -124,6 +126,12 @@ class Federation:
         if is_stopping and round_ < self.config.federation.rounds:
             raise StopRound
         rates = None
+        if self.config.output.backdoor_snr and round_ < self.config.federation.rounds:
+            from fedprompt_mpi.federation.signal import backdoor_direction
+
+            with self.phases.time("evaluate", round_):
+                self._backdoor = backdoor_direction(self.setup, self.server.vector)
+            self._vector_before = np.array(self.server.vector)
         if self.is_evaluated(round_):
             from fedprompt_mpi.federation.evaluate import evaluate, texts_to_evaluate
 
@@ -208,6 +216,7 @@ class Federation:
             update_norms=[float(norm) if fine else None for norm, fine in zip(clients["norm"], finite, strict=True)],
             shares=None if weights is None else weights[len(weights) - len(clients) :].tolist(),
             malicious_share=malicious_share(self.config, clients),
+            backdoor_snr=self._backdoor_snr(),
             dropped=aggregation.dropped,
             aggregated=aggregation.aggregated,
             epsilon=spent.epsilon,
@@ -275,6 +284,14 @@ class Federation:
             self._journal.close()
 
     # parts of the steps
+
+    def _backdoor_snr(self) -> float | None:
+        """Return the backdoor's signal-to-noise ratio in the server's last step, if it is measured."""
+        if not self.config.output.backdoor_snr:
+            return None
+        from fedprompt_mpi.federation.signal import backdoor_snr
+
+        return backdoor_snr(self._backdoor, np.asarray(self.server.vector) - self._vector_before)
 
     def is_evaluated(self, round_: int) -> bool:
         """Return True if the vector after a round is evaluated."""

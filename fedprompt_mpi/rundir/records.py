@@ -115,6 +115,9 @@ class RoundRecord:
     """K Euclidean norms; None if the update is not finite."""
     shares: list[float] | None = None
     """K weights of the updates; None under rules by coordinate, and if nothing was aggregated."""
+    backdoor_snr: float | None = None
+    """Power of the server's step along the backdoor's direction to that of the rest, in decibels; None if it leads away
+    from it."""
     dropped: list[int] = dataclasses.field(default_factory=list)
     """Clients whose update or loss was not finite."""
     aggregated: bool | None = None
