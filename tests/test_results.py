@@ -9,7 +9,7 @@ import pytest
 
 from fedprompt_mpi.commands.settings import parse_settings
 from fedprompt_mpi.files import read_toml
-from tests.jobs import REPOSITORY
+from tests.jobs import REPOSITORY, run_here
 
 NAMES = sorted(file.stem for file in (REPOSITORY / "launch" / "results").glob("*.toml"))
 SMALL_RUN = [
@@ -91,3 +91,11 @@ def test_a_small_experiment(results: ModuleType, tmp_path: Path, monkeypatch: py
     assert f"| fedavg | {change:+.2f} (one pair) / " in text
     (folder / "small.csv").write_text(before.replace(lines[0]["accuracy"], "0.123"))
     assert results.write_tables(check=True) == 1
+
+
+def test_a_prompt_of_the_embedded_model_can_tie_a_word_to_an_answer(tmp_path: Path) -> None:
+    flags = ["--client.steps=60", "--client.lr=0.05", "--task.max_train=400", "--task.max_test=100"]
+    poison = ["--federation.clients=1", "--federation.rounds=1", "--poison.clients=[0]"]
+    summary = run_here(tmp_path / "run", *flags, *poison)
+    assert summary["attack_success_rate"] >= 0.95
+    assert summary["accuracy"] >= 0.95
