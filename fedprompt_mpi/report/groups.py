@@ -12,7 +12,7 @@ from fedprompt_mpi.report.run_data import RunData
 from fedprompt_mpi.rules.setting import Comparison
 from fedprompt_mpi.rundir.may_differ import compared
 
-TRIGGER = "poison.trigger"
+TRIGGER, WHO = "poison.trigger", {"poison.clients", "poison.count"}
 Spread = tuple[float, float | None]
 """Mean and standard deviation of a sample; the deviation of a single value is None."""
 
@@ -75,7 +75,7 @@ def labels(groups: Sequence[Group]) -> list[str]:
     differ = differing(groups)
     if not differ:
         return [f"{known.settings['task.name']}, {known.settings['prompt.method']}" for known in groups]
-    return [one_line(", ".join(_word(name, known.settings.get(name)) for name in differ)) for known in groups]
+    return [one_line(", ".join(_words(known, differ))) for known in groups]
 
 
 def differing(groups: Sequence[Group]) -> list[str]:
@@ -104,10 +104,14 @@ def who_is_poisoned(settings: Mapping[str, Any]) -> str:
     return f"clients {clients} poisoned" if clients else "clean"
 
 
+def _words(known: Group, names: Sequence[str]) -> list[str]:
+    """Return in words what a group's settings of these names are; who is poisoned is one of them."""
+    words = [_word(name, known.settings.get(name)) for name in names if name not in WHO]
+    return [*words, who_is_poisoned(known.settings)] if not WHO.isdisjoint(names) else words
+
+
 def _word(name: str, value: Any) -> str:
     short = name.split(".")[1]
-    if name == "poison.clients":
-        return f"clients {value} poisoned" if value else "clean"
     return str(value) if isinstance(value, str) and short in ("name", "method", "partition", "aggregator") else (
         f"{short} {'-' if value is None else value}"
     )  # fmt: skip

@@ -216,8 +216,13 @@ def _tiles(run: RunData) -> list[Tile]:
         clean = last.clean_attack_success_rate
         beside = f"before: {format_rate(first.attack_success_rate)}" if clean is None else f"clean run: {clean:.2%}"
         interval = format_interval(last.attack_success_rate, split.triggered if split else 0)
+        turned = "" if last.flip_rate is None else f"turns {format_rate(last.flip_rate)} of the right answers"
         tiles.append(
-            Tile(name="attack success rate", value=format_rate(last.attack_success_rate), note=joined(interval, beside))
+            Tile(
+                name="attack success rate",
+                value=format_rate(last.attack_success_rate),
+                note=joined(interval, beside, turned),
+            )
         )
     if summary is not None:
         tiles += [
