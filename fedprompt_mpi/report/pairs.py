@@ -14,7 +14,8 @@ from fedprompt_mpi.rules.setting import Comparison
 from fedprompt_mpi.rundir.may_differ import compared
 
 CAPTION = (
-    "What the attack changes: differences to clean runs of the same seed and defence in points, with 95 % intervals"
+    "What the attack changes against clean runs of the same seed and defence: points, with 95 % intervals; the weight of "
+    "malicious clients, and the right answers that the trigger turns"
 )
 
 
@@ -73,7 +74,7 @@ def pairs_table(groups: Sequence[Group], names: Sequence[str]) -> Table | None:
         )
     if not rows:
         return None
-    head = ["attack", "pairs", "malicious weight, %", "accuracy", "ASR", "right answers turned, %", "effect on ASR"]
+    head = ["attack", "pairs", "weight, %", "accuracy", "ASR", "turned, %", "effect on ASR"]
     return Table(name="pairs", caption=CAPTION, rows=[head, *rows])
 
 

@@ -154,7 +154,7 @@ def test_poisoned_runs_are_paired_with_clean_ones_of_their_seed(runs: list[Path]
     changes = [100 * (summaries[k + 2]["accuracy"] - summaries[k]["accuracy"]) for k in (0, 1)]
     assert row[head.index("accuracy")].startswith(f"{statistics.fmean(changes):+.2f} (")
     assert row[head.index("effect on ASR")] == "none shown"  # two pairs
-    assert float(row[head.index("malicious weight, %")]) == pytest.approx(100 * summaries[2]["malicious_share"], abs=5)
+    assert float(row[head.index("weight, %")]) == pytest.approx(100 * summaries[2]["malicious_share"], abs=5)
     run_here(tmp_path / "krum", "--poison.count=1", "--federation.aggregator=krum")
     groups = read_groups([*runs, tmp_path / "krum"])
     assert not pair(groups[-1], groups).poisoned
