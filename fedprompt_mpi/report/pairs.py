@@ -14,8 +14,8 @@ from fedprompt_mpi.rules.setting import Comparison
 from fedprompt_mpi.rundir.may_differ import compared
 
 CAPTION = (
-    "What the attack changes against clean runs of the same seed and defence: points, with 95 % intervals; the weight of "
-    "malicious clients, and the right answers that the trigger turns"
+    "What the attack changes against clean runs of the same seed and defence: points, with 95 % intervals; beside them "
+    "the weight of malicious clients, and the right answers that the trigger turns"
 )
 
 
