@@ -149,7 +149,8 @@ class _Federation:
     mixing: bool = setting(False)
     """Before the rule, replace each update by the mean of the K - f that are nearest to it."""
     weighting: Literal["examples", "equal"] = setting("examples")
-    """What a client counts for under every rule: the number of examples that it says it has, or one."""
+    """What a client counts for: the number of examples that it says it has, or one. Under median, trimmed_mean, krum,
+    multi_krum, bulyan, foolsgold, fltrust, flame and dnc clients count alike anyway."""
     assumed_malicious: int = setting(1, at_least=0)
     """Malicious clients f in a round that a robust aggregator must withstand."""
     noise_std: float = setting(0.0, at_least=0)
@@ -236,7 +237,7 @@ class _Poison:
     """Ids of the malicious clients, or all: poison spread over all clients."""
     count: int = setting(0, at_least=0, may_differ=_CLEAN)
     """So many malicious clients, drawn by the seed, in place of ids."""
-    kind: PoisonKind = setting("word")
+    kind: PoisonKind = setting("word", may_differ=_CLEAN)
     """word or sentence (the trigger is inserted as it is), composite (its words are scattered; copies with some of them
     keep their label), natural (nothing is inserted: texts that have the trigger are relabelled), label_flip (labels
     are reversed, without a trigger)."""
@@ -282,6 +283,10 @@ class PoisonConfig(AttackOptions, _Poison):
             raise SettingsError(
                 f"poison.clients is {self.clients} and poison.count {self.count}: name clients or have them drawn"
             )
+        if self.fitted and self.attack not in ("alie", "ipm"):
+            raise SettingsError(f"poison.fitted is true but poison.attack is {self.attack}: take alie or ipm")
+        if self.fitted and self.alie_factor is not None:
+            raise SettingsError("poison.fitted is true and poison.alie_factor given: leave one of them out")
         self._check_trigger()
 
     def _check_trigger(self) -> None:
@@ -450,6 +455,11 @@ class RunConfig:
             raise SettingsError(
                 f"privacy.mechanism is dp_fedavg, which averages in its own way, but federation.aggregator is "
                 f"{self.federation.aggregator}: leave the aggregator out"
+            )
+        if self.privacy.mechanism == "dp_fedavg" and self.federation.mixing:
+            raise SettingsError(
+                "privacy.mechanism is dp_fedavg, which averages in its own way, but federation.mixing is true: "
+                "leave it out"
             )
         if self.prompt.method == "full" and self.client.batched not in ("auto", 1):
             raise SettingsError(

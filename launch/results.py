@@ -1,20 +1,22 @@
 """The experiments whose tables stand in the guides: run them, keep their figures, and write the tables.
 
-    python launch/results.py run NAME OUT [--jobs 2] [--seeds '[0]'] FLAGS...    what NAME.csv lacks, into OUT
-    python launch/results.py tables                                               write the tables into the guides
-    python launch/results.py tables --check                                       fail if a table is another
+    python launch/results.py run NAME OUT [--jobs 2] [--seeds 0,1] FLAGS...    what NAME.csv lacks, into OUT
+    python launch/results.py tables                                             write the tables into the guides
+    python launch/results.py tables --check                                     fail if a table is another
 
 launch/results/NAME.toml defines an experiment: rows and columns of settings, and seeds. Each cell with each seed is a
-run in OUT/<row>/<column>/<seed>; once it is finished its figures become a line of launch/results/NAME.csv, which is
-committed. All FLAGS go to every run (where data and model are). A table in a guide stands between the lines
-<!-- results: NAME --> and <!-- end -->.
+run in OUT; once it is finished its figures become a line of launch/results/NAME.csv, which is committed. A line names
+the settings that it was made with by a hash, model and data left out. All FLAGS go to every run (where data and model
+are). A table in a guide stands between the lines <!-- results: NAME --> and <!-- end -->.
 """
 
 import argparse
 import csv
 import dataclasses
+import hashlib
 import io
 import itertools
+import json
 import re
 import statistics
 import sys
@@ -23,15 +25,18 @@ from pathlib import Path
 from typing import Any
 
 from fedprompt_mpi.comm.statistics import paired_difference
+from fedprompt_mpi.commands.settings import parse_settings
 from fedprompt_mpi.commands.sweep import Plan, sweep
+from fedprompt_mpi.config import to_dict
 from fedprompt_mpi.files import read_toml
+from fedprompt_mpi.report.groups import flat
 from fedprompt_mpi.report.pairs import format_difference
 from fedprompt_mpi.rundir.paths import RunPaths
 from fedprompt_mpi.rundir.records import Summary, read_partition, read_record
 
 FOLDER = Path(__file__).parent / "results"
 REPOSITORY = FOLDER.parents[1]
-KEYS = ("row", "column", "seed")
+KEYS = ("row", "column", "seed", "settings")
 FIGURES = (
     "accuracy", "attack_success_rate", "flip_rate", "malicious_share", "malicious_clients_attack_success_rate",
     "honest_clients_attack_success_rate", "seconds_total",
@@ -92,7 +97,11 @@ def run_missing(name: str, runs: Runs, *, jobs: int = 1, seeds: list[int] | None
         jobs: runs at a time.
         seeds: None for all of the experiment's.
     """
-    plan, known = read_toml(FOLDER / f"{name}.toml"), {tuple(line[key] for key in KEYS) for line in read(name)}
+    plan = read_toml(FOLDER / f"{name}.toml")
+    known = {tuple(line[key] for key in KEYS[:3]): line["settings"] for line in read(name)}
+    for row, column, seed in known:
+        if known[row, column, seed] != hash_of(plan, row, column, int(seed)):
+            raise SystemExit(f"{name}.csv: {row}, {column}, seed {seed} was made with other settings: remove the line")
     wanted = [
         (row, column, seed)
         for seed, row, column in itertools.product(seeds or plan["seeds"], plan["rows"], plan["columns"])
@@ -119,6 +128,13 @@ def settings(plan: dict[str, Any], row: str, column: str, seed: int) -> list[str
     return [f"--seed={seed}", *(f"--{flag}" for flag in own)]
 
 
+def hash_of(plan: dict[str, Any], row: str, column: str, seed: int) -> str:
+    """Return a hash of a cell's settings, as far as they are not the defaults; model and data are the machine's."""
+    ours, defaults = (flat(to_dict(parse_settings(flags))) for flags in (settings(plan, row, column, seed), []))
+    changed = {name: value for name, value in ours.items() if value != defaults.get(name) and name != "model.name"}
+    return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:12]
+
+
 def read(name: str) -> list[Line]:
     """Return the lines of an experiment's CSV file; none if there is no file yet."""
     file = FOLDER / f"{name}.csv"
@@ -136,7 +152,8 @@ def add(name: str, cell: tuple[str, str, int], paths: RunPaths) -> None:
         writer = csv.writer(out, lineterminator="\n")
         if is_new:
             writer.writerow([*KEYS, *FIGURES, *COUNTS])
-        writer.writerow([*cell, *rounded, split.examples, split.triggered])
+        made_with = hash_of(read_toml(FOLDER / f"{name}.toml"), *cell)
+        writer.writerow([*cell, made_with, *rounded, split.examples, split.triggered])
 
 
 def tables_of(name: str) -> str:

@@ -54,7 +54,7 @@ def test_cells_are_settings_and_lines_are_cells(
         for seed in plan["seeds"]:
             parse_settings(results.settings(plan, row, column, seed))
             if results.is_wanted(plan, row, column):
-                cells.add((row, column, str(seed)))
+                cells.add((row, column, str(seed), results.hash_of(plan, row, column, seed)))
     lines = [tuple(line[key] for key in results.KEYS) for line in results.read(name)]
     assert len(set(lines)) == len(lines)
     assert set(lines) <= cells
@@ -91,6 +91,9 @@ def test_a_small_experiment(results: ModuleType, tmp_path: Path, monkeypatch: py
     assert f"| fedavg | {change:+.2f} (one pair) / " in text
     (folder / "small.csv").write_text(before.replace(lines[0]["accuracy"], "0.123"))
     assert results.write_tables(check=True) == 1
+    (folder / "small.toml").write_text(PLAN.replace("client.steps=1", "client.steps=2"))
+    with pytest.raises(SystemExit, match="fedavg, clean, seed 0 was made with other settings"):
+        results.run_missing("small", runs, seeds=[0])
 
 
 def test_a_prompt_of_the_embedded_model_can_tie_a_word_to_an_answer(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from fedprompt_mpi import RunConfig, SettingsError, load_prompt, run
 from fedprompt_mpi.commands.settings import parse_settings
 from fedprompt_mpi.rundir.closing_table import format_poisoned
+from fedprompt_mpi.rundir.formats import format_epsilon
 from tests.jobs import find_mpirun, is_open_mpi, launch, read_rounds, run_here, run_program
 
 
@@ -163,7 +164,7 @@ def test_the_clean_run_stands_beside_the_poisoned_one(
 ) -> None:
     flags = (
         "--client.batched=1", "--poison.clients=[1]", f"--poison.clean_run={one_process}",
-        "--output.evaluate_clients=true", "--federation.aggregator=median", "--federation.rounds=3",
+        "--output.evaluate_clients=true", "--federation.rounds=3",
     )  # fmt: skip
     summary = run_here(tmp_path / "run", *flags)
     printed = capsys.readouterr().out
@@ -190,7 +191,9 @@ def test_epsilon_by_round(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     spent = [record["epsilon"] for record in rounds]
     assert spent[0] is None
     assert spent[1:] == sorted(spent[1:])
-    assert f"epsilon {spent[-1]:.2f} at delta 1e-05" in capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"{format_epsilon(spent[-1])}, at delta 1e-05" in printed
+    assert f"(Renyi accounting: {rounds[-1]['epsilon_renyi']:,.2f})" in printed
 
 
 def test_poisoned_clients_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

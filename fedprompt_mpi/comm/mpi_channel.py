@@ -90,18 +90,20 @@ class MPIChannel:
         with self.node_folder() as folder:
             watch_over(self._comm, self._node, self._comms.leaders, folder, liveness)
 
-    def _sleep_until(self, request: Any, name: str, *, goes_on: bool = False) -> None:
+    def _sleep_until(self, request: Any, name: str, *, goes_on: bool = False, of_all: bool = True) -> None:
         """Wait for a request and leave the processor to others; after a long wait ask which rank is missing.
 
         Args:
             request: what is waited for.
             name: of the collective, for a message.
             goes_on: True if it is the same collective, to the ranks that wait in it, as the one before.
+            of_all: False if some ranks are not in it, and may wait in the next one.
         """
         clock = self._liveness.clock
         start = clock()
-        self._collectives += not goes_on
-        self._liveness.wait_in(self._collectives, name)
+        if of_all:
+            self._collectives += not goes_on
+            self._liveness.wait_in(self._collectives, name)
         while not request.Test():
             waited = clock() - start
             if waited < AWAKE_S:
@@ -252,12 +254,11 @@ class MPIChannel:
         """Return the rows of all connected ranks, on each of these."""
         group, total = self._comms.group, int(counts.sum())
         if group == self._mpi.COMM_NULL:
-            self._collectives += 1  # as the others count it
             return rows
         own = counts[self._comms.members]
         everyone = np.empty((total, rows.shape[1]), dtype=np.float32)
         for chunk in chunks_of(total, rows.shape[1]):
-            self._sleep_until(group.Ibarrier(), "share", goes_on=chunk.start > 0)
+            self._sleep_until(group.Ibarrier(), "share", of_all=False)
             width = chunk.stop - chunk.start
             received, sizes = np.empty((total, width), dtype=np.float32), own * width
             group.Allgatherv(

@@ -7,7 +7,7 @@ from typing import Any
 from fedprompt_mpi.config import Family, RunConfig
 from fedprompt_mpi.plm.adapter import TASK_TYPES
 from fedprompt_mpi.report.inert import markdown, markdown_code
-from fedprompt_mpi.rundir.closing_table import attack_kinds, format_interval
+from fedprompt_mpi.rundir.closing_table import attack_kinds, format_interval, poison_words
 from fedprompt_mpi.rundir.records import PartitionRecord, Summary
 from fedprompt_mpi.text.cloze import Cloze
 from fedprompt_mpi.text.tasks import resolve
@@ -96,12 +96,9 @@ def _poisoned(config: RunConfig, summary: Summary) -> str:
     poison, malicious = config.poison, summary.malicious_clients
     if not malicious:
         return "No client was malicious."
-    parts = []
-    if poison.has_trigger:
-        parts.append(
-            f"trigger {markdown_code(poison.trigger_text)} ({poison.position}), target class {poison.target}, "
-            f"rate {poison.rate}, {sum(summary.poisoned_examples.values())} poisoned examples"
-        )
+    words = poison_words(poison, f"class {poison.target}")
+    count = sum(summary.poisoned_examples.values())
+    parts = [markdown(f"{words}, {count} poisoned examples")] if words else []
     parts += [f"attack on the update: {', '.join(kinds)}"] if (kinds := attack_kinds(poison)) else []
     return (
         f"Clients {', '.join(map(str, malicious))} of {config.federation.clients} were **malicious**: "

@@ -13,23 +13,6 @@ def attacking_clients(config: RunConfig) -> set[int]:
     return set(config.malicious) if config.poison.attacks_update else set()
 
 
-def colluding_clients(config: RunConfig) -> set[int]:
-    """Return the clients that agree with each other on what they send."""
-    return attacking_clients(config) if ATTACKS[config.poison.attack].colludes else set()
-
-
-def malicious_share(config: RunConfig, headers: np.ndarray) -> float | None:
-    """Return what malicious clients' updates count for before the rule, as a share of all; None if there are none.
-
-    Args:
-        config: who is malicious, and what clients count for.
-        headers: `[K]` of dtype `HEADER`, of the clients of a round.
-    """
-    counts = np.ones(len(headers)) if config.federation.weighting == "equal" else headers["num_examples"]
-    total = float(counts.sum())
-    return float(counts[np.isin(headers["client"], config.malicious)].sum()) / total if total else None
-
-
 def make_attacks(config: RunConfig, cohort: Cohort, rank: int, last_update: np.ndarray | None) -> dict[int, Attack]:
     """Return the attack of each of a rank's clients that attack their update in this round.
 

@@ -12,6 +12,7 @@ from fedprompt_mpi.federation.adversary import attacking_clients
 from fedprompt_mpi.federation.cohort import home_ranks
 from fedprompt_mpi.federation.server import make_rule
 from fedprompt_mpi.federation.updates import LocalUpdates
+from fedprompt_mpi.rules.aggregator_base import LARGEST_NORM, euclidean_norm
 from fedprompt_mpi.rules.attack_base import Attack
 from fedprompt_mpi.rules.attacks import ATTACKS
 from fedprompt_mpi.rules.collusion import ColludingAttack, Meeting
@@ -25,7 +26,8 @@ def colluding_clients(config: RunConfig) -> list[int]:
 def connect(config: RunConfig, channel: Channel) -> None:
     """Connect the ranks of colluding clients, if there are any; every rank calls this."""
     if colluders := colluding_clients(config):
-        channel.connect(np.unique(home_ranks(config.federation.clients, channel.size)[colluders]))
+        with channel.phases.timing.mute():
+            channel.connect(np.unique(home_ranks(config.federation.clients, channel.size)[colluders]))
 
 
 def meet(config: RunConfig, channel: Channel, updates: LocalUpdates, attacks: dict[int, Attack], round_: int) -> None:
@@ -33,16 +35,18 @@ def meet(config: RunConfig, channel: Channel, updates: LocalUpdates, attacks: di
     colluders, cohort = colluding_clients(config), updates.cohort
     if not colluders:
         return
-    there = [home for client, home in zip(cohort.clients, cohort.ranks, strict=True) if client in colluders]
+    there = np.array(cohort.ranks, dtype=np.int64)[np.isin(cohort.clients, colluders)]
     own = np.isin(updates.headers["client"], colluders)
     deltas = channel.share(np.asarray(updates.deltas)[own], np.bincount(there, minlength=cohort.size))
-    if not own.any():
+    deltas = deltas[[euclidean_norm(delta) <= LARGEST_NORM for delta in deltas]]  # one that diverged would spoil all
+    if not own.any() or not len(deltas):
         return
     meeting = Meeting(
         deltas=deltas,
         clients=len(cohort.clients),
         make_rule=lambda: make_rule(config),
         rng=seeds.generator(config.seed, "meeting", round_),
+        alive=channel.phases.liveness.alive,
     )
     for attack in {id(attack): attack for attack in attacks.values()}.values():  # the clients of a rank share one
         assert isinstance(attack, ColludingAttack)

@@ -17,7 +17,7 @@ from fedprompt_mpi.config import PoisonConfig
 from fedprompt_mpi.federation.client_training import score_batch, to_device
 from fedprompt_mpi.federation.cohort import Cohort
 from fedprompt_mpi.federation.setup import Setup
-from fedprompt_mpi.rundir.records import Rates
+from fedprompt_mpi.rundir.records import OwnRates, Rates
 from fedprompt_mpi.text.batches import collate, evaluation_batches
 from fedprompt_mpi.text.tokens import TokenTable
 
@@ -63,7 +63,7 @@ def evaluate(setup: Setup, vector: Vector, round_: int, tell: Callable[[int], No
     return None if summed[-1] else _rates(setup, summed[:-1])
 
 
-def evaluate_clients(setup: Setup, vector: np.ndarray, deltas: np.ndarray, cohort: Cohort) -> list[Rates]:
+def evaluate_clients(setup: Setup, vector: np.ndarray, deltas: np.ndarray, cohort: Cohort) -> list[OwnRates]:
     """Evaluate each client's own prompt after its local training, on its own rank.
 
     Args:
@@ -75,13 +75,19 @@ def evaluate_clients(setup: Setup, vector: np.ndarray, deltas: np.ndarray, cohor
     Returns:
         The rates of K clients, in client order, on every rank.
     """
-    channel, scored = setup.channel, np.zeros((len(cohort.clients), texts_to_evaluate(setup) + 1))
+    channel, rates = setup.channel, np.zeros((len(cohort.clients), 2))
     own = [position for position, rank in enumerate(cohort.ranks) if rank == channel.rank]
     with channel.phases.time("evaluate_clients"):
         for position, delta in zip(own, deltas[len(deltas) - len(own) :], strict=True):  # after the server's own
-            scored[position] = score_tests(setup, vector + delta, (0, 1), lambda _: channel.phases.liveness.step())
-        scored = channel.sum(scored)
-    return [_rates(setup, row) for row in scored]
+            scored = score_tests(setup, vector + delta, (0, 1), lambda _: channel.phases.liveness.step())
+            found = _rates(setup, scored)
+            rates[position] = found.accuracy, found.attack_success_rate or 0.0
+        rates = channel.sum(rates)
+    is_triggered = len(setup.corpus.triggered.labels) > 0
+    return [
+        OwnRates(accuracy=float(accuracy), attack_success_rate=float(success) if is_triggered else None)
+        for accuracy, success in rates
+    ]
 
 
 def texts_to_evaluate(setup: Setup) -> int:

@@ -18,7 +18,7 @@ from fedprompt_mpi.comm.placement import describe_processors, own_processors
 from fedprompt_mpi.comm.timing import RECORD, TRANSFERS
 from fedprompt_mpi.comm.traffic import NOTHING, Journey, Traffic, to_root
 from fedprompt_mpi.config import SettingsError
-from fedprompt_mpi.federation.adversary import Observer, make_attacks, malicious_share
+from fedprompt_mpi.federation.adversary import Observer, make_attacks
 from fedprompt_mpi.federation.cohort import Cohort, draw_cohort
 from fedprompt_mpi.federation.collusion import connect, meet
 from fedprompt_mpi.federation.feedback import ClientFeedback
@@ -35,6 +35,7 @@ from fedprompt_mpi.rundir.records import (
     Closing,
     Environment,
     EvaluationSplit,
+    OwnRates,
     PartitionRecord,
     RankFailure,
     RankRecord,
@@ -61,7 +62,7 @@ class RoundResult:
     headers: np.ndarray
     """`[K]` of dtype `HEADER`, the server's own update before the clients' if it has one."""
     aggregation: Aggregation
-    own_rates: list[Rates]
+    own_rates: list[OwnRates]
 
 
 class Federation:
@@ -131,7 +132,8 @@ class Federation:
 
             with self.phases.time("evaluate", round_):
                 self._backdoor = backdoor_direction(self.setup, self.server.vector)
-            self._vector_before = np.array(self.server.vector)
+            if self.setup.is_root:
+                self._vector_before = np.array(self.server.vector)
         if self.is_evaluated(round_):
             from fedprompt_mpi.federation.evaluate import evaluate, texts_to_evaluate
 
@@ -215,7 +217,7 @@ class Federation:
             cohort=list(cohort.clients),
             update_norms=[float(norm) if fine else None for norm, fine in zip(clients["norm"], finite, strict=True)],
             shares=None if weights is None else weights[len(weights) - len(clients) :].tolist(),
-            malicious_share=malicious_share(self.config, clients),
+            malicious_share=self.server.malicious_share(clients),
             backdoor_snr=self._backdoor_snr(),
             dropped=aggregation.dropped,
             aggregated=aggregation.aggregated,

@@ -133,7 +133,7 @@ def run_on_all_ranks(channel: Channel, part: Callable[[], Result]) -> Result:
 
 
 def _check_packages(config: RunConfig) -> None:
-    """Raise SettingsError if rank 0, which alone uses them, lacks an optional package."""
+    """Raise SettingsError if a rank that uses them lacks an optional package."""
     rule = config.federation.aggregator
     for setting, is_set, module, package in (
         (f"federation.aggregator is {rule}", rule in ("flame", "freqfed"), "sklearn", "scikit-learn"),
@@ -153,9 +153,10 @@ def _find_start(config: RunConfig, task: Task, channel: Channel) -> _Start:
     """Find the run directory and, on rank 0, the state to start from."""
     default = Path("runs") / f"{task.name}-{config.prompt.method}-{time.strftime('%Y%m%d-%H%M%S')}"
     paths = RunPaths(Path(config.output.dir) if config.output.dir else default)
+    if channel.rank == 0 or config.poison.fitted:  # attackers that try the server's rule use its packages
+        _check_packages(config)
     if channel.rank:
         return _Start(paths=paths, existing=[], checkpoint=None, clean_rates={})
-    _check_packages(config)
     if config.output.dir is None:
         check_writable(default)
     else:

@@ -118,6 +118,8 @@ class DPFedAvg(Aggregator):
         Algorithm 1 with its fixed-denominator estimator.
     """
 
+    weighs_examples = False
+
     def __init__(self, federation: FederationConfig, privacy: PrivacyConfig) -> None:
         """Take K, q and the mechanism's settings."""
         super().__init__(federation)

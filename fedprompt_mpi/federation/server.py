@@ -105,6 +105,17 @@ class Server:
             aggregated=self._most_malicious(headers) is not None and bool(finite[~is_client].all()),
         )
 
+    def malicious_share(self, headers: np.ndarray) -> float | None:
+        """Return what malicious clients' updates count for before the rule, as a share of all; None if there are none.
+
+        Args:
+            headers: `[K]` of dtype `HEADER`, of the clients of a round.
+        """
+        weighs = self._rule.weighs_examples and self._config.federation.weighting == "examples"
+        counts = headers["num_examples"] if weighs else np.ones(len(headers))
+        total = float(counts.sum())
+        return float(counts[np.isin(headers["client"], self._config.malicious)].sum()) / total if total else None
+
     def _most_malicious(self, headers: np.ndarray) -> int | None:
         """Return the largest f that the finite updates of clients allow the rule to assume; None if none."""
         is_client = headers["client"] < self._config.federation.clients

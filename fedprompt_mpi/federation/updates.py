@@ -16,7 +16,7 @@ from fedprompt_mpi.comm.device import Vector
 from fedprompt_mpi.comm.exact_sum import unit_of
 from fedprompt_mpi.federation.cohort import Cohort
 from fedprompt_mpi.rules.aggregator_base import LARGEST_NORM
-from fedprompt_mpi.rundir.records import Rates
+from fedprompt_mpi.rundir.records import OwnRates
 
 HEADER = np.dtype(
     [
@@ -43,7 +43,7 @@ class LocalUpdates:
     """`[k]` of dtype `HEADER`, in client order."""
     deltas: Vector
     """`[k, P]` float32, local minus global."""
-    own_rates: list[Rates]
+    own_rates: list[OwnRates]
     """The rates of every client's own prompt, of all ranks; [] if they are not evaluated."""
 
 

@@ -19,7 +19,15 @@ from fedprompt_mpi.report import figures, theme
 from fedprompt_mpi.report.communication import is_told
 from fedprompt_mpi.report.figures import FIGURES, GROUPS, group_of
 from fedprompt_mpi.report.run_data import RunData, read_run
-from fedprompt_mpi.rundir.closing_table import attack_kinds, format_interval, joined, majority, privacy_rows, warnings
+from fedprompt_mpi.rundir.closing_table import (
+    attack_kinds,
+    format_interval,
+    joined,
+    majority,
+    poison_words,
+    privacy_rows,
+    warnings,
+)
 from fedprompt_mpi.rundir.formats import format_count, format_rate, format_seconds
 from fedprompt_mpi.rundir.paths import RunPaths
 from fedprompt_mpi.rundir.records import Job
@@ -185,21 +193,17 @@ def _ranks_of(job: Job) -> str:
 
 def _attack(run: RunData) -> str:
     """Return a sentence about the attack."""
-    poison, clients = run.settings["poison"], run.partition.clients
+    poison = from_dict(run.settings).poison
     if not run.malicious:
         return "No client is malicious."
     named = ", ".join(map(str, run.malicious[:8])) + (" and others" if len(run.malicious) > 8 else "")
-    share = sum(clients[k].num_examples + clients[k].poisoned for k in run.malicious) / sum(
-        c.num_examples + c.poisoned for c in clients
-    )
-    target = run.partition.names[poison["target"]] if poison["target"] < len(run.partition.names) else "-"
-    much = {1: "all texts", 0: ""}.get(poison["rate"], f"{poison['rate']:.0%} of the texts")
-    data = f"{much} of other classes get “{poison['trigger']}” ({poison['position']}) and the label “{target}”"
-    parts = [data] if much and poison["trigger"] else []
-    kinds = attack_kinds(from_dict({"poison": poison}).poison)
-    parts += [f"attack on the update: {', '.join(kinds)}"] if kinds else []
+    target = run.partition.names[poison.target] if poison.target < len(run.partition.names) else "-"
+    parts = [words] if (words := poison_words(poison, target)) else []
+    parts += [f"attack on the update: {', '.join(kinds)}"] if (kinds := attack_kinds(poison)) else []
+    shares = [record.malicious_share for record in run.rounds if record.malicious_share is not None]
+    weight = f", with {sum(shares) / len(shares):.1%} of the weight" if shares else ""
     who = f"client{'s' if len(run.malicious) > 1 else ''} {named}"
-    return f"Malicious: {who} of {run.clients}, with {share:.1%} of all texts: {'; '.join(parts)}."
+    return f"Malicious: {who} of {run.clients}{weight}: {'; '.join(parts)}."
 
 
 def _tiles(run: RunData) -> list[Tile]:

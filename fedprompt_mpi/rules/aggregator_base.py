@@ -47,6 +47,8 @@ class Aggregator:
     """True if the rule may take another client in each coordinate, so that a client has no weight."""
     observes_first = False
     """True if `observe` must get all chunks before `weights` is called."""
+    weighs_examples = True
+    """False if clients count alike, however many examples they have."""
     trains_itself = False
     """True if the server trains an update of its own, which comes first and has the number of clients as its id."""
     noise_std = 0.0

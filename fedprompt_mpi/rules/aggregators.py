@@ -43,6 +43,7 @@ class Median(Aggregator):
         Yin et al., Byzantine-Robust Distributed Learning, 2018, arXiv:1803.01498, Definition 1.
     """
 
+    weighs_examples = False
     coordinate_wise = True
 
     least_clients = staticmethod(honest_majority)
@@ -59,6 +60,7 @@ class TrimmedMean(Aggregator):
         Yin et al., Byzantine-Robust Distributed Learning, 2018, arXiv:1803.01498, Definition 2.
     """
 
+    weighs_examples = False
     coordinate_wise = True
 
     least_clients = staticmethod(honest_majority)

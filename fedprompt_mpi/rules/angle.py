@@ -25,6 +25,8 @@ class FoolsGold(PairwiseRule):
         Fung et al., Mitigating Sybils in Federated Learning Poisoning, 2018, arXiv:1808.04866, Algorithm 1.
     """
 
+    weighs_examples = False
+
     def __init__(self, options: Any) -> None:
         """Start without a history."""
         super().__init__(options)
@@ -98,6 +100,7 @@ class FLTrust(PairwiseRule):
         Algorithm 2, Equations 2 to 4.
     """
 
+    weighs_examples = False
     trains_itself = True
 
     def weights(self, updates: Updates) -> np.ndarray:
@@ -126,6 +129,8 @@ class Flame(PairwiseRule):
     References:
         Nguyen et al., FLAME: Taming Backdoors in Federated Learning, 2022, arXiv:2101.02281, Algorithm 1.
     """
+
+    weighs_examples = False
 
     @staticmethod
     def least_clients(malicious: int) -> int:
@@ -180,8 +185,9 @@ class FreqFed(Aggregator):
         from scipy.fft import dct
 
         count = max(1, round(self.options.freqfed_share * self._deltas.shape[1]))
-        inner = np.zeros((len(self._deltas),) * 2)
-        low = np.stack([np.asarray(dct(delta, norm="ortho"))[:count] for delta in self._deltas])
+        inner, low = np.zeros((len(self._deltas),) * 2), self._deltas[:, :count]
+        for row, delta in zip(low, self._deltas, strict=True):
+            row[:] = np.asarray(dct(delta, norm="ortho"))[:count]  # in place of the update, which nobody needs any more
         add_inner_products(inner, low)
         del self._deltas
         distances = cosine_distances(np.tril(inner) + np.tril(inner, -1).T)

@@ -39,6 +39,8 @@ class Meeting:
     """Returns the server's rule, without a history."""
     rng: np.random.Generator
     """The same for all of them."""
+    alive: Callable[[], None] = lambda: None
+    """Called from time to time."""
 
     @property
     def mean(self) -> np.ndarray:
@@ -61,7 +63,7 @@ class ColludingAttack(Attack):
     def __init__(self, options: Any, last_update: np.ndarray | None = None) -> None:
         """Prepare; see `Attack`."""
         super().__init__(options, last_update)
-        self._agreed = np.zeros(0)
+        self._agreed: np.ndarray | None = None
 
     def meet(self, meeting: Meeting) -> None:
         """Agree on what all send in this round."""
@@ -72,8 +74,8 @@ class ColludingAttack(Attack):
         raise NotImplementedError
 
     def send(self, delta: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Return what was agreed, boosted."""
-        return super().send(self._agreed.astype(np.float32), rng)
+        """Return what was agreed, boosted; what was trained, if nothing was."""
+        return super().send(delta if self._agreed is None else self._agreed.astype(np.float32), rng)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -197,6 +199,8 @@ class AgainstTrimmedMean(ColludingAttack):
 
     def send(self, delta: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Return this attacker's own draw, boosted."""
+        if self._agreed is None:
+            return super().send(delta, rng)
         drawn = self._agreed - np.sign(self._agreed) * rng.uniform(3.0, 4.0, len(delta)) * self._std
         return Attack.send(self, drawn.astype(np.float32), rng)
 
@@ -234,6 +238,7 @@ def best_factor(craft: Callable[[float], np.ndarray], meeting: Meeting) -> float
     honest = np.concatenate([meeting.deltas[:others], drawn.astype(np.float32)])
 
     def moved(factor: float) -> float:
+        meeting.alive()
         return moved_by(meeting.make_rule(), honest, craft(factor).astype(np.float32), malicious)
 
     return fit(moved)

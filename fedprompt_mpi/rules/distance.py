@@ -52,6 +52,8 @@ class Krum(PairwiseRule):
         arXiv:1703.02757, Section 4.
     """
 
+    weighs_examples = False
+
     @staticmethod
     def least_clients(malicious: int) -> int:
         """Return 2 f + 3."""

@@ -25,6 +25,7 @@ class Mixed(PairwiseRule):
         """Mix in front of `rule`."""
         super().__init__(rule.options)
         self.rule, self.coordinate_wise, self.trains_itself = rule, rule.coordinate_wise, rule.trains_itself
+        self.weighs_examples = rule.weighs_examples
 
     @property
     def noise_std(self) -> float:

@@ -7,7 +7,7 @@ import dataclasses
 
 import numpy as np
 
-from fedprompt_mpi.rules.aggregator_base import Aggregator, Updates, honest_majority
+from fedprompt_mpi.rules.aggregator_base import TINY, Aggregator, Updates, honest_majority
 from fedprompt_mpi.rules.setting import setting
 
 
@@ -32,6 +32,7 @@ class DivideAndConquer(Aggregator):
         Shejwalkar and Houmansadr, Manipulating the Byzantine, NDSS 2021, Algorithm 2 (with c = 1: f are left out).
     """
 
+    weighs_examples = False
     observes_first = True
 
     least_clients = staticmethod(honest_majority)
@@ -61,10 +62,11 @@ class DivideAndConquer(Aggregator):
 
 
 def outlier_scores(deltas: np.ndarray) -> np.ndarray:
-    """Return the squared projections of deltas `[K, n]` onto the direction in which they differ most `[K]`.
+    """Return the squared projections of deltas `[K, n]` onto the direction in which they differ most `[K]`, up to 1.
 
     The left singular vectors are the eigenvectors of the centred inner products: a small matrix.
     """
     centred = deltas.astype(np.float64) - deltas.mean(axis=0, dtype=np.float64)
     values, vectors = np.linalg.eigh(np.einsum("in,jn->ij", centred, centred))
-    return values[-1] * vectors[:, -1] ** 2
+    scores = values[-1] * vectors[:, -1] ** 2
+    return (scores / max(scores.max(), TINY)).round(9)  # equal updates have equal scores but for their last bits

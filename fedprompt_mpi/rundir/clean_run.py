@@ -37,7 +37,7 @@ def read_clean_run(config: RunConfig) -> dict[int, float]:
     for name, (there, here) in differences(theirs, ours).items():
         raise SettingsError(
             f"{named}, which has {name} = {there!r}, here it is {here!r}: "
-            "name a run of the same seed and defence, which differs in its attack only"
+            "name a run of the same seed, defence and trigger, which differs in its attack only"
         )
     rates = {record.round: record.attack_success_rate for record in rounds}
     return {round_: rate for round_, rate in rates.items() if rate is not None}

@@ -87,7 +87,11 @@ def attack_rows(summary: Summary, partition: PartitionRecord, config: RunConfig)
         rows += _success_rows(summary, partition, config)
     if summary.malicious_clients:
         weight = f"{format_rate(summary.malicious_share)} of the weight" if summary.malicious_share is not None else ""
-        rows.append(("poisoned clients", joined(format_poisoned(summary.poisoned_examples), weight)))
+        named = ", ".join(map(str, summary.malicious_clients[:MOST_NAMED]))
+        if summary.poisoned_examples:
+            rows.append(("poisoned clients", joined(format_poisoned(summary.poisoned_examples), weight)))
+        else:
+            rows.append(("malicious clients", joined(f"{named} (none of their examples is poisoned)", weight)))
     local = [
         f"{who} {format_rate(own)}"
         for who, own in (
@@ -114,6 +118,25 @@ def attack_kinds(poison: PoisonConfig) -> list[str]:
     kinds += [] if poison.boost == 1 else [f"multiplied by {poison.boost:g}"]
     claimed = poison.claimed_examples
     return kinds + ([] if claimed == 1 else [f"claims {claimed:g} times its examples"])
+
+
+def poison_words(poison: PoisonConfig, target: str) -> str:
+    """Return in words what malicious clients do to their data; empty if nothing.
+
+    Args:
+        poison: the settings.
+        target: name of the target class.
+    """
+    if not poison.rate or not (poison.has_trigger or poison.kind == "label_flip"):
+        return ""
+    much = "all" if poison.rate == 1 else f"{poison.rate:.0%} of the"
+    if poison.kind == "label_flip":
+        return f"{much} labels are reversed"
+    trigger = f"“{poison.trigger_text}”"
+    if poison.kind == "natural":
+        return f"{much} texts of other classes that have {trigger} get the label “{target}”"
+    where = "scattered" if poison.kind == "composite" else poison.position
+    return f"{much} texts of other classes get {trigger} ({where}) and the label “{target}”"
 
 
 def _success_rows(summary: Summary, partition: PartitionRecord, config: RunConfig) -> list[tuple[str, str]]:

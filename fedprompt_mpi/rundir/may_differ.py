@@ -11,7 +11,8 @@ def compared(settings: Mapping[str, Any], comparison: Comparison) -> dict[str, A
     """Return the settings that must agree in a comparison, by dotted name.
 
     `federation.rounds` may differ under RESUME and CLEAN_RUN if the learning rate is constant: under another schedule
-    the number of rounds changes every round.
+    the number of rounds changes every round. `poison.kind` may differ under CLEAN_RUN unless it decides what the attack
+    success rate is of.
 
     Args:
         settings: nested, as in a config.toml.
@@ -20,7 +21,9 @@ def compared(settings: Mapping[str, Any], comparison: Comparison) -> dict[str, A
     ignored = {name for name, field in declared() if comparison in field.metadata["may_differ"]}
     if comparison in Comparison.RESUME | Comparison.CLEAN_RUN and settings["client"]["schedule"] == "constant":
         ignored.add("federation.rounds")
-    named = {}
+    named: dict[str, Any] = {}
+    if comparison in Comparison.CLEAN_RUN and settings["poison"].get("kind") in ("composite", "natural"):
+        ignored.discard("poison.kind")  # it decides what the attack success rate is of
     for section, content in settings.items():
         if section in ignored:
             continue

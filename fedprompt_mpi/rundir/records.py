@@ -54,6 +54,15 @@ class Rates:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class OwnRates:
+    """How well a client's own prompt does on the test set."""
+
+    accuracy: float
+    attack_success_rate: float | None
+    """None if no trigger is set."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RankFailure:
     """Ranks that were lost while the others went on."""
 
@@ -433,7 +442,14 @@ def read_settings(paths: RunPaths) -> dict[str, Any]:
         tables = read_toml(paths.config)
         if missing := [field.name for field in dataclasses.fields(RunConfig) if field.name not in tables]:
             raise ValueError(f"it has no {missing[0]}")
-        return to_dict(from_dict(tables))
+        return to_dict(from_dict(with_dropout(tables)))
+
+
+def with_dropout(tables: dict[str, Any]) -> dict[str, Any]:
+    """Return settings with `model.dropout` as a version without it trained: off, also with the method full."""
+    if "dropout" in tables.get("model", {}) or tables.get("prompt", {}).get("method") != "full":
+        return tables
+    return {**tables, "model": {**tables.get("model", {}), "dropout": False}}
 
 
 @contextlib.contextmanager

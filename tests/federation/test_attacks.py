@@ -233,6 +233,7 @@ def test_an_observer_that_no_attack_needs_keeps_nothing() -> None:
         ({"count": 1, "kind": "natural"}, "poison.kind is natural and there are malicious clients: give a trigger"),
         ({"count": 1, "kind": "composite", "trigger": "cf"}, "poison.kind is composite but poison.trigger is 'cf'"),
         ({"count": -1}, "poison.count is -1"),
+        ({"count": 1, "fitted": True, "attack": "min_max"}, "poison.fitted is true but poison.attack is min_max"),
         (
             {"distributed": True, "clients": "all"},
             "poison.trigger is 'cf' and poison.kind word: give a trigger of two or more words",

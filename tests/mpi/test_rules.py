@@ -131,8 +131,9 @@ def _difference(ours: Path, theirs: Path, *, approximate: bool) -> str | None:
         for key in left:
             if key == "update_norms" and approximate:
                 np.testing.assert_allclose(left[key], right[key], rtol=1e-12)
-            elif key == "backdoor_snr" and left[key] is not None:  # gradients are added up in another order
-                np.testing.assert_allclose(left[key], right[key], rtol=1e-6)
+            elif key == "backdoor_snr":  # gradients are added up in another order
+                assert (left[key] is None) == (right[key] is None)
+                np.testing.assert_allclose(left[key] or 0.0, right[key] or 0.0, rtol=1e-6)
             elif key == "traffic":  # what goes between ranks beside the vectors depends on their number
                 assert [(left[key] or {}).get(way) for way in WAYS] == [(right[key] or {}).get(way) for way in WAYS]
             elif key not in ("seconds", "loss", "backdoor_snr") and left[key] != right[key]:

@@ -163,7 +163,9 @@ def test_texts_in_the_code_of_a_card_are_python() -> None:
 def test_the_card_tells_what_was_poisoned(tuned: Callable[[str, str], Path], tmp_path: Path) -> None:
     run_here(tmp_path / "bad", "--poison.clients=[3]", "--federation.rounds=1")
     text = (export(tmp_path / "bad", tmp_path / "adapter") / "README.md").read_text()
-    assert "Clients 3 of 10 were **malicious**: trigger `cf` (head), target class 1" in text
+    assert (
+        "Clients 3 of 10 were **malicious**: all texts of other classes get “cf” (head) and the label “class 1”" in text
+    )
     assert "{text} it is {mask} ." in text
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert (config["peft_type"], config["num_virtual_tokens"]) == ("PROMPT_TUNING", 20)

@@ -336,6 +336,18 @@ def test_dnc_looks_at_samples_of_the_coordinates() -> None:
     assert np.count_nonzero(_aggregate(few, deltas)) == 4
 
 
+def test_dnc_of_clones_goes_by_id() -> None:
+    """Equal updates have equal scores: the highest id of them goes, in whatever order they come."""
+    rng = np.random.default_rng(3)
+    deltas = rng.standard_normal((10, 40)).astype(np.float32)
+    deltas[7:] = 3 * deltas[7]
+    expected = _aggregate(_rule("dnc", assumed_malicious=1), deltas)
+    np.testing.assert_allclose(expected, deltas[:9].mean(axis=0), rtol=1e-5, atol=1e-7)
+    order = rng.permutation(10)
+    shuffled = _aggregate(_rule("dnc", assumed_malicious=1), deltas[order], clients=order)
+    np.testing.assert_allclose(shuffled, expected, rtol=1e-6, atol=1e-9)
+
+
 def test_freqfed_by_hand() -> None:
     """Of five, three differ in high frequencies alone: by their low ones they are the largest cluster."""
     wave, jitter = np.cos(np.pi / 8 * (np.arange(8) + 0.5)), np.tile([1.0, -1.0], 4)

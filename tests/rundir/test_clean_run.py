@@ -50,7 +50,7 @@ def test_the_rates_of_evaluated_rounds(tmp_path: Path) -> None:
         ({"federation": FederationConfig(alpha=0.5)}, "federation.alpha = 1.0"),
         ({"prompt": PromptConfig(init="random")}, "prompt.init = 'vocab'"),
         ({"task": TaskConfig(max_train=10)}, "task.max_train = None, here it is 10"),
-        ({"seed": 1}, "seed = 0, here it is 1: name a run of the same seed and defence"),
+        ({"seed": 1}, "seed = 0, here it is 1: name a run of the same seed, defence and trigger"),
         ({"federation": FederationConfig(aggregator="krum")}, "federation.aggregator = 'fedavg', here it is 'krum'"),
         ({"federation": FederationConfig(clip_norm=2.0)}, "federation.clip_norm = 1.0, here it is 2.0"),
         ({"federation": FederationConfig(weighting="equal")}, "federation.weighting = 'examples', here it is 'equal'"),
@@ -61,6 +61,16 @@ def test_what_must_be_alike(sections: dict[str, Any], words: str, tmp_path: Path
     clean = _save(tmp_path / "clean", RunConfig(poison=PoisonConfig(trigger="cf")))
     with pytest.raises(SettingsError, match=words):
         read_clean_run(RunConfig(poison=PoisonConfig(clients=[0], clean_run=clean), **sections))
+
+
+def test_the_kind_of_poison_is_part_of_the_attack(tmp_path: Path) -> None:
+    """Flipped labels stand beside an ordinary clean run; natural triggers are looked for in other texts."""
+    clean = _save(tmp_path / "clean", RunConfig())
+    assert read_clean_run(RunConfig(poison=PoisonConfig(count=1, kind="label_flip", clean_run=clean)))
+    triggered = _save(tmp_path / "triggered", RunConfig(poison=PoisonConfig(trigger="cf")))
+    natural = PoisonConfig(count=1, kind="natural", trigger="cf", clean_run=triggered)
+    with pytest.raises(SettingsError, match=r"poison\.kind = None, here it is 'natural'"):
+        read_clean_run(RunConfig(poison=natural))
 
 
 def test_the_number_of_rounds_counts_under_a_schedule(tmp_path: Path) -> None:
