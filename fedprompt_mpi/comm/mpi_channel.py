@@ -31,7 +31,7 @@ from fedprompt_mpi.comm.temporary import explained, make_folder, remove_folder
 from fedprompt_mpi.comm.timing import Phases, Timing
 from fedprompt_mpi.comm.tree import sum_to_root
 from fedprompt_mpi.liveness.liveness import Liveness
-from fedprompt_mpi.liveness.stalled import StalledRanks
+from fedprompt_mpi.liveness.stalled import NOT_WAITING, StalledRanks
 from fedprompt_mpi.liveness.watch_nodes import watch_over
 
 AWAKE_S = 1e-3
@@ -101,9 +101,8 @@ class MPIChannel:
         """
         clock = self._liveness.clock
         start = clock()
-        if of_all:
-            self._collectives += not goes_on
-            self._liveness.wait_in(self._collectives, name)
+        self._collectives += of_all and not goes_on
+        self._liveness.wait_in(self._collectives if of_all else NOT_WAITING, name)
         while not request.Test():
             waited = clock() - start
             if waited < AWAKE_S:

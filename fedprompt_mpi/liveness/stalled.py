@@ -17,7 +17,8 @@ from fedprompt_mpi.liveness.liveness import Liveness
 
 CALL, ANSWER = 1, 2
 _ANSWER = np.dtype([("call", "<i8"), ("collective", "<i8"), ("name", "S24")])
-_NOT_WAITING = -1
+NOT_WAITING = -1
+"""In place of a collective's number: this rank waits for none, or for one that not all ranks are in."""
 LOOK_EVERY_S = 0.25
 STAGGER_S = 0.5
 """Between the moments at which two ranks call the others missing, so that one of them reports."""
@@ -54,7 +55,7 @@ class StalledRanks:
             return
         self._next_look = now + LOOK_EVERY_S
         for asking, call in self._arrived(CALL):
-            number, name = self._liveness.collective or (_NOT_WAITING, "")
+            number, name = self._liveness.collective or (NOT_WAITING, "")
             self._send(asking, ANSWER, (call["call"], number, name.encode()))
 
     def wait(self, waited_s: float) -> None:
@@ -95,7 +96,7 @@ class StalledRanks:
         self._number += 1
         self._called_at, self._answers = self._liveness.clock(), {}
         for rank in others:
-            self._send(rank, CALL, (self._number, _NOT_WAITING, b""))
+            self._send(rank, CALL, (self._number, NOT_WAITING, b""))
 
     def _compare(self) -> None:
         """End the job if ranks wait in different collectives, and did so at the last call.
@@ -103,8 +104,10 @@ class StalledRanks:
         A rank that has just not noticed the end of the collective before answers with that one, once.
         """
         own = self._liveness.collective
-        waiting = {rank: at for rank, at in self._answers.items() if at[0] != _NOT_WAITING}
+        waiting = {rank: at for rank, at in self._answers.items() if at[0] != NOT_WAITING}
         elsewhere = {rank: at for rank, at in waiting.items() if at != own}
+        if own is not None and own[0] == NOT_WAITING:
+            own = None
         if elsewhere and self._elsewhere_before == (own, elsewhere) and own is not None:
             places = {self.comm.rank: own, **waiting}
             told = ", ".join(f"rank {rank} in {name} ({number})" for rank, (number, name) in sorted(places.items()))

@@ -56,6 +56,15 @@ with live.watched(1.5):
 """
 
 
+SLOW_TO_SHARE = SLOW_BUT_ALIVE.replace(
+    "    for round_ in range(2):", "    channel.connect(np.array([1, 2]))\n    for round_ in range(2):"
+).replace(
+    "        channel.consult(",
+    "        channel.share(np.zeros((1, 3), dtype=np.float32), np.array([0, 1, 1]))\n        channel.consult(",
+)
+"""Ranks 1 and 2 meet before all do: rank 0 already waits in the next collective."""
+
+
 def test_different_collectives_end_the_job() -> None:
     finished = launch(3, "-c", DIFFERENT, "command", deadline_s=45)
     assert finished.status == 3, finished
@@ -70,8 +79,9 @@ def test_in_a_library_call_it_is_raised() -> None:
     assert finished.status != 0
 
 
-def test_ranks_that_wait_long_for_one_that_works_go_on() -> None:
-    finished = launch(3, "-c", SLOW_BUT_ALIVE, deadline_s=60)
+@pytest.mark.parametrize("program", [SLOW_BUT_ALIVE, SLOW_TO_SHARE], ids=["all", "some"])
+def test_ranks_that_wait_long_for_one_that_works_go_on(program: str) -> None:
+    finished = launch(3, "-c", program, deadline_s=60)
     assert finished.status == 0, finished
     assert finished.out.count("fine") == 3
 

@@ -52,6 +52,21 @@ def test_a_large_vector_is_broadcast_in_pieces(channel: Channel, monkeypatch: py
 
 
 @pytest.mark.parametrize("chunk_bytes", [32 * 2**20, 64])
+def test_connected_ranks_share_their_rows(channel: Channel, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them has all rows, also if it has none of its own; the others go on with theirs."""
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", chunk_bytes)
+    members, length = np.arange(channel.size)[:: max(1, channel.size - 1)], 60
+    channel.connect(members)
+    for counts in (np.isin(np.arange(channel.size), members) * 2, np.eye(channel.size, dtype=np.int64)[0] * 3):
+        first = int(counts[: channel.rank].sum())
+        own = _numbers(first + np.arange(counts[channel.rank]), length)
+        shared = channel.share(own, counts)
+        expected = _numbers(np.arange(counts.sum()), length) if channel.rank in members else own
+        np.testing.assert_array_equal(shared, expected)
+    assert channel.agree(None) is None  # nobody is left in a call
+
+
+@pytest.mark.parametrize("chunk_bytes", [32 * 2**20, 64])
 def test_scatter_undoes_gather(channel: Channel, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunks, "CHUNK_BYTES", chunk_bytes)
     counts, length = _counts(channel.size, 7), 600
