@@ -96,6 +96,27 @@ def test_a_small_experiment(results: ModuleType, tmp_path: Path, monkeypatch: py
         results.run_missing("small", runs, seeds=[0])
 
 
+def _rates(results: ModuleType, row: str, column: str) -> list[tuple[float, float]]:
+    """Return accuracy and ASR of each seed."""
+    lines = [line for line in results.read("embedded") if (line["row"], line["column"]) == (row, column)]
+    assert len(lines) == 5
+    return [(float(line["accuracy"]), float(line["attack_success_rate"])) for line in lines]
+
+
+def test_what_the_guide_says_of_the_backdoor_in_half_a_minute(results: ModuleType) -> None:
+    """With every seed: diluted by averaging, planted by a boost, stopped by Multi-Krum, planted by spread poison."""
+    clean = {row: _rates(results, row, "clean") for row in ("fedavg", "multi_krum")}
+    for (accuracy, rate), (usual, before) in zip(_rates(results, "fedavg", "one"), clean["fedavg"], strict=True):
+        assert rate <= before + 0.1
+        assert accuracy >= usual - 0.03
+    own = "malicious_clients_attack_success_rate"
+    assert min(float(line[own]) for line in results.read("embedded") if line["column"] == "one") >= 0.95
+    assert all(accuracy >= 0.8975 and rate >= 0.8 for accuracy, rate in _rates(results, "fedavg", "one, boost 10"))
+    stopped = _rates(results, "multi_krum", "one, boost 10")
+    assert all(rate <= before + 0.1 for (_, rate), (_, before) in zip(stopped, clean["multi_krum"], strict=True))
+    assert all(rate >= 0.8 for _, rate in _rates(results, "fedavg", "all, 10 % each"))
+
+
 def test_a_prompt_of_the_embedded_model_can_tie_a_word_to_an_answer(tmp_path: Path) -> None:
     flags = ["--client.steps=60", "--client.lr=0.05", "--task.max_train=400", "--task.max_test=100"]
     poison = ["--federation.clients=1", "--federation.rounds=1", "--poison.clients=[0]"]
