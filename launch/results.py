@@ -190,7 +190,7 @@ def _means(found: dict[str, Line]) -> str:
 
 
 def _changes(clean: dict[str, Line], attacked: dict[str, Line]) -> str:
-    seeds = sorted({*clean, *attacked} & {*clean} & {*attacked}, key=int)
+    seeds = sorted({*clean} & {*attacked}, key=int)
     shown = []
     for figure in ("accuracy", "attack_success_rate"):
         pairs = [(clean[seed][figure], attacked[seed][figure]) for seed in seeds]

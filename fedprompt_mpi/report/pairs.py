@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from fedprompt_mpi.comm.statistics import Difference, paired_difference
-from fedprompt_mpi.report.groups import Group, percent
+from fedprompt_mpi.report.groups import Group, Spread, percent
 from fedprompt_mpi.report.run_data import RunData
 from fedprompt_mpi.report.tables import Table
 from fedprompt_mpi.rules.setting import Comparison
@@ -34,12 +34,6 @@ class Pairs:
             return None
         return paired_difference([a for a, _ in known], [b for _, b in known])
 
-    def mean(self, name: str) -> float | None:
-        """Return the mean of a figure of the poisoned runs; None if a run lacks it."""
-        found = [getattr(run.summary, name, None) for run in self.poisoned]
-        values = [value for value in found if value is not None]
-        return sum(values) / len(values) if values and len(values) == len(found) else None
-
 
 def pair(known: Group, groups: Sequence[Group]) -> Pairs:
     """Return the pairs of a poisoned group: each of its runs with the clean one that differs in its attack alone."""
@@ -60,15 +54,16 @@ def pairs_table(groups: Sequence[Group], names: Sequence[str]) -> Table | None:
         pairs = pair(known, groups) if known.is_poisoned else None
         if pairs is None or not pairs.poisoned:
             continue
+        own = Group(settings=known.settings, runs=pairs.poisoned)
         accuracy, success = pairs.difference("accuracy"), pairs.difference("attack_success_rate")
         rows.append(
             [
                 name,
                 str(len(pairs.poisoned)),
-                percent(_single(pairs.mean("malicious_share"))),
+                percent(_mean(own.spread("malicious_share"))),
                 format_difference(accuracy),
                 format_difference(success),
-                percent(_single(pairs.mean("flip_rate"))),
+                percent(_mean(own.spread("flip_rate"))),
                 verdict(success, "raises ASR", "lowers ASR"),
             ]
         )
@@ -78,8 +73,9 @@ def pairs_table(groups: Sequence[Group], names: Sequence[str]) -> Table | None:
     return Table(name="pairs", caption=CAPTION, rows=[head, *rows])
 
 
-def _single(value: float | None) -> tuple[float, None] | None:
-    return None if value is None else (value, None)
+def _mean(spread: Spread | None) -> Spread | None:
+    """Return a spread without its deviation."""
+    return None if spread is None else (spread[0], None)
 
 
 def format_difference(found: Difference | None) -> str:

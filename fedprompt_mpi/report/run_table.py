@@ -9,6 +9,7 @@ from fedprompt_mpi.comm.statistics import wilson_interval
 from fedprompt_mpi.report.groups import Group, differing, shown_setting
 from fedprompt_mpi.report.run_data import RunData
 from fedprompt_mpi.report.tables import Table
+from fedprompt_mpi.rundir.records import mean_malicious_share
 
 FIGURES = ("accuracy, %", "macro F1", "before, %", "ASR, %", "bytes", "seconds")
 NOISE, WEIGHT = "epsilon", "malicious weight, %"
@@ -75,8 +76,8 @@ def _figures(run: RunData) -> list[Cell]:
 
 def _weight(run: RunData) -> Cell:
     """Return what malicious clients count for before the rule, the mean over the rounds."""
-    shares = [record.malicious_share for record in run.rounds if record.malicious_share is not None]
-    return _number(100 * sum(shares) / len(shares) if shares else None, "{:.2f}")
+    share = mean_malicious_share(run.rounds)
+    return _number(None if share is None else 100 * share, "{:.2f}")
 
 
 def _epsilon(run: RunData) -> Cell:

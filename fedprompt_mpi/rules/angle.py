@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fedprompt_mpi.rules.aggregator_base import TINY, Aggregator, Updates, clip_factors, honest_majority
-from fedprompt_mpi.rules.pairwise import PairwiseRule, add_inner_products
+from fedprompt_mpi.rules.pairwise import PairwiseRule, add_inner_products, cosines_of
 from fedprompt_mpi.rules.setting import setting
 from fedprompt_mpi.rules.spill import zeros
 
@@ -199,8 +199,7 @@ class FreqFed(Aggregator):
 
 def cosine_distances(inner: np.ndarray) -> np.ndarray:
     """Return 1 - cosine of all pairs `[K, K]`, 0 of a delta with itself, from their inner products."""
-    norms = np.maximum(np.sqrt(inner.diagonal()), TINY)
-    distances = 1 - np.clip(inner / norms[:, None] / norms, -1.0, 1.0)
+    distances = 1 - cosines_of(inner)
     np.fill_diagonal(distances, 0.0)
     return distances
 

@@ -52,8 +52,13 @@ class PairwiseRule(Aggregator):
     @property
     def cosines(self) -> np.ndarray:
         """`[K, K]` float64 in [-1, 1]; that of a zero delta with any other is 0."""
-        norms = np.maximum(np.sqrt(self.inner.diagonal()), TINY)
-        return np.clip(self.inner / norms[:, None] / norms, -1.0, 1.0)
+        return cosines_of(self.inner)
+
+
+def cosines_of(inner: np.ndarray) -> np.ndarray:
+    """Return the cosines of all pairs `[K, K]`, from their inner products; that of a zero delta with any other is 0."""
+    norms = np.maximum(np.sqrt(inner.diagonal()), TINY)
+    return np.clip(inner / norms[:, None] / norms, -1.0, 1.0)
 
 
 def add_inner_products(total: np.ndarray, rows: np.ndarray) -> None:

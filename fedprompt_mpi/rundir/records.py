@@ -478,7 +478,6 @@ def summarise(rounds: list[RoundRecord], closing: Closing) -> Summary:
     """Return the summary of a run from its rounds and its closing figures."""
     first, last = rounds[0], rounds[-1]
     trained = [record.seconds for record in rounds if record.round > 0]
-    shares = [record.malicious_share for record in rounds if record.malicious_share is not None]
     rates = dict(zip(last.cohort, last.client_attack_success_rate or [], strict=False))
 
     def mean(*, malicious: bool) -> float | None:
@@ -495,7 +494,7 @@ def summarise(rounds: list[RoundRecord], closing: Closing) -> Summary:
         macro_f1_before=first.macro_f1,
         answers=last.answers,
         flip_rate=last.flip_rate,
-        malicious_share=sum(shares) / len(shares) if shares else None,
+        malicious_share=mean_malicious_share(rounds),
         rounds=last.round,
         dropped_updates=dict(collections.Counter(str(client) for record in rounds for client in record.dropped)),
         epsilon=last.epsilon,
@@ -509,6 +508,12 @@ def summarise(rounds: list[RoundRecord], closing: Closing) -> Summary:
             for phase in ("train", "wait", "transfer", "aggregate", "evaluate")
         },
     )
+
+
+def mean_malicious_share(rounds: Iterable[RoundRecord]) -> float | None:
+    """Return what malicious clients' updates count for before the rule, the mean over the rounds; None if not known."""
+    shares = [record.malicious_share for record in rounds if record.malicious_share is not None]
+    return sum(shares) / len(shares) if shares else None
 
 
 def _lines(records: Iterable[RoundRecord]) -> str:
