@@ -15,6 +15,7 @@ from fedprompt_mpi import seeds
 from fedprompt_mpi.rules.aggregator_base import honest_majority
 from fedprompt_mpi.rules.aggregators import AGGREGATORS, RuleOptions
 from fedprompt_mpi.rules.attacks import AttackName, AttackOptions
+from fedprompt_mpi.rules.example_groups import ExampleFilterOptions
 from fedprompt_mpi.rules.server_optimizers import ServerOptimizerOptions
 from fedprompt_mpi.rules.setting import ALWAYS, Comparison, SettingsError, check, check_table, setting, typed
 
@@ -160,7 +161,7 @@ class _Federation:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FederationConfig(ServerOptimizerOptions, RuleOptions, _Federation):
+class FederationConfig(ExampleFilterOptions, ServerOptimizerOptions, RuleOptions, _Federation):
     """Which client holds which data, how often clients and server meet, and how updates are aggregated."""
 
     def __post_init__(self) -> None:
@@ -181,6 +182,10 @@ class FederationConfig(ServerOptimizerOptions, RuleOptions, _Federation):
             raise SettingsError(
                 f"federation.assumed_malicious is {self.assumed_malicious}, for which federation.mixing needs {needed} "
                 f"clients in a round, but there are {count}: assume fewer, or mix nothing"
+            )
+        if (self.filter_round or 0) > self.rounds:
+            raise SettingsError(
+                f"federation.filter_round is {self.filter_round} but federation.rounds is {self.rounds}: filter earlier"
             )
 
     @property
@@ -475,6 +480,11 @@ class RunConfig:
             raise SettingsError(
                 f"output.backdoor_snr is true, poison.trigger is {self.poison.trigger_text!r} and prompt.method is "
                 f"{self.prompt.method}: it needs a trigger, and another method than full"
+            )
+        if self.federation.filter_round is not None and self.prompt.method == "full":
+            raise SettingsError(
+                f"federation.filter_round is {self.federation.filter_round}, which compares gradients of a prompt, but "
+                "prompt.method is full: leave it out, or take another method"
             )
         self._check_transport()
 

@@ -33,6 +33,7 @@ def run_rounds(federation: Federation) -> Summary | None:
     try:
         federation.publish(start)
         for round_ in range(start + 1, rounds + 1):
+            federation.filter_examples(round_)
             cohort = federation.draw_cohort(round_)
             updates = federation.train(cohort, round_)
             result = federation.aggregate(updates, round_)

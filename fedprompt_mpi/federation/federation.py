@@ -6,6 +6,7 @@ nothing.
 
 import dataclasses
 import functools
+import math
 import resource
 import time
 from collections.abc import Sequence
@@ -22,12 +23,14 @@ from fedprompt_mpi.federation.adversary import Observer, make_attacks
 from fedprompt_mpi.federation.cohort import Cohort, draw_cohort
 from fedprompt_mpi.federation.collusion import connect, meet
 from fedprompt_mpi.federation.feedback import ClientFeedback
+from fedprompt_mpi.federation.prepare import run_on_all_ranks
 from fedprompt_mpi.federation.privacy import Account
 from fedprompt_mpi.federation.server import Aggregation, Server
 from fedprompt_mpi.federation.setup import Setup
 from fedprompt_mpi.federation.updates import HEADER, LocalUpdates, announce, gather, is_finite
 from fedprompt_mpi.liveness.stop import Stopped
 from fedprompt_mpi.rundir.checkpoint import Checkpoint, InMemoryCheckpoint, save_checkpoint
+from fedprompt_mpi.rundir.filtered import FilterRecord
 from fedprompt_mpi.rundir.formats import format_rows
 from fedprompt_mpi.rundir.journal import Journal, versions
 from fedprompt_mpi.rundir.records import (
@@ -44,6 +47,8 @@ from fedprompt_mpi.rundir.records import (
     RoundTraffic,
     Seconds,
     Summary,
+    read_record,
+    reading,
 )
 from fedprompt_mpi.text.partition import format_table
 
@@ -85,6 +90,10 @@ class Federation:
         self._feedback = ClientFeedback(self._codec, config.federation.clients, setup.method.layout.size, channel)
         self._observer = Observer(config.poison)
         connect(config, channel)
+        self._filtered: FilterRecord | None = None
+        """What the example filter did; on rank 0."""
+        if self.rounds_done >= (config.federation.filter_round or math.inf):
+            self._leave_out_again()
         if self.rounds_done:
             self._feedback.restore(checkpoint.state)
             self._restore_observer(checkpoint)
@@ -144,6 +153,17 @@ class Federation:
                 raise StopRound
             self._check_weights()
         self._finish_line(round_, rates)
+
+    def filter_examples(self, round_: int) -> None:
+        """Leave out what the example filter calls poison, if it is due before this round; every rank calls this."""
+        if round_ != self.config.federation.filter_round:
+            return
+        from fedprompt_mpi.federation.example_filter import filter_examples
+
+        rows, self._filtered = filter_examples(self.setup, self.server.vector, round_)
+        self._leave_out(rows)
+        if self._journal is not None and self._filtered is not None:
+            self._journal.add_filter(self._filtered)
 
     def draw_cohort(self, round_: int) -> Cohort:
         """Return the clients of a round and their ranks, the same on every rank."""
@@ -277,6 +297,8 @@ class Federation:
             seconds_total=time.perf_counter() - setup.started,
             seconds_to_first_broadcast=self._to_first_broadcast_s,
             peak_rss_bytes=[int(peak) for peak in peaks],
+            filter_recall=None if self._filtered is None else self._filtered.recall,
+            filter_precision=None if self._filtered is None else self._filtered.precision,
         )
         return self._journal.finish(self.server.vector, setup.method.named(self.server.vector), closing)
 
@@ -286,6 +308,26 @@ class Federation:
             self._journal.close()
 
     # parts of the steps
+
+    def _leave_out_again(self) -> None:
+        """Leave out what the example filter has called poison before this job or this failure."""
+        from fedprompt_mpi.federation.example_filter import rows_left_out
+
+        def read() -> np.ndarray:
+            if self.setup.is_root:
+                file = self.setup.paths.filtered
+                self._filtered = read_record(file, FilterRecord)
+                with reading(file):
+                    return rows_left_out(self.setup, self._filtered)
+            return rows_left_out(self.setup, None)
+
+        mine = run_on_all_ranks(self.channel, read)
+        with self.phases.timing.mute():
+            self._leave_out(self.channel.sum(mine.astype(np.float64)) > 0)
+
+    def _leave_out(self, rows: np.ndarray) -> None:
+        """Let clients train on none of these rows of the training table `[N]` bool from here on."""
+        self.setup = dataclasses.replace(self.setup, corpus=self.setup.corpus.without(rows))
 
     def _backdoor_snr(self) -> float | None:
         """Return the backdoor's signal-to-noise ratio in the server's last step, if it is measured."""

@@ -134,9 +134,10 @@ def run_on_all_ranks(channel: Channel, part: Callable[[], Result]) -> Result:
 
 def _check_packages(config: RunConfig) -> None:
     """Raise SettingsError if a rank that uses them lacks an optional package."""
-    rule = config.federation.aggregator
+    rule, filters = config.federation.aggregator, config.federation.filter_round is not None
     for setting, is_set, module, package in (
         (f"federation.aggregator is {rule}", rule in ("flame", "freqfed"), "sklearn", "scikit-learn"),
+        ("federation.filter_round is given", filters, "sklearn", "scikit-learn"),
         ("privacy.mechanism is dp_fedavg", config.privacy.mechanism == "dp_fedavg", "dp_accounting", "dp-accounting"),
     ):
         if is_set and importlib.util.find_spec(module) is None:
@@ -153,7 +154,8 @@ def _find_start(config: RunConfig, task: Task, channel: Channel) -> _Start:
     """Find the run directory and, on rank 0, the state to start from."""
     default = Path("runs") / f"{task.name}-{config.prompt.method}-{time.strftime('%Y%m%d-%H%M%S')}"
     paths = RunPaths(Path(config.output.dir) if config.output.dir else default)
-    if channel.rank == 0 or config.poison.fitted:  # attackers that try the server's rule use its packages
+    uses_packages = config.poison.fitted or config.federation.filter_round is not None  # clients do, too
+    if channel.rank == 0 or uses_packages:
         _check_packages(config)
     if channel.rank:
         return _Start(paths=paths, existing=[], checkpoint=None, clean_rates={})

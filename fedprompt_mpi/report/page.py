@@ -21,6 +21,7 @@ from fedprompt_mpi.report.figures import FIGURES, GROUPS, group_of
 from fedprompt_mpi.report.run_data import RunData, read_run
 from fedprompt_mpi.rundir.closing_table import (
     attack_kinds,
+    filter_words,
     format_interval,
     joined,
     majority,
@@ -169,6 +170,8 @@ def _lead(run: RunData) -> list[str]:
         f"seed {run.settings['seed']}.",
         _attack(run),
     ]
+    if run.filtered is not None:
+        lines.append(f"Before round {run.filtered.round} {'; '.join(filter_words(run.filtered))}.")
     if run.summary is None:
         last = run.rounds[-1].round if run.rounds else 0
         lines.append(f"Not at its end: round {last} of {federation['rounds']} is done.")

@@ -6,6 +6,7 @@ from typing import Any
 
 from fedprompt_mpi.comm.statistics import TimingRow
 from fedprompt_mpi.rundir.directory import check_content
+from fedprompt_mpi.rundir.filtered import FilterRecord
 from fedprompt_mpi.rundir.paths import RunPaths
 from fedprompt_mpi.rundir.records import (
     Communication,
@@ -37,6 +38,8 @@ class RunData:
     summary: Summary | None
     """None if the run is not finished."""
     communication: Communication | None
+    filtered: FilterRecord | None
+    """What the example filter did, if it has."""
 
     @property
     def clients(self) -> int:
@@ -71,6 +74,7 @@ def read_run(directory: Path) -> RunData:
         timings=list(read_timings(paths)) if paths.timings.exists() else [],
         summary=read_record(paths.summary, Summary) if paths.summary.exists() else None,
         communication=read_record(paths.communication, Communication) if paths.communication.exists() else None,
+        filtered=read_record(paths.filtered, FilterRecord) if paths.filtered.exists() else None,
     )
     with reading(paths.timings):
         _check_timings(run)

@@ -4,6 +4,7 @@ from typing import Any
 
 from fedprompt_mpi.comm.statistics import wilson_interval
 from fedprompt_mpi.config import PoisonConfig, RunConfig
+from fedprompt_mpi.rundir.filtered import FilterRecord
 from fedprompt_mpi.rundir.formats import format_count, format_epsilon, format_rate, format_rows, format_seconds
 from fedprompt_mpi.rundir.records import PartitionRecord, Summary
 
@@ -105,11 +106,28 @@ def attack_rows(summary: Summary, partition: PartitionRecord, config: RunConfig)
     if summary.malicious_clients and (kinds := attack_kinds(poison)):
         ids = ", ".join(map(str, summary.malicious_clients))
         rows.append(("attack on the update", f"{', '.join(kinds)}; by client {ids}"))
+    if summary.filter_recall is not None or summary.filter_precision is not None:
+        rows.append(("example filter", filter_rates(summary.filter_recall, summary.filter_precision)))
     if summary.dropped_updates:
         dropped = summary.dropped_updates
         by_client = ", ".join(f"client {client}: {count}" for client, count in dropped.items())
         rows.append(("not finite, left out", f"{sum(dropped.values())} updates ({by_client})"))
     return rows
+
+
+def filter_words(record: FilterRecord) -> list[str]:
+    """Return in parts of a sentence what the example filter did."""
+    return [
+        f"the example filter leaves out {record.num_left_out:,} of {record.examples:,} examples",
+        filter_rates(record.recall, record.precision) or "none of all is poisoned",
+        f"clients send {format_count(record.bytes_up)} for it",
+    ]
+
+
+def filter_rates(recall: float | None, precision: float | None) -> str:
+    """Return how well what is left out fits what is poisoned; empty if neither rate is there."""
+    named = (("recall", recall), ("precision", precision))
+    return ", ".join(f"{name} {format_rate(rate)}" for name, rate in named if rate is not None)
 
 
 def attack_kinds(poison: PoisonConfig) -> list[str]:

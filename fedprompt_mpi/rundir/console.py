@@ -5,7 +5,8 @@ from typing import Any
 
 from fedprompt_mpi.comm.progress import Screen
 from fedprompt_mpi.config import RunConfig
-from fedprompt_mpi.rundir.closing_table import closing_table
+from fedprompt_mpi.rundir.closing_table import closing_table, filter_words
+from fedprompt_mpi.rundir.filtered import FilterRecord
 from fedprompt_mpi.rundir.formats import format_left, format_rate, join_parts
 from fedprompt_mpi.rundir.records import PartitionRecord, RoundRecord, Summary
 
@@ -43,6 +44,10 @@ class Console:
         self._left.note(record)
         self.say(join_parts(parts))
         self._screen.stage("", quiet=True)
+
+    def say_filter(self, record: FilterRecord) -> None:
+        """Print what the example filter did."""
+        self.say(join_parts([f"before round {record.round}", *filter_words(record)]))
 
     def say_summary(self, summary: Summary, partition: PartitionRecord, figures: dict[str, Any]) -> None:
         """Print the closing table."""

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib.metadata
+import math
 import platform
 from collections.abc import Mapping
 
@@ -14,6 +15,7 @@ from fedprompt_mpi.comm.statistics import communication, rounds_after, slowest_b
 from fedprompt_mpi.config import RunConfig, SettingsError, to_dict
 from fedprompt_mpi.files import write_json, write_text
 from fedprompt_mpi.rundir.console import Console
+from fedprompt_mpi.rundir.filtered import FilterRecord
 from fedprompt_mpi.rundir.paths import RunPaths
 from fedprompt_mpi.rundir.prompt import write_prompt
 from fedprompt_mpi.rundir.records import (
@@ -58,6 +60,8 @@ class Journal:
         # files that only a finished run has, and files that a killed run left half written
         for old in (paths.summary, paths.communication, *paths.unfinished_checkpoints()):
             old.unlink(missing_ok=True)
+        if done < (config.federation.filter_round or math.inf):
+            paths.filtered.unlink(missing_ok=True)
         write_rounds(paths, self._rounds()[:done] if done else [])
         keep_timings(paths, done if done else None)
         settings = to_dict(config)
@@ -103,6 +107,11 @@ class Journal:
         append_round(self.paths, record)
         self._tracking.add_round(record)
         self.console.say_round(record)
+
+    def add_filter(self, record: FilterRecord) -> None:
+        """Write and print what the example filter did."""
+        write_record(self.paths.filtered, record)
+        self.console.say_filter(record)
 
     def add_timings(self, by_rank: Mapping[int, np.ndarray]) -> None:
         """Append the records of each rank, as numbered at the start of the job."""

@@ -285,6 +285,10 @@ class Closing:
     seconds_to_first_broadcast: float | None
     peak_rss_bytes: list[int]
     """Of every rank."""
+    filter_recall: float | None = None
+    """Share of the poisoned examples that the example filter has left out."""
+    filter_precision: float | None = None
+    """Share of what it has left out that is poisoned."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

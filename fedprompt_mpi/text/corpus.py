@@ -87,6 +87,12 @@ class Corpus:
         """Return how many examples a client trains on, poisoned ones included."""
         return int(self.bounds[client + 1] - self.bounds[client])
 
+    def without(self, rows: np.ndarray) -> "Corpus":
+        """Return this corpus where clients train on none of the given rows of `train`, `[N]` bool."""
+        kept = ~rows[self.owned]
+        bounds = np.concatenate([[0], np.cumsum(kept)])[self.bounds]
+        return dataclasses.replace(self, owned=self.owned[kept], bounds=bounds)
+
     def save(self, folder: Path) -> None:
         """Write everything as .npy files into an existing folder."""
         for field in dataclasses.fields(self):

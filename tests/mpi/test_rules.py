@@ -65,6 +65,10 @@ CASES: dict[str, dict[str, Any]] = {
     "measure": {"comm": {"mode": "measure"}},
     "gpu_aware": {"comm": {"gpu_aware": True}},
     "clients evaluated": {"output": {"evaluate_clients": True}},
+    "example filter": {
+        "federation": {"filter_round": 2, "filter_cosine": 0.95, "filter_groups": 3},
+        "poison": {"clients": "all", "rate": 0.5},
+    },
     "backdoor signal": {"output": {"backdoor_snr": True}, "poison": {"count": 2}},
     "empty cohorts": {"federation": {"fraction": 0.05}, "privacy": {"mechanism": "dp_fedavg"}},
 }

@@ -115,7 +115,9 @@ def refused_or_fine(act: Callable[[], object]) -> None:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("runs") / "run"
-    run_here(directory, "--federation.rounds=1", "--poison.clients=[3]", "--comm.warmup=0")
+    run_here(
+        directory, "--federation.rounds=1", "--federation.filter_round=1", "--poison.clients=[3]", "--comm.warmup=0"
+    )
     return directory
 
 
@@ -211,14 +213,18 @@ def test_run_directories(data: st.DataObject, finished: Path, tmp_path_factory: 
         "report": lambda: report.main([str(directory)], Liveness()),
         "export": lambda: export.main([str(directory), str(root / "adapter")], Liveness()),
         "predict": lambda: predict.main([str(directory), "--text=a fine film"], Liveness()),
-        "run": lambda: run_here(directory, "--federation.rounds=1", "--output.resume=true"),
+        "run": lambda: run_here(
+            directory, "--federation.rounds=1", "--federation.filter_round=1", "--output.resume=true"
+        ),
     }
     refused_or_fine(acts[command])
     assert paths.directory.exists()
     shutil.rmtree(root)
 
 
-RECORDS = ("rounds.jsonl", "summary.json", "partition.json", "environment.json", "communication.json")
+RECORDS = (
+    "rounds.jsonl", "summary.json", "partition.json", "filtered.json", "environment.json", "communication.json"
+)  # fmt: skip
 
 
 @times(150)

@@ -38,7 +38,7 @@ def _sweep(run: Path, out: Path) -> None:
 
 
 def _continue(run: Path, out: Path) -> None:
-    run_here(run, "--federation.rounds=1", "--output.resume=true")
+    run_here(run, "--federation.rounds=1", "--federation.filter_round=1", "--output.resume=true")
 
 
 COMMANDS = {
@@ -53,6 +53,7 @@ READERS = {
     "timings.csv": (*ALL_PAGES, "run"),
     "communication.json": ALL_PAGES,
     "summary.json": (*ALL_PAGES, "export"),
+    "filtered.json": (*ALL_PAGES, "run"),
     "prompt.safetensors": ("export", "predict"),
 }
 
@@ -135,6 +136,8 @@ DAMAGES: dict[str, tuple[str, Damage, str]] = {
         "communication.json", lambda _: '{"mode": "observe", "launches": 1, "rounds": 1, "warmup_rounds": 0, '
         '"seconds": {"train": {}}}', "seconds.train has no median",
     ),
+    "a filter without groups": ("filtered.json", _json(lambda made: made.pop("groups")), "has no groups"),
+    "a filter of words": ("filtered.json", _json(lambda made: made.update(left_out=["all"])), "left_out"),
     "a list for a summary": ("summary.json", lambda _: "[]", "expecting a table"),
     "an accuracy of words": ("summary.json", _json(lambda made: made.update(accuracy="best")), "accuracy is 'best'"),
     "a ratio that is missing": ("summary.json", _json(lambda made: made.pop("ratio")), "has no ratio"),
@@ -155,7 +158,7 @@ DAMAGES: dict[str, tuple[str, Damage, str]] = {
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("runs") / "run"
-    run_here(directory, "--federation.rounds=1", "--comm.warmup=0")
+    run_here(directory, "--federation.rounds=1", "--federation.filter_round=1", "--comm.warmup=0")
     return directory
 
 
@@ -347,7 +350,7 @@ def test_other_versions_are_both_named(finished: Path, tmp_path: Path, monkeypat
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     monkeypatch.setattr("fedprompt_mpi.rundir.journal.versions", lambda: {"torch": "9.9", "numpy": "1.0"})
-    again = ("--federation.rounds=2", "--output.resume=true")
+    again = ("--federation.rounds=2", "--federation.filter_round=1", "--output.resume=true")
     with pytest.raises(SettingsError, match=r"torch \d\S+ \(now 9\.9\)"):
         run_here(run, *again)
     run_here(run, *again, "--output.other_versions=true")
@@ -359,7 +362,7 @@ def test_other_versions_are_both_named(finished: Path, tmp_path: Path, monkeypat
 def test_another_arithmetic_is_refused(finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished, run)
-    settings = parse_settings([*SMALL, f"--output.dir={run}"])
+    settings = parse_settings([*SMALL, "--federation.filter_round=1", f"--output.dir={run}"])
     from fedprompt_mpi.rundir.checkpoint import check_numerics, load_checkpoint
     from fedprompt_mpi.rundir.paths import RunPaths
 

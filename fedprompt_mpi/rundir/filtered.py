@@ -1,0 +1,60 @@
+"""filtered.json: the examples that the example filter has left out, and how well that fits the truth."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class GroupRecord:
+    """Examples of one label, of all clients, whose gradients point the same way."""
+
+    label: int
+    examples: int
+    clients: int
+    """That have some of them."""
+    parts: int
+    """Groups of clients that the server took for this one."""
+    cosine: float
+    """Between it and the largest group of its label."""
+    left_out: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LeftOut:
+    """The examples that a client leaves out."""
+
+    client: int
+    examples: list[int]
+    """Places among its own examples, poisoned copies included."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class FilterRecord:
+    """What the example filter did."""
+
+    round: int
+    """From this round on the examples are left out."""
+    examples: int
+    """Of all clients, before."""
+    poisoned: int
+    """Of these, how many are poison in truth."""
+    recall: float | None
+    """Share of the poisoned examples that is left out; None if there are none."""
+    precision: float | None
+    """Share of what is left out that is poisoned; None if nothing is."""
+    f1: float | None
+    """Harmonic mean of the two; None if nothing is poisoned."""
+    groups: list[GroupRecord]
+    """Label by label, the largest first."""
+    left_out: list[LeftOut]
+    """Of clients that leave some out."""
+    bytes_up: int
+    """Centroids and counts, of all clients."""
+    bytes_down: int
+    """Verdicts on them."""
+    seconds: float
+    """As rank 0 waited for them."""
+
+    @property
+    def num_left_out(self) -> int:
+        """How many examples are left out."""
+        return sum(len(part.examples) for part in self.left_out)

@@ -1,0 +1,104 @@
+"""The example filter in a run: its gradients, what it finds, that it is kept, and bad input."""
+
+import json
+import shutil
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedprompt_mpi import load_prompt, run
+from fedprompt_mpi.comm.local_channel import LocalChannel
+from fedprompt_mpi.commands.settings import parse_settings
+from fedprompt_mpi.config import ClientConfig, FederationConfig, PromptConfig, RunConfig, SettingsError
+from fedprompt_mpi.federation.client_training import Job, Trainer, train
+from fedprompt_mpi.federation.example_filter import example_gradients
+from fedprompt_mpi.report.page import write_report
+from fedprompt_mpi.text.batches import collate
+from tests.federation.test_client_training import Tiny, _setup
+from tests.jobs import REPOSITORY, run_here
+
+POISONED = [
+    f"--config={REPOSITORY / 'launch' / 'recipes' / 'backdoor-embedded.toml'}", "--poison.count=0",
+    "--poison.clients=all", "--poison.rate=0.1", "--output.evaluate_clients=false", "--output.report=false",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["soft", "p_tuning", "prefix"])
+def test_gradients_are_those_of_one_example_at_a_time(method: str, tiny: Tiny) -> None:
+    """A step of SGD at a rate of 1 on one example leads against its gradient."""
+    corpus, backbone, made, vector = _setup(tiny("bert"), method)
+    config = RunConfig(prompt=PromptConfig(method=method, num_virtual_tokens=4, prefix_hidden_size=8))  # pyright: ignore
+    setup: Any = types.SimpleNamespace(
+        config=config, corpus=corpus, backbone=backbone, method=made, channel=LocalChannel()
+    )
+    rows = corpus.client_rows(3)[:5]
+    found = example_gradients(setup, vector, rows)
+    client = ClientConfig(steps=1, optimizer="sgd", lr=1.0, clip_norm=None)
+    trainer = Trainer(
+        backbone=backbone, method=made, config=client, make_batch=lambda chosen: collate(corpus.train, chosen)
+    )
+    for row, gradient in zip(rows, found, strict=True):
+        (delta,) = train(trainer, vector, [Job(client=0, steps=[np.array([row])])]).deltas
+        named = {name: view.numpy() for name, view in made.layout.views(torch.from_numpy(delta.copy())).items()}
+        np.testing.assert_allclose(gradient, -named["virtual_tokens"], rtol=1e-4, atol=1e-6)
+
+
+def test_spread_poison_is_found_and_the_backdoor_forgotten(tmp_path: Path) -> None:
+    """The whole story on the embedded PLM: without the filter the ASR is at 100 % (launch/results/README.md)."""
+    flags = ["--federation.filter_round=4", "--federation.rounds=4", "--output.evaluate_every=4"]
+    summary = run(parse_settings([*POISONED, *flags, f"--output.dir={tmp_path / 'run'}"]))
+    record = json.loads((tmp_path / "run" / "filtered.json").read_text())
+    assert record["poisoned"] == 100 and record["examples"] == 2100
+    assert record["recall"] >= 0.9 and record["precision"] >= 0.9
+    assert (summary["filter_recall"], summary["filter_precision"]) == (record["recall"], record["precision"])
+    assert summary["attack_success_rate"] <= 0.1 and summary["accuracy"] >= 0.95
+    assert "Before round 4 the example filter leaves out" in write_report(tmp_path / "run").read_text()
+    parts = sum(group["parts"] for group in record["groups"])
+    assert record["bytes_down"] == parts and record["bytes_up"] == parts * (16 + 4 * 10 * 64)  # half of 20 x 128
+
+
+@pytest.mark.parametrize("filter_round", [2, 3])
+def test_what_is_left_out_stays_out_when_a_run_goes_on(filter_round: int, tmp_path: Path) -> None:
+    """To the bit, from after round 2: the filter has done its work then, or has not and does it again."""
+    flags = ["--federation.filter_cosine=0.95", "--poison.clients=all", "--federation.rounds=3"]
+    flags += [f"--federation.filter_round={filter_round}"]
+    run_here(tmp_path / "straight", *flags)
+    record = json.loads((tmp_path / "straight" / "filtered.json").read_text())
+    assert record["left_out"]  # with such a cosine the filter takes what is no poison too
+    shutil.copytree(tmp_path / "straight", tmp_path / "stopped")
+    (tmp_path / "stopped" / "checkpoint" / "round-00000003.safetensors").unlink()
+    if filter_round == 3:
+        (tmp_path / "stopped" / "filtered.json").write_text("of a job that got further")
+    run_here(tmp_path / "stopped", *flags, "--output.resume=true")
+    assert load_prompt(tmp_path / "stopped").vector.tobytes() == load_prompt(tmp_path / "straight").vector.tobytes()
+    again = json.loads((tmp_path / "stopped" / "filtered.json").read_text())
+    assert again["left_out"] == record["left_out"]
+
+
+def test_a_record_that_names_others_examples_is_refused(tmp_path: Path) -> None:
+    flags = ["--federation.filter_round=1", "--federation.rounds=1"]
+    run_here(tmp_path, *flags)
+    file = tmp_path / "filtered.json"
+    for client, examples, message in (
+        (10, [0], "left_out names client 10"),
+        (1, [0, 12], "left_out names examples that client 1 does not have"),
+        (1, list(range(12)), "left_out names all examples of client 1"),
+    ):
+        record = json.loads(file.read_text())
+        file.write_text(json.dumps({**record, "left_out": [{"client": client, "examples": examples}]}))
+        with pytest.raises(SettingsError, match=message):
+            run_here(tmp_path, *flags, "--output.resume=true")
+    file.unlink()
+    with pytest.raises(SettingsError, match=r"there is no .*filtered\.json"):
+        run_here(tmp_path, *flags, "--output.resume=true")
+
+
+def test_what_it_needs() -> None:
+    with pytest.raises(SettingsError, match=r"filter_round is 3 but federation\.rounds is 2: filter"):
+        FederationConfig(filter_round=3, rounds=2)
+    with pytest.raises(SettingsError, match=r"gradients of a prompt, but prompt\.method is full"):
+        RunConfig(federation=FederationConfig(filter_round=1), prompt=PromptConfig(method="full"))
