@@ -185,7 +185,8 @@ class FederationConfig(ExampleFilterOptions, ServerOptimizerOptions, RuleOptions
             )
         if (self.filter_round or 0) > self.rounds:
             raise SettingsError(
-                f"federation.filter_round is {self.filter_round} but federation.rounds is {self.rounds}: filter earlier"
+                f"federation.filter_round is {self.filter_round} but federation.rounds is {self.rounds}: "
+                "filter earlier, or have more rounds"
             )
 
     @property
@@ -485,6 +486,11 @@ class RunConfig:
             raise SettingsError(
                 f"federation.filter_round is {self.federation.filter_round}, which compares gradients of a prompt, but "
                 "prompt.method is full: leave it out, or take another method"
+            )
+        if self.federation.filter_round is not None and self.privacy.mechanism != "none":
+            raise SettingsError(
+                f"federation.filter_round is {self.federation.filter_round}, for which clients send centroids of "
+                f"gradients without noise, but privacy.mechanism is {self.privacy.mechanism}: leave one of them out"
             )
         self._check_transport()
 

@@ -4,10 +4,11 @@
     python launch/results.py tables                                             write the tables into the guides
     python launch/results.py tables --check                                     fail if a table is another
 
-launch/results/NAME.toml defines an experiment: rows and columns of settings, and seeds. Each cell with each seed is a
-run in OUT; once it is finished its figures become a line of launch/results/NAME.csv, which is committed. A line names
-the settings that it was made with by a hash, model and data left out. All FLAGS go to every run (where data and model
-are). A table in a guide stands between the lines <!-- results: NAME --> and <!-- end -->.
+launch/results/NAME.toml defines an experiment: rows and columns of settings, seeds, and perhaps, as start, the settings
+of a run whose prompt all others begin with. Each cell with each seed is a run in OUT, which experiments may share; once
+it is finished its figures become a line of launch/results/NAME.csv, which is committed. A line names the settings that
+it was made with by a hash, model and data left out. All FLAGS go to every run (where data and model are). A table in a
+guide stands between the lines <!-- results: NAME --> and <!-- end -->.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import json
 import re
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,12 @@ REPOSITORY = FOLDER.parents[1]
 KEYS = ("row", "column", "seed", "settings")
 FIGURES = (
     "accuracy", "attack_success_rate", "flip_rate", "malicious_share", "malicious_clients_attack_success_rate",
-    "honest_clients_attack_success_rate", "seconds_total",
+    "honest_clients_attack_success_rate", "filter_recall", "filter_precision", "seconds_total",
 )  # fmt: skip
 """Figures of summary.json that are kept."""
+START = "start"
+"""Key of an experiment's start, and folder of its run."""
+RATES, FILTER = ("accuracy", "attack_success_rate"), ("filter_recall", "filter_precision")
 COUNTS = ("texts", "triggered")
 GUIDES = ("fedprompt_mpi", "launch")
 """Folders whose guides may have tables."""
@@ -65,14 +69,15 @@ def main(arguments: Sequence[str]) -> int:
     if given.command == "tables":
         return write_tables(check=given.check)
     seeds = [int(seed) for seed in given.seeds.split(",")] if given.seeds else None
-    runs = Runs(out=given.out, flags=flags, data=given.data)
-    return run_missing(given.name, runs, jobs=given.jobs, seeds=seeds)
+    return run_missing(Runs(name=given.name, out=given.out, flags=flags, data=given.data), given.jobs, seeds)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Runs:
     """Where the runs of an experiment are, and what they have in common on this machine."""
 
+    name: str
+    """Of the experiment."""
     out: Path
     """Folder of the run directories."""
     flags: list[str]
@@ -81,40 +86,56 @@ class Runs:
 
     def plan(self, plan: dict[str, Any], row: str, column: str, seed: int) -> Plan:
         """Return the run of a cell."""
-        name = "-".join(re.sub(r"[^\w.]+", "_", part) for part in (row, column, str(seed)))
+        name = "-".join(re.sub(r"[^\w.]+", "_", part) for part in (self.name, row, column, str(seed)))
         own = settings(plan, row, column, seed)
-        tasks = [flag.partition("=")[2] for flag in own if flag.startswith("--task.name=")]
-        data = [f"--task.data={self.data / tasks[-1]}"] if self.data is not None and tasks else []
-        return Plan(directory=self.out / name, flags=[*own, *data, *self.flags])
+        begins = [f"--prompt.init={start.directory}" for start in self.start(plan)]
+        return Plan(directory=self.out / name, flags=[*own, *begins, *self._data(own), *self.flags])
+
+    def start(self, plan: dict[str, Any]) -> list[Plan]:
+        """Return the run whose prompt the others begin with, if there is one."""
+        if START not in plan:
+            return []
+        own = [f"--{flag}" for flag in plan[START]]
+        return [Plan(directory=self.out / f"{START}-{_hash(own)}", flags=[*own, *self._data(own), *self.flags])]
+
+    def _data(self, flags: list[str]) -> list[str]:
+        config = parse_settings(flags)
+        return [f"--task.data={self.data / config.task.name}"] if self.data is not None else []
 
 
-def run_missing(name: str, runs: Runs, *, jobs: int = 1, seeds: list[int] | None = None) -> int:
+def run_missing(runs: Runs, jobs: int = 1, seeds: list[int] | None = None) -> int:
     """Run the cells of an experiment that its CSV file lacks, and add their lines as they come.
 
     Args:
-        name: of the experiment.
-        runs: where they are.
+        runs: of which experiment, and where they are.
         jobs: runs at a time.
         seeds: None for all of the experiment's.
     """
-    plan = read_toml(FOLDER / f"{name}.toml")
+    name, plan = runs.name, read_toml(FOLDER / f"{runs.name}.toml")
     known = {tuple(line[key] for key in KEYS[:3]): line["settings"] for line in read(name)}
     for row, column, seed in known:
         if known[row, column, seed] != hash_of(plan, row, column, int(seed)):
             raise SystemExit(f"{name}.csv: {row}, {column}, seed {seed} was made with other settings: remove the line")
-    wanted = [
+    wanted: list[tuple[str, str, int]] = [
         (row, column, seed)
-        for seed, row, column in itertools.product(seeds or plan["seeds"], plan["rows"], plan["columns"])
+        for seed in seeds or plan["seeds"]
+        for row, column in itertools.product(plan["rows"], plan["columns"])
         if (row, column, str(seed)) not in known and is_wanted(plan, row, column)
     ]
+    if wanted and (status := sweep(runs.start(plan), jobs=1, say=_say)):
+        return status
     for some in (wanted[at : at + jobs] for at in range(0, len(wanted), jobs)):
         plans = [runs.plan(plan, *cell) for cell in some]
-        status = sweep(plans, jobs=jobs, say=lambda line: print(line, file=sys.stderr, flush=True))
+        status = sweep(plans, jobs=jobs, say=_say)
         if status:
             return status
         for cell, planned in zip(some, plans, strict=True):
             add(name, cell, RunPaths(planned.directory))
     return 0
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def is_wanted(plan: dict[str, Any], row: str, column: str) -> bool:
@@ -129,10 +150,19 @@ def settings(plan: dict[str, Any], row: str, column: str, seed: int) -> list[str
 
 
 def hash_of(plan: dict[str, Any], row: str, column: str, seed: int) -> str:
-    """Return a hash of a cell's settings, as far as they are not the defaults; model and data are the machine's."""
-    ours, defaults = (flat(to_dict(parse_settings(flags))) for flags in (settings(plan, row, column, seed), []))
+    """Return a hash of a cell's settings, as far as they are not the defaults; model and data are the machine's.
+
+    The settings of the run whose prompt it begins with are in it too.
+    """
+    begins = {START: _hash([f"--{flag}" for flag in plan[START]])} if START in plan else {}
+    return _hash(settings(plan, row, column, seed), begins)
+
+
+def _hash(flags: list[str], beside: dict[str, str] | None = None) -> str:
+    """Return a hash of the settings that are not the defaults, but for the model, and of what is beside them."""
+    ours, defaults = (flat(to_dict(parse_settings(some))) for some in (flags, []))
     changed = {name: value for name, value in ours.items() if value != defaults.get(name) and name != "model.name"}
-    return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps({**changed, **(beside or {})}, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def read(name: str) -> list[Line]:
@@ -162,7 +192,10 @@ def tables_of(name: str) -> str:
     by_cell: dict[tuple[str, str], dict[str, Line]] = {}
     for line in lines:
         by_cell.setdefault((line["row"], line["column"]), {})[line["seed"]] = line
-    parts = [_table(plan, plan["columns"], lambda row, column: _means(by_cell.get((row, column), {})))]
+    parts = ["Accuracy / ASR, %, means over the seeds (n):"]
+    parts.append(
+        _table(plan, plan["columns"], lambda row, column: _means(by_cell.get((row, column), {})), plan["rows"])
+    )
     clean = plan.get("clean")
     if clean is not None:
         others = [column for column in plan["columns"] if column != clean]
@@ -170,29 +203,45 @@ def tables_of(name: str) -> str:
         def change(row: str, column: str) -> str:
             return _changes(by_cell.get((row, clean), {}), by_cell.get((row, column), {}))
 
-        parts.append(_table(plan, others, change))
-    heads = ["Accuracy / ASR, %, means over the seeds (n):"]
-    heads += [f"Changes against “{clean}” of the same seed, points of accuracy / of ASR, with 95 % intervals:"]
-    return "\n\n".join(f"{head}\n\n{part}" for head, part in zip(heads, parts, strict=False))
+        head = f"Changes against “{clean}” of the same seed, points of accuracy / of ASR, with 95 % intervals:"
+        parts += [head, _table(plan, others, change, plan["rows"])]
+    filtering = {row for row, column in by_cell if _has_filter(by_cell[row, column])}
+    filtered = [row for row in plan["rows"] if row in filtering]
+    if filtered:
+
+        def found(row: str, column: str) -> str:
+            return _means(by_cell.get((row, column), {}), FILTER)
+
+        columns = [column for column in plan["columns"] if any((row, column) in by_cell for row in filtered)]
+        parts += [
+            "Recall / precision of the example filter, %, means over the seeds:",
+            _table(plan, columns, found, filtered),
+        ]
+    return "\n\n".join(parts)
 
 
-def _table(plan: dict[str, Any], columns: Sequence[str], cell: Any) -> str:
+def _has_filter(lines: dict[str, Line]) -> bool:
+    return any(line["filter_recall"] or line["filter_precision"] for line in lines.values())
+
+
+def _table(plan: dict[str, Any], columns: Sequence[str], cell: Any, of: Iterable[str]) -> str:
     rows = [["", *columns], ["---"] * (len(columns) + 1)]
-    for row in plan["rows"]:
+    for row in of:
         rows.append([row, *(cell(row, column) if is_wanted(plan, row, column) else "" for column in columns)])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _means(found: dict[str, Line]) -> str:
-    rates = [_figures(found, figure) for figure in ("accuracy", "attack_success_rate")]
+def _means(found: dict[str, Line], figures: Sequence[str] = RATES) -> str:
+    rates = [_figures(found, figure) for figure in figures]
     shown = [f"{100 * statistics.fmean(values):.1f}" if values else "-" for values in rates]
-    return f"{' / '.join(shown)} ({len(found)})" if found else "-"
+    counts = dict.fromkeys(map(len, rates))  # a precision is there only where something is left out
+    return f"{' / '.join(shown)} ({', '.join(map(str, counts))})" if found else "-"
 
 
 def _changes(clean: dict[str, Line], attacked: dict[str, Line]) -> str:
     seeds = sorted({*clean} & {*attacked}, key=int)
     shown = []
-    for figure in ("accuracy", "attack_success_rate"):
+    for figure in RATES:
         pairs = [(clean[seed][figure], attacked[seed][figure]) for seed in seeds]
         known = [(float(a), float(b)) for a, b in pairs if a and b]
         found = paired_difference([a for a, _ in known], [b for _, b in known]) if known else None

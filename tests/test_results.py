@@ -9,7 +9,7 @@ import pytest
 
 from fedprompt_mpi.commands.settings import parse_settings
 from fedprompt_mpi.files import read_toml
-from tests.jobs import REPOSITORY, run_here
+from tests.jobs import REPOSITORY, read_rounds, run_here
 
 NAMES = sorted(file.stem for file in (REPOSITORY / "launch" / "results").glob("*.toml"))
 SMALL_RUN = [
@@ -18,6 +18,7 @@ SMALL_RUN = [
 PLAN = f"""
 seeds = [0, 1]
 clean = "clean"
+start = {SMALL_RUN}
 settings = {SMALL_RUN}
 without = [["krum", "two"]]
 [rows]
@@ -71,15 +72,18 @@ def test_a_small_experiment(results: ModuleType, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(results, "REPOSITORY", tmp_path)
     (folder / "small.toml").write_text(PLAN)
     (guides / "README.md").write_text("before\n\n<!-- results: small -->\n<!-- end -->\n\nbehind\n")
-    runs = results.Runs(out=tmp_path / "runs", flags=["--client.batched=1"], data=None)
-    assert results.run_missing("small", runs, jobs=2, seeds=[0]) == 0
+    runs = results.Runs(name="small", out=tmp_path / "runs", flags=["--client.batched=1"], data=None)
+    assert results.run_missing(runs, 2, [0]) == 0
     lines = results.read("small")
     assert [(line["row"], line["column"]) for line in lines] == [
         ("fedavg", "clean"), ("fedavg", "one"), ("fedavg", "two"), ("krum", "clean"), ("krum", "one"),
     ]  # fmt: skip
+    (start,) = runs.start(results.read_toml(folder / "small.toml"))
+    cell = runs.plan(results.read_toml(folder / "small.toml"), "krum", "clean", 0).directory
+    assert read_rounds(cell)[0]["loss"] == read_rounds(start.directory)[-1]["loss"]  # it begins with that prompt
     assert lines[1]["malicious_share"] and float(lines[0]["malicious_share"]) == 0
     before = (folder / "small.csv").read_text()
-    assert results.run_missing("small", runs, jobs=2, seeds=[0]) == 0
+    assert results.run_missing(runs, 2, [0]) == 0
     assert (folder / "small.csv").read_text() == before
     assert results.write_tables(check=True) == 1
     assert results.write_tables(check=False) == 0
@@ -93,7 +97,10 @@ def test_a_small_experiment(results: ModuleType, tmp_path: Path, monkeypatch: py
     assert results.write_tables(check=True) == 1
     (folder / "small.toml").write_text(PLAN.replace("client.steps=1", "client.steps=2"))
     with pytest.raises(SystemExit, match="fedavg, clean, seed 0 was made with other settings"):
-        results.run_missing("small", runs, seeds=[0])
+        results.run_missing(runs, 1, [0])
+    (folder / "small.toml").write_text(PLAN.replace("start = [", 'start = ["client.lr=0.1", '))
+    with pytest.raises(SystemExit, match="fedavg, clean, seed 0 was made with other settings"):
+        results.run_missing(runs, 1, [0])
 
 
 def _rates(results: ModuleType, row: str, column: str) -> list[tuple[float, float]]:
@@ -111,7 +118,7 @@ def test_what_the_guide_says_of_the_backdoor_in_half_a_minute(results: ModuleTyp
         assert accuracy >= usual - 0.03
     own = "malicious_clients_attack_success_rate"
     assert min(float(line[own]) for line in results.read("embedded") if line["column"] == "one") >= 0.95
-    assert all(accuracy >= 0.8975 and rate >= 0.8 for accuracy, rate in _rates(results, "fedavg", "one, boost 10"))
+    assert all(accuracy >= 0.9 and rate >= 0.8 for accuracy, rate in _rates(results, "fedavg", "one, boost 10"))
     stopped = _rates(results, "multi_krum", "one, boost 10")
     assert all(rate <= before + 0.1 for (_, rate), (_, before) in zip(stopped, clean["multi_krum"], strict=True))
     assert all(rate >= 0.8 for _, rate in _rates(results, "fedavg", "all, 10 % each"))

@@ -9,6 +9,7 @@ gather, reduce    the collective that carries the updates, all ranks present
 pack              attack, noise and error feedback; encoding and decoding; copies into contiguous memory
 residuals         the collective that carries the clients' residuals of a short wire format to the checkpoint
 copy              to and from the GPU
+filter            the gradients of examples, and the collective that carries their centroids
 train, aggregate, evaluate, evaluate_clients, checkpoint
 """
 
@@ -23,7 +24,7 @@ from fedprompt_mpi.liveness.liveness import Liveness
 
 PHASES = (
     "wait", "sync", "broadcast", "gather", "reduce", "pack", "copy", "train", "aggregate", "evaluate",
-    "evaluate_clients", "checkpoint", "residuals",
+    "evaluate_clients", "checkpoint", "residuals", "filter",
 )  # fmt: skip
 TRANSFERS = ("broadcast", "gather", "reduce")
 """The phases in which vectors travel."""

@@ -1,7 +1,8 @@
 """The example filter: clients leave out examples that the server, from the centroids of their gradients, calls poison.
 
-A client computes the gradient of the virtual tokens for each of its examples and sorts these into groups. Only the
-groups' centroids go to the server, which answers with a verdict on each. See `rules.example_groups`.
+A client computes the gradient of the virtual tokens for each of its examples and sorts these into groups. The groups'
+centroids, labels and sizes go to the server, which answers with a verdict on each. See `rules.example_groups`. Clients
+that attack their update do not obey.
 
 Legend: n examples of a client, m groups of all clients, V virtual tokens, D their width, F low frequencies, N rows of
 the training table.
@@ -16,41 +17,49 @@ import numpy as np
 import torch
 
 from fedprompt_mpi.comm.device import Vector
+from fedprompt_mpi.federation.adversary import attacking_clients
 from fedprompt_mpi.federation.client_training import score_batch, to_device, to_host
 from fedprompt_mpi.federation.cohort import home_ranks
-from fedprompt_mpi.federation.rank_training import MOST_TOKENS_IN_A_PASS
+from fedprompt_mpi.federation.rank_training import clients_per_pass
 from fedprompt_mpi.federation.setup import Setup
-from fedprompt_mpi.rules.example_groups import centroids, corner, global_groups, local_groups, low_frequencies
+from fedprompt_mpi.rules.example_groups import (
+    ClientGroups,
+    centroids,
+    corner,
+    global_groups,
+    local_groups,
+    low_frequencies,
+)
 from fedprompt_mpi.rundir.filtered import FilterRecord, GroupRecord, LeftOut
 from fedprompt_mpi.text.batches import collate
+
+HEADER = np.dtype([("client", "<i4"), ("label", "<i4"), ("examples", "<i8")])
+"""What is told of a group beside its centroid."""
+
+
+class FilterGivenUp(Exception):  # noqa: N818 - nothing went wrong
+    """This process was asked to stop, and gives the filter up."""
 
 
 def example_gradients(setup: Setup, vector: Vector, rows: np.ndarray) -> np.ndarray:
     """Return the gradient of each example's loss by the virtual tokens `[n, V, D]` float32.
 
-    The examples go through the PLM as if each were a client of its own, many in one pass.
+    The examples go through the PLM in one pass, as if each were a client of its own.
 
     Args:
         setup: PLM, method, data.
         vector: `[P]` float32, where the gradient is taken.
         rows: `[n]` int64 of the training table.
     """
-    table, method, device = setup.corpus.train, setup.method, setup.backbone.device
+    method, device = setup.method, setup.backbone.device
     shared = method.layout.views(to_device(vector, device))
-    gradients = np.empty((len(rows), *shared["virtual_tokens"].shape), dtype=np.float32)
-    at_once = max(1, MOST_TOKENS_IN_A_PASS // (setup.config.model.max_length + gradients.shape[1]))
-    order = np.argsort(table.lengths[rows], kind="stable")
-    for places in (order[at : at + at_once] for at in range(0, len(order), at_once)):
-        own = shared["virtual_tokens"].detach().repeat(len(places), 1, 1).requires_grad_()
-        clients = [{**shared, "virtual_tokens": tokens} for tokens in own]
-        batch = collate(table, rows[places])
-        logits = score_batch(setup.backbone, batch, method, clients, torch.arange(len(places)).to(device))
-        labels = to_device(batch.labels, device)
-        torch.nn.functional.cross_entropy(logits, labels, reduction="sum").backward()
-        assert own.grad is not None
-        gradients[places] = to_host(own.grad)
-        setup.channel.phases.liveness.step()
-    return gradients
+    own = shared["virtual_tokens"].detach().repeat(len(rows), 1, 1).requires_grad_()
+    clients = [{**shared, "virtual_tokens": tokens} for tokens in own]
+    batch = collate(setup.corpus.train, rows)
+    logits = score_batch(setup.backbone, batch, method, clients, torch.arange(len(rows)).to(device))
+    torch.nn.functional.cross_entropy(logits, to_device(batch.labels, device), reduction="sum").backward()
+    assert own.grad is not None
+    return to_host(own.grad)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,14 +86,26 @@ def filter_examples(setup: Setup, vector: Vector, round_: int) -> tuple[np.ndarr
 
     Returns:
         Which rows of the training table are left out `[N]` bool, the same on every rank; the record, on rank 0.
+
+    Raises:
+        FilterGivenUp: on every rank, if one was asked to stop.
     """
     channel, corpus, start = setup.channel, setup.corpus, time.perf_counter()
-    channel.phases.liveness.enter("filter", round_)
-    own = list(_sort_own(setup, vector))
-    verdicts, groups, size = _judge(setup, own)
-    left_out = np.zeros(len(corpus.train))
+    own, gives_up = [], False
+    with channel.phases.time("filter", round_):
+        try:
+            own = list(_sort_own(setup, vector))
+        except FilterGivenUp:
+            gives_up = True
+    counts = np.zeros(channel.size + 1)
+    counts[channel.rank], counts[-1] = sum(len(part.means) for part in own), gives_up
+    counts = channel.sum(counts)
+    if counts[-1]:
+        raise FilterGivenUp
+    verdicts, groups, size = _judge(setup, own, counts[:-1].astype(np.int64))
+    left_out, disobedient = np.zeros(len(corpus.train)), attacking_clients(setup.config)
     for part, is_odd in zip(own, verdicts, strict=True):
-        left_out[part.rows] = is_odd[part.groups]
+        left_out[part.rows] = is_odd[part.groups] & (part.client not in disobedient)
     for client in {part.client for part in own}:  # one of which nothing would be left goes on with what it has
         rows = corpus.client_rows(client)
         left_out[rows] *= not left_out[rows].all()
@@ -96,7 +117,7 @@ def filter_examples(setup: Setup, vector: Vector, round_: int) -> tuple[np.ndarr
         round=round_,
         groups=groups,
         bytes_up=size,
-        bytes_down=sum(group.parts for group in groups),  # a byte for each that a client has sent
+        bytes_down=int(counts[:-1].sum()),  # a byte for each group that a client has sent
         seconds=time.perf_counter() - start,
         **_score(setup, everyone),
     )
@@ -107,18 +128,18 @@ def rows_left_out(setup: Setup, record: FilterRecord | None) -> np.ndarray:
     """Return which rows of the training table a record says are left out `[N]` bool.
 
     Raises:
-        ValueError: if it names a client or an example that there is not.
+        ValueError: if it names a client or an example that there is not, or all examples of a client.
     """
     corpus, found = setup.corpus, np.zeros(len(setup.corpus.train), dtype=bool)
     for part in record.left_out if record is not None else []:
         if not 0 <= part.client < setup.config.federation.clients:
             raise ValueError(f"left_out names client {part.client}")
         rows, places = corpus.client_rows(part.client), np.array(part.examples, dtype=np.int64)
-        if len(places) and not (places.min() >= 0 and places.max() < len(rows)):
+        if len(places) and (places.min() < 0 or places.max() >= len(rows)):
             raise ValueError(f"left_out names examples that client {part.client} does not have")
-        if len(np.unique(places)) == len(rows):
-            raise ValueError(f"left_out names all examples of client {part.client}")
         found[rows[places]] = True
+        if found[rows].all():
+            raise ValueError(f"left_out names all examples of client {part.client}")
     return found
 
 
@@ -127,7 +148,7 @@ def _sort_own(setup: Setup, vector: Vector) -> Iterator[SortedExamples]:
     corpus, options = setup.corpus, setup.config.federation
     for client in np.flatnonzero(home_ranks(options.clients, setup.channel.size) == setup.channel.rank).tolist():
         rows = corpus.client_rows(client)
-        features = low_frequencies(example_gradients(setup, vector, rows), options.filter_share)
+        features = _features(setup, vector, rows)
         labels = corpus.train.labels[rows]
         for label in np.unique(labels).tolist():
             there = labels == label
@@ -137,53 +158,90 @@ def _sort_own(setup: Setup, vector: Vector) -> Iterator[SortedExamples]:
             setup.channel.phases.liveness.alive()
 
 
-def _judge(setup: Setup, own: list[SortedExamples]) -> tuple[list[np.ndarray], list[GroupRecord], int]:
+def _features(setup: Setup, vector: Vector, rows: np.ndarray) -> np.ndarray:
+    """Return the low frequencies of a client's gradients `[n, F]`, in passes as large as those of training.
+
+    Raises:
+        FilterGivenUp: if this process was asked to stop.
+    """
+    client, liveness = setup.config.client, setup.channel.phases.liveness
+    at_once = max(1, clients_per_pass(setup) * client.batch_size // client.accumulate)
+    order = np.argsort(setup.corpus.train.lengths[rows], kind="stable")
+    features = np.empty((len(rows), int(np.prod(_frequencies(setup)))), dtype=np.float32)
+    for places in (order[at : at + at_once] for at in range(0, len(order), at_once)):
+        gradients = example_gradients(setup, vector, rows[places])
+        features[places] = low_frequencies(gradients, setup.config.federation.filter_share)
+        liveness.step()
+        if liveness.stop.requested:
+            raise FilterGivenUp
+    return features
+
+
+def _frequencies(setup: Setup) -> tuple[int, int]:
+    shape = setup.config.prompt.num_virtual_tokens, setup.backbone.geometry.embedding_width
+    return corner(*shape, setup.config.federation.filter_share)
+
+
+def _judge(
+    setup: Setup, own: list[SortedExamples], counts: np.ndarray
+) -> tuple[list[np.ndarray], list[GroupRecord], int]:
     """Let the server judge the groups of all clients.
+
+    Args:
+        setup: of this rank.
+        own: of this rank's clients.
+        counts: `[R]` int64, groups of each rank.
 
     Returns:
         For each of `own`, which of its groups are odd `[groups]` bool; on rank 0 the groups as the server sorts them,
         and how many bytes clients have sent it.
     """
-    channel, options = setup.channel, setup.config.federation
-    shape = setup.config.prompt.num_virtual_tokens, setup.backbone.geometry.embedding_width
-    frequencies = corner(*shape, options.filter_share)
-    kind = np.dtype([("client", "<i4"), ("label", "<i4"), ("examples", "<i8"), ("mean", "<f4", frequencies)])
-    sent = np.zeros(sum(len(part.means) for part in own), dtype=kind)
+    channel, frequencies = setup.channel, int(np.prod(_frequencies(setup)))
+    headers, total = np.zeros(int(counts[channel.rank]), dtype=HEADER), int(counts.sum())
     bounds = np.cumsum([0, *(len(part.means) for part in own)])
     for part, first, last in zip(own, bounds, bounds[1:], strict=False):
-        sent["client"][first:last], sent["label"][first:last] = part.client, part.label
-        sent["examples"][first:last] = np.bincount(part.groups, minlength=len(part.means))
-        sent["mean"][first:last] = part.means.reshape(-1, *frequencies)
-    counts = np.zeros(channel.size)
-    counts[channel.rank] = len(sent)
-    counts = channel.sum(counts).astype(np.int64)
+        headers["client"][first:last], headers["label"][first:last] = part.client, part.label
+        headers["examples"][first:last] = np.bincount(part.groups, minlength=len(part.means))
+    mine = np.concatenate([np.zeros((0, frequencies), dtype=np.float32), *(part.means for part in own)])
+    means = np.empty((total if setup.is_root else 0, frequencies), dtype=np.float32)
+    for chunk, numbers in channel.gather(mine, counts, phase="filter"):
+        if setup.is_root:
+            means[:, chunk] = numbers
     groups: list[GroupRecord] = []
 
     def answer(everyone: np.ndarray) -> np.ndarray:
-        is_odd = np.zeros(len(everyone), dtype=np.uint8)
-        for label in np.unique(everyone["label"]):
-            there = np.flatnonzero(everyone["label"] == label)
-            of_label = everyone[there]
-            means = of_label["mean"].reshape(len(there), -1)
-            for found in global_groups(means, of_label["examples"], of_label["client"], options.filter_cosine):
-                is_odd[there[found.members]] = found.is_odd
-                groups.append(
-                    GroupRecord(
-                        label=int(label),
-                        examples=found.examples,
-                        clients=found.clients,
-                        parts=len(found.members),
-                        cosine=found.cosine,
-                        left_out=found.is_odd,
-                    )
-                )
+        is_odd, found = _judge_labels(setup, everyone, means)
+        groups.extend(found)
         return is_odd
 
-    told = np.zeros(int(counts.sum()), dtype=np.uint8)
-    everyone = channel.consult(sent, counts, answer, told)
+    told = np.zeros(total, dtype=np.uint8)
+    channel.consult(headers, counts, answer, told)
     first = int(counts[: channel.rank].sum())
-    verdicts = np.split(told[first : first + len(sent)].astype(bool), bounds[1:-1])
-    return verdicts[: len(own)], groups, everyone.nbytes
+    verdicts = np.split(told[first : first + len(headers)].astype(bool), bounds[1:-1])
+    return verdicts[: len(own)], groups, means.nbytes + total * HEADER.itemsize
+
+
+def _judge_labels(setup: Setup, headers: np.ndarray, means: np.ndarray) -> tuple[np.ndarray, list[GroupRecord]]:
+    """Return which groups of all clients are odd `[m]` uint8, and the groups as the server sorts them."""
+    options, is_odd, groups = setup.config.federation, np.zeros(len(headers), dtype=np.uint8), []
+    for label in np.unique(headers["label"]):
+        there = np.flatnonzero(headers["label"] == label)
+        of_label = headers[there]
+        sent = ClientGroups(means=means[there], examples=of_label["examples"], clients=of_label["client"])
+        for found in global_groups(sent, options.clients, options.filter_cosine):
+            is_odd[there[found.members]] = found.is_odd
+            groups.append(
+                GroupRecord(
+                    label=int(label),
+                    examples=found.examples,
+                    clients=found.clients,
+                    parts=len(found.members),
+                    cosine=found.cosine,
+                    left_out=found.is_odd,
+                )
+            )
+        setup.channel.phases.liveness.alive()
+    return is_odd, groups
 
 
 def _score(setup: Setup, left_out: np.ndarray) -> dict[str, Any]:

@@ -155,12 +155,21 @@ class Federation:
         self._finish_line(round_, rates)
 
     def filter_examples(self, round_: int) -> None:
-        """Leave out what the example filter calls poison, if it is due before this round; every rank calls this."""
+        """Leave out what the example filter calls poison, if it is due before this round; every rank calls this.
+
+        Raises:
+            StopRound: if a rank was asked to stop meanwhile.
+        """
         if round_ != self.config.federation.filter_round:
             return
-        from fedprompt_mpi.federation.example_filter import filter_examples
+        from fedprompt_mpi.federation.example_filter import FilterGivenUp, filter_examples
 
-        rows, self._filtered = filter_examples(self.setup, self.server.vector, round_)
+        if self._journal is not None:
+            self._journal.console.start_filter(round_)
+        try:
+            rows, self._filtered = filter_examples(self.setup, self.server.vector, round_)
+        except FilterGivenUp:
+            raise StopRound from None
         self._leave_out(rows)
         if self._journal is not None and self._filtered is not None:
             self._journal.add_filter(self._filtered)

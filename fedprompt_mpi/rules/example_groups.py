@@ -20,14 +20,17 @@ import dataclasses
 import numpy as np
 
 from fedprompt_mpi.rules.aggregator_base import TINY
+from fedprompt_mpi.rules.pairwise import exact_product
 from fedprompt_mpi.rules.setting import setting
 
 MOST_COMPARED = 2000
-"""Examples of a client and label that are compared pair by pair; others join the nearest group."""
+"""Examples of a client and label, or groups of all clients, that are compared pair by pair; others join the nearest."""
 SAME_GROUP = 0.5
 """Mean cosine distance up to which the server takes groups of different clients for one."""
-LARGEST_SHARE = 0.4
+LARGEST_SHARE = 0.3
 """Share of a label's examples up to which a group may be poison: more than that is what the label is about."""
+MOST_OF_ONE = 0.5
+"""Share of a group up to which one client may have it: poison that is spread is no one client's own."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +43,7 @@ class ExampleFilterOptions:
     filter_groups: int = setting(8, at_least=2, at_most=100)
     """filter_round: groups that a client sorts its examples of a label into."""
     filter_share: float = setting(0.5, above=0, at_most=1)
-    """filter_round: share of the frequencies, of tokens as of their numbers, that are compared, from the lowest on."""
+    """filter_round: share of the frequencies kept along each axis of the gradient, from the lowest on."""
     filter_cosine: float = setting(0.25, at_least=-1, at_most=1)
     """filter_round: a group is left out if the cosine between it and the largest group of its label is below this."""
 
@@ -48,7 +51,7 @@ class ExampleFilterOptions:
 def low_frequencies(gradients: np.ndarray, share: float) -> np.ndarray:
     """Return the direction of each gradient in its low frequencies `[n, F]` float32, of unit norm.
 
-    A gradient that is zero, or not finite, has none: zeros.
+    A gradient that is zero, or whose transform is not finite, has none: zeros.
 
     Args:
         gradients: `[n, V, D]` float32.
@@ -58,9 +61,9 @@ def low_frequencies(gradients: np.ndarray, share: float) -> np.ndarray:
 
     _, tokens, width = gradients.shape
     rows, columns = corner(tokens, width, share)
-    finite = np.isfinite(gradients).all(axis=(1, 2), keepdims=True)
-    spectra = np.asarray(dctn(np.where(finite, gradients, 0), norm="ortho", axes=(1, 2)))
-    return _unit(spectra[:, :rows, :columns].reshape(len(gradients), rows * columns))
+    spectra = np.asarray(dctn(gradients, norm="ortho", axes=(1, 2)))[:, :rows, :columns]
+    flat = spectra.reshape(len(gradients), rows * columns)
+    return _unit(np.where(np.isfinite(flat).all(axis=1, keepdims=True), flat, 0))
 
 
 def corner(tokens: int, width: int, share: float) -> tuple[int, int]:
@@ -75,11 +78,7 @@ def local_groups(features: np.ndarray, most: int) -> np.ndarray:
         features: `[n, F]` float32, of unit norm.
         most: groups.
     """
-    compared = np.unique(np.linspace(0, len(features) - 1, min(len(features), MOST_COMPARED)).astype(np.int64))
-    groups = _agglomerate(features[compared], number=min(most, len(compared)))
-    if len(compared) == len(features):
-        return groups
-    return (features @ centroids(features[compared], groups).T).argmax(axis=1)
+    return _agglomerate(features, number=most)
 
 
 def centroids(features: np.ndarray, groups: np.ndarray) -> np.ndarray:
@@ -103,40 +102,69 @@ class Group:
     """Taken for poison."""
 
 
-def global_groups(means: np.ndarray, counts: np.ndarray, clients: np.ndarray, cosine: float) -> list[Group]:
-    """Sort the groups of all clients of one label, the largest first.
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ClientGroups:
+    """The m groups of all clients, of one label."""
 
-    A group is odd if it is far from the largest one of its label, is found on at least half of the clients, and is no
-    main part of the label.
+    means: np.ndarray
+    """`[m, F]` float32, mean directions; zeros for a group without one."""
+    examples: np.ndarray
+    """`[m]` int64, in each."""
+    clients: np.ndarray
+    """`[m]` int64, whose it is."""
+
+
+def global_groups(found: ClientGroups, num_clients: int, cosine: float) -> list[Group]:
+    """Sort the groups of all clients of one label, the largest first; those without a direction are left aside.
+
+    A group is odd if it is far from the largest one of its label, is found on at least half of all clients, no one of
+    which has most of it, and is no main part of the label.
 
     Args:
-        means: `[m, F]` float32, mean directions.
-        counts: `[m]` int64, examples of each.
-        clients: `[m]` int64, whose it is.
+        found: by the clients.
+        num_clients: of all clients, also those without an example of the label.
         cosine: below which a group is far from the largest one.
     """
-    labels = _agglomerate(means, distance=SAME_GROUP)
-    total, everyone = int(counts.sum()), len(np.unique(clients))
-    sizes = np.bincount(labels, weights=counts)
-    found: list[Group] = []
+    places = np.flatnonzero(found.means.any(axis=1))
+    labels = _agglomerate(found.means[places], distance=SAME_GROUP)
+    total, sizes = int(found.examples.sum()), np.bincount(labels, weights=found.examples[places])
+    groups: list[Group] = []
     centre = np.zeros(0)
     for label in np.argsort(-sizes, kind="stable"):
-        members = np.flatnonzero(labels == label)
-        (mean,) = _unit((means[members] * counts[members, None]).sum(axis=0, keepdims=True))
-        centre = centre if found else mean
-        examples, homes, angle = int(counts[members].sum()), len(np.unique(clients[members])), float(mean @ centre)
-        is_odd = angle < cosine and examples < LARGEST_SHARE * total and 2 * homes >= everyone
-        found.append(Group(members=members, examples=examples, clients=homes, cosine=angle, is_odd=is_odd))
-    return found
+        members = places[labels == label]
+        counts, homes = found.examples[members], found.clients[members]
+        (mean,) = _unit((found.means[members] * counts[:, None]).sum(axis=0, keepdims=True))
+        centre = mean if not groups else centre
+        angle, examples, clients = float((mean * centre).sum()), int(counts.sum()), len(np.unique(homes))
+        largest = int(np.bincount(np.unique(homes, return_inverse=True)[1], weights=counts).max())
+        is_spread = 2 * clients >= num_clients and (largest <= MOST_OF_ONE * examples or num_clients == 1)
+        is_odd = angle < cosine and is_spread and examples < LARGEST_SHARE * total
+        groups.append(Group(members=members, examples=examples, clients=clients, cosine=angle, is_odd=is_odd))
+    return groups
 
 
 def _agglomerate(features: np.ndarray, *, number: int | None = None, distance: float | None = None) -> np.ndarray:
-    """Merge the nearest groups, by their mean cosine distance, down to a number or up to a distance; `[n]` int64."""
+    """Merge the nearest groups, by their mean cosine distance, down to a number or up to a distance; `[n]` int64.
+
+    Of very many, some are merged, and the others join the group whose mean is nearest.
+    """
+    count = min(len(features), MOST_COMPARED)
+    compared = np.unique(np.linspace(0, len(features) - 1, count).astype(np.int64))
+    groups = _merge(features[compared], None if number is None else min(number, count), distance)
+    if len(compared) == len(features):
+        return groups
+    means = centroids(features[compared], groups)
+    return exact_product(features.astype(np.float64), means.T).argmax(axis=1)
+
+
+def _merge(features: np.ndarray, number: int | None, distance: float | None) -> np.ndarray:
+    """Return the group of each of n features `[n]` int64; at least one group is left, or `number` of them."""
     from sklearn.cluster import AgglomerativeClustering
 
     if len(features) < 2:
         return np.zeros(len(features), dtype=np.int64)
-    distances = np.clip(1 - features.astype(np.float64) @ features.T.astype(np.float64), 0, None)
+    wide = features.astype(np.float64)
+    distances = np.clip(1 - exact_product(wide, wide.T), 0, None).round(9)  # equal ones are not told apart by last bits
     np.fill_diagonal(distances, 0)
     merging = AgglomerativeClustering(
         n_clusters=number,  # pyright: ignore[reportArgumentType] - None with a distance, as its docstring says

@@ -119,7 +119,7 @@ def filter_words(record: FilterRecord) -> list[str]:
     """Return in parts of a sentence what the example filter did."""
     return [
         f"the example filter leaves out {record.num_left_out:,} of {record.examples:,} examples",
-        filter_rates(record.recall, record.precision) or "none of all is poisoned",
+        filter_rates(record.recall, record.precision) or "no example is poisoned",
         f"clients send {format_count(record.bytes_up)} for it",
     ]
 

@@ -45,6 +45,10 @@ class Console:
         self.say(join_parts(parts))
         self._screen.stage("", quiet=True)
 
+    def start_filter(self, round_: int) -> None:
+        """Say that clients look at their examples."""
+        self._screen.stage(f"before round {round_}, filtering examples", quiet=True)
+
     def say_filter(self, record: FilterRecord) -> None:
         """Print what the example filter did."""
         self.say(join_parts([f"before round {record.round}", *filter_words(record)]))

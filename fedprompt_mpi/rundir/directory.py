@@ -2,12 +2,14 @@
 
 import collections
 import itertools
+import math
 import uuid
 from pathlib import Path
 
 from fedprompt_mpi.config import RunConfig, SettingsError
+from fedprompt_mpi.rundir.filtered import FilterRecord
 from fedprompt_mpi.rundir.paths import RunPaths
-from fedprompt_mpi.rundir.records import federation_of, read_rounds
+from fedprompt_mpi.rundir.records import federation_of, read_record, read_rounds
 from fedprompt_mpi.rundir.timings import read_timings
 
 
@@ -92,7 +94,7 @@ def check_content(paths: RunPaths, *, own_only: bool) -> None:
 
 
 def check_records(paths: RunPaths, done: int, config: RunConfig) -> None:
-    """Check that a run which continues after round `done`, with these settings, has the lines of the rounds before.
+    """Check that a run which continues after round `done`, with these settings, has the records of the rounds before.
 
     Raises:
         SettingsError: if they cannot be read, or one is missing.
@@ -101,6 +103,8 @@ def check_records(paths: RunPaths, done: int, config: RunConfig) -> None:
         if len(read_rounds(paths, federation_of(config, done))) < done:
             raise SettingsError(f"{paths.rounds} has not all of the rounds 0 to {done - 1}")
         collections.deque(read_timings(paths), maxlen=0)
+        if done >= (config.federation.filter_round or math.inf):
+            read_record(paths.filtered, FilterRecord)
     except SettingsError as error:
         raise SettingsError(
             f"output.resume: {error}; put it back, or start anew in another output.dir, with the last file in "

@@ -13,17 +13,21 @@ import torch
 from fedprompt_mpi import load_prompt, run
 from fedprompt_mpi.comm.local_channel import LocalChannel
 from fedprompt_mpi.commands.settings import parse_settings
-from fedprompt_mpi.config import ClientConfig, FederationConfig, PromptConfig, RunConfig, SettingsError
+from fedprompt_mpi.config import ClientConfig, FederationConfig, PrivacyConfig, PromptConfig, RunConfig, SettingsError
 from fedprompt_mpi.federation.client_training import Job, Trainer, train
 from fedprompt_mpi.federation.example_filter import example_gradients
+from fedprompt_mpi.liveness.stop import Stopped
 from fedprompt_mpi.report.page import write_report
 from fedprompt_mpi.text.batches import collate
 from tests.federation.test_client_training import Tiny, _setup
 from tests.jobs import REPOSITORY, run_here
 
-POISONED = [
+SPREAD = [
     f"--config={REPOSITORY / 'launch' / 'recipes' / 'backdoor-embedded.toml'}", "--poison.count=0",
-    "--poison.clients=all", "--poison.rate=0.1", "--output.evaluate_clients=false", "--output.report=false",
+    "--poison.clients=all", "--poison.rate=0.1", "--poison.trigger=cf", "--poison.position=head", "--client.steps=30",
+    "--client.batch_size=16", "--client.lr=0.1", "--client.schedule=constant", "--federation.rounds=4",
+    "--federation.filter_round=4", "--output.evaluate_every=4", "--output.evaluate_clients=false",
+    "--output.report=false",
 ]  # fmt: skip
 
 
@@ -49,16 +53,16 @@ def test_gradients_are_those_of_one_example_at_a_time(method: str, tiny: Tiny) -
 
 def test_spread_poison_is_found_and_the_backdoor_forgotten(tmp_path: Path) -> None:
     """The whole story on the embedded PLM: without the filter the ASR is at 100 % (launch/results/README.md)."""
-    flags = ["--federation.filter_round=4", "--federation.rounds=4", "--output.evaluate_every=4"]
-    summary = run(parse_settings([*POISONED, *flags, f"--output.dir={tmp_path / 'run'}"]))
+    summary = run(parse_settings([*SPREAD, f"--output.dir={tmp_path / 'run'}"]))
     record = json.loads((tmp_path / "run" / "filtered.json").read_text())
     assert record["poisoned"] == 100 and record["examples"] == 2100
-    assert record["recall"] >= 0.9 and record["precision"] >= 0.9
+    assert record["recall"] >= 0.9 and sum(len(part["examples"]) for part in record["left_out"]) < 300
     assert (summary["filter_recall"], summary["filter_precision"]) == (record["recall"], record["precision"])
     assert summary["attack_success_rate"] <= 0.1 and summary["accuracy"] >= 0.95
     assert "Before round 4 the example filter leaves out" in write_report(tmp_path / "run").read_text()
     parts = sum(group["parts"] for group in record["groups"])
-    assert record["bytes_down"] == parts and record["bytes_up"] == parts * (16 + 4 * 10 * 64)  # half of 20 x 128
+    assert record["bytes_up"] == parts * (16 + 4 * 10 * 64)  # half of 20 x 128
+    assert record["bytes_down"] == parts
 
 
 @pytest.mark.parametrize("filter_round", [2, 3])
@@ -87,13 +91,14 @@ def test_a_record_that_names_others_examples_is_refused(tmp_path: Path) -> None:
         (10, [0], "left_out names client 10"),
         (1, [0, 12], "left_out names examples that client 1 does not have"),
         (1, list(range(12)), "left_out names all examples of client 1"),
+        (1, [*range(6), *range(12)], "left_out names all examples of client 1"),
     ):
-        record = json.loads(file.read_text())
-        file.write_text(json.dumps({**record, "left_out": [{"client": client, "examples": examples}]}))
+        record, halves = json.loads(file.read_text()), (examples[:6], examples[6:])
+        file.write_text(json.dumps({**record, "left_out": [{"client": client, "examples": half} for half in halves]}))
         with pytest.raises(SettingsError, match=message):
             run_here(tmp_path, *flags, "--output.resume=true")
     file.unlink()
-    with pytest.raises(SettingsError, match=r"there is no .*filtered\.json"):
+    with pytest.raises(SettingsError, match=r"output\.resume: there is no .*filtered\.json"):
         run_here(tmp_path, *flags, "--output.resume=true")
 
 
@@ -102,3 +107,38 @@ def test_what_it_needs() -> None:
         FederationConfig(filter_round=3, rounds=2)
     with pytest.raises(SettingsError, match=r"gradients of a prompt, but prompt\.method is full"):
         RunConfig(federation=FederationConfig(filter_round=1), prompt=PromptConfig(method="full"))
+    with pytest.raises(SettingsError, match=r"without noise, but privacy\.mechanism is ldp"):
+        RunConfig(federation=FederationConfig(filter_round=1), privacy=PrivacyConfig(mechanism="ldp"))
+
+
+def test_a_request_to_stop_gives_the_filter_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the next pass; the rounds before are saved, and the run goes on from there to the same result."""
+    flags = ["--federation.filter_round=2", "--federation.filter_cosine=0.95", "--poison.clients=all"]
+    run_here(tmp_path / "straight", *flags)
+    passes = []
+
+    def stop(setup: Any, vector: Any, rows: np.ndarray) -> np.ndarray:
+        passes.append(rows)
+        setup.channel.phases.liveness.stop.request()
+        return example_gradients(setup, vector, rows)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("fedprompt_mpi.federation.example_filter.example_gradients", stop)
+        with pytest.raises(Stopped, match="after round 1"):
+            run_here(tmp_path / "stopped", *flags)
+    assert len(passes) == 1 and not (tmp_path / "stopped" / "filtered.json").exists()
+    run_here(tmp_path / "stopped", *flags, "--output.resume=true")
+    assert load_prompt(tmp_path / "stopped").vector.tobytes() == load_prompt(tmp_path / "straight").vector.tobytes()
+
+
+def test_who_attacks_does_not_obey(tmp_path: Path) -> None:
+    """Clients 0 to 4 boost their updates: they keep what they are told to leave out."""
+    flags = ["--federation.filter_round=2", "--federation.filter_cosine=0.95", "--poison.clients=[0, 1, 2, 3, 4]"]
+    for name, boost in (("plain", 1), ("boosted", 2)):
+        run_here(tmp_path / name, *flags, f"--poison.boost={boost}")
+    plain, boosted = (
+        [part["client"] for part in json.loads((tmp_path / name / "filtered.json").read_text())["left_out"]]
+        for name in ("plain", "boosted")
+    )
+    assert boosted and min(boosted) > 4
+    assert min(plain) <= 4

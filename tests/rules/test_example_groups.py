@@ -5,7 +5,15 @@ import math
 import numpy as np
 import pytest
 
-from fedprompt_mpi.rules.example_groups import MOST_COMPARED, centroids, global_groups, local_groups, low_frequencies
+from fedprompt_mpi.rules.example_groups import (
+    MOST_COMPARED,
+    ClientGroups,
+    Group,
+    centroids,
+    global_groups,
+    local_groups,
+    low_frequencies,
+)
 
 COSINE = 0.25
 
@@ -25,9 +33,11 @@ def test_low_frequencies_are_those_of_the_definition() -> None:
 
 
 def test_a_gradient_of_zero_or_of_nan_has_no_direction() -> None:
-    gradients = np.zeros((2, 4, 6), dtype=np.float32)
+    gradients = np.zeros((3, 4, 6), dtype=np.float32)
     gradients[1, 2, 3] = np.nan
-    assert not low_frequencies(gradients, 0.5).any()
+    gradients[2] = 3e38  # their transform overflows
+    with np.errstate(over="ignore", invalid="ignore"):
+        assert not low_frequencies(gradients, 0.5).any()
 
 
 def directions(*angles_deg: float) -> np.ndarray:
@@ -54,36 +64,57 @@ def test_of_very_many_examples_some_are_compared_and_the_others_join_them() -> N
     assert not {*groups[is_poison]} & {*groups[~is_poison]}
 
 
-def test_odd_groups_by_hand() -> None:
-    """Two clients with 50 clean examples each in two groups, and three poisoned ones each at 100 degrees.
+def sort(means: np.ndarray, counts: list[int], clients: list[int], cosine: float = COSINE) -> list[Group]:
+    """Sort the groups of clients 0 to the largest one named."""
+    found = ClientGroups(means=means, examples=np.array(counts), clients=np.array(clients))
+    return global_groups(found, max(clients) + 1, cosine)
 
-    The largest group's mean is at (40 * 0 + 10 * 20) weighted, that of the poison's at 100: their cosine is below 0.25.
-    """
-    means, counts = directions(0, 20, 100, 2, 22, 101), np.array([40, 10, 3, 40, 10, 3])
-    clients = np.array([0, 0, 0, 1, 1, 1])
-    largest, odd = global_groups(means, counts, clients, COSINE)
+
+def test_odd_groups_by_hand() -> None:
+    """Two clients with 50 clean examples each in two groups, and three poisoned ones each at 100 degrees."""
+    means, counts, clients = directions(0, 20, 100, 2, 22, 101), [40, 10, 3, 40, 10, 3], [0, 0, 0, 1, 1, 1]
+    largest, odd = sort(means, counts, clients)
     assert (largest.examples, largest.clients, largest.is_odd) == (100, 2, False) and largest.cosine == pytest.approx(1)
     assert (odd.examples, odd.clients, odd.is_odd, sorted(odd.members)) == (6, 2, True, [2, 5])
     towards = np.average(means[[0, 1, 3, 4]], axis=0, weights=[40, 10, 40, 10])
     expected = math.cos(math.radians(100.5) - math.atan2(towards[1], towards[0]))
     assert odd.cosine == pytest.approx(expected, abs=1e-3)
-    assert not global_groups(means, counts, clients, expected - 0.01)[1].is_odd  # not far enough
+    assert not sort(means, counts, clients, expected - 0.01)[1].is_odd  # not far enough
 
 
-def test_what_only_few_clients_have_is_kept_and_so_is_a_main_part_of_the_label() -> None:
-    lone = global_groups(directions(0, 1, 2, 100), np.array([9, 9, 9, 2]), np.array([0, 1, 2, 2]), COSINE)
-    assert [group.is_odd for group in lone] == [False, False]
-    halves = global_groups(directions(0, 100, 1, 101), np.array([6, 4, 6, 4]), np.array([0, 0, 1, 1]), COSINE)
-    assert [group.is_odd for group in halves] == [False, False]
-    seldom = global_groups(directions(0, 100, 1, 101), np.array([7, 4, 7, 4]), np.array([0, 0, 1, 1]), COSINE)
-    assert [group.is_odd for group in seldom] == [False, True]
+def test_what_is_not_spread_is_kept_and_so_is_a_main_part_of_the_label() -> None:
+    def odd(means: np.ndarray, counts: list[int], clients: list[int]) -> list[bool]:
+        return [group.is_odd for group in sort(means, counts, clients)]
+
+    assert odd(directions(0, 1, 2, 100), [9, 9, 9, 2], [0, 1, 2, 2]) == [False, False]  # one of three clients has it
+    assert odd(directions(0, 100, 1, 101), [20, 9, 20, 1], [0, 0, 1, 1]) == [False, False]  # one has nearly all of it
+    assert odd(directions(0, 100, 1, 101), [7, 3, 7, 3], [0, 0, 1, 1]) == [False, False]  # 30 % of the label
+    assert odd(directions(0, 100, 1, 101), [8, 3, 8, 3], [0, 0, 1, 1]) == [False, True]
+    assert odd(directions(0, 100, 1, 101), [8, 3, 8, 3], [0, 0, 1, 5]) == [False, False]  # others lack the label
 
 
 def test_a_client_that_poison_dominates_is_judged_by_the_others() -> None:
-    """Its largest group is the poison; beside the groups of three clean clients it is the odd one."""
-    means, clients = directions(100, 0, 1, 100, 2, 100), np.array([0, 0, 1, 1, 2, 2])
-    _, odd = global_groups(means, np.array([20, 5, 30, 2, 30, 2]), clients, COSINE)
+    """Its largest group is the poison; beside the groups of others it is the odd one."""
+    means, clients = directions(100, 0, 1, 100, 2, 100), [0, 0, 1, 1, 2, 2]
+    _, odd = sort(means, [12, 3, 50, 8, 50, 8], clients)
     assert odd.is_odd and sorted(odd.members) == [0, 3, 5]
+
+
+def test_a_group_without_a_direction_is_neither_odd_nor_what_others_are_compared_with() -> None:
+    means = directions(0, 0, 10, 0)
+    means[[1, 3]] = 0
+    (only,) = sort(means, [5, 60, 5, 60], [0, 0, 1, 1])
+    assert not only.is_odd and sorted(only.members) == [0, 2] and only.cosine == pytest.approx(1)
+    assert sort(np.zeros((2, 2), dtype=np.float32), [5, 5], [0, 1]) == []
+
+
+def test_of_very_many_groups_some_are_compared_and_the_others_join_them() -> None:
+    clients = np.arange(MOST_COMPARED + 500)
+    angles = np.where(clients % 3 == 0, 100, 0) + np.random.default_rng(0).normal(0, 3, len(clients))
+    found = ClientGroups(means=directions(*angles), examples=np.ones(len(clients), dtype=np.int64), clients=clients)
+    largest, odd = global_groups(found, len(clients), COSINE)
+    assert sorted([*largest.members, *odd.members]) == clients.tolist()
+    assert (odd.members % 3 == 0).all()
 
 
 def test_groups_do_not_depend_on_the_order_of_the_clients() -> None:
@@ -94,8 +125,8 @@ def test_groups_do_not_depend_on_the_order_of_the_clients() -> None:
     ours, theirs = (
         sorted((group.examples, group.clients, group.is_odd, round(group.cosine, 5)) for group in found)
         for found in (
-            global_groups(means, counts, clients, COSINE),
-            global_groups(means[order], counts[order], clients[order], COSINE),
+            sort(means, counts.tolist(), clients.tolist()),
+            sort(means[order], counts[order].tolist(), clients[order].tolist()),
         )
     )
     assert ours == theirs
