@@ -44,7 +44,7 @@ class ExampleFilterOptions:
     """filter_round: groups that a client sorts its examples of a label into."""
     filter_share: float = setting(0.5, above=0, at_most=1)
     """filter_round: share of the frequencies kept along each axis of the gradient, from the lowest on."""
-    filter_cosine: float = setting(0.25, at_least=-1, at_most=1)
+    filter_cosine: float = setting(0.4, at_least=-1, at_most=1)
     """filter_round: a group is left out if the cosine between it and the largest group of its label is below this."""
 
 
