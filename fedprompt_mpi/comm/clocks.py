@@ -1,7 +1,8 @@
 """The ranks' clocks against rank 0's, and starts of all ranks at an agreed time.
 
 After a barrier ranks go on one after the other: the skew. Of a small collective that is a part of its time. Ranks of
-one node read one clock; those of other nodes are compared with it by the quickest of many exchanges.
+one node read one clock; those of other nodes are compared with it by the quickest of many exchanges. The clock is the
+system's monotonic one: MPI_Wtime may begin anew in each process (Open MPI 5), so that ranks of one node disagree.
 
 References:
     Worsch, Reussner and Augustin, On Benchmarking Collective MPI Operations, EuroPVM/MPI 2002 (starts in windows);
@@ -10,6 +11,7 @@ References:
 """
 
 import os
+import time
 from typing import Any
 
 import numpy as np
@@ -37,17 +39,17 @@ def clock_offset(mpi: Any, comm: Any, nodes: np.ndarray) -> float:
         if comm.rank == 0:
             trips = []
             for _ in range(EXCHANGES):
-                sent = mpi.Wtime()
+                sent = time.perf_counter()
                 comm.Send(here, dest=rank)
                 comm.Recv(there, source=rank)
-                received = mpi.Wtime()
+                received = time.perf_counter()
                 trips.append((received - sent, float(there[0]) - (sent + received) / 2))
             offset[0] = min(trips)[1]
             comm.Send(offset, dest=rank)
         elif comm.rank == rank:
             for _ in range(EXCHANGES):
                 comm.Recv(here, source=0)
-                there[0] = mpi.Wtime()
+                there[0] = time.perf_counter()
                 comm.Send(there, dest=0)
             comm.Recv(offset, source=0)
     return 0.0 if comm.rank == 0 else float(offset[0])
@@ -64,7 +66,7 @@ class Window:
             comm: a communicator.
             offset: of this rank's clock, from `clock_offset`.
         """
-        self._clock, self._comm, self._offset, self._ahead_s = mpi.Wtime, comm, offset, 0.0
+        self._clock, self._comm, self._offset, self._ahead_s = time.perf_counter, comm, offset, 0.0
         self.is_late = False
         """True if this rank has missed the last start."""
         took = np.zeros(TRIALS)

@@ -1,5 +1,6 @@
 """The communicators of an MPI job: duplicates for this program alone, and those of nodes."""
 
+import time
 from typing import Any
 
 import numpy as np
@@ -70,7 +71,7 @@ class Communicators:
             transport=transport_of(version),
             thread_level=levels[mpi.Query_thread()],
             survives=is_fault_tolerant(mpi.Get_library_version()),
-            clock_resolution_s=mpi.Wtick(),
+            clock_resolution_s=time.get_clock_info("perf_counter").resolution,
         )
 
     def revoke(self) -> None:

@@ -64,7 +64,7 @@ class MPIChannel:
         from mpi4py import MPI
 
         self._mpi, self._measure, self._liveness = MPI, measure, liveness
-        self.phases = Phases(Timing(clock=MPI.Wtime), liveness)
+        self.phases = Phases(Timing(), liveness)
         self._collectives = 0
         self.start_together: Callable[[], float] = self._after_barrier
         """In measure mode: lets all ranks, once they are there, start a collective; returns the time of the start."""
@@ -119,7 +119,7 @@ class MPIChannel:
 
         Between the two readings of the clock there is only the call: for a prompt it takes some 20 microseconds.
         """
-        clock, patience_s = self._mpi.Wtime, self._liveness.deadline_s + TRANSFER_GRACE_S
+        clock, patience_s = time.perf_counter, self._liveness.deadline_s + TRANSFER_GRACE_S
         self._liveness.enter(phase, self.phases.timing.round, patience_s)
         begin = start = clock()
         if self._measure:
@@ -135,7 +135,7 @@ class MPIChannel:
 
     def _after_barrier(self) -> float:
         self._comm.Barrier()
-        return self._mpi.Wtime()
+        return time.perf_counter()
 
     def _meet(self, name: str) -> None:
         """Wait, asleep, until all ranks have arrived."""

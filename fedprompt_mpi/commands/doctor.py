@@ -98,7 +98,7 @@ def format_ranks(ranks: Sequence[RankView]) -> str:
         f"MPI library      {one.mpi.library}",
         f"transport        {one.mpi.transport}",
         f"thread level     {one.mpi.thread_level}",
-        f"clock            MPI.Wtime, resolution {one.mpi.clock_resolution_s * 1e9:.0f} ns",
+        f"clock            monotonic, resolution {one.mpi.clock_resolution_s * 1e9:.0f} ns",
         f"lost ranks       {'survived (ULFM)' if one.mpi.survives else 'end the job (no ULFM)'}",
         f"hub cache        {one.hub_cache}{'' if one.hub_cache_exists else ' (missing)'}"
         f"{' (offline)' if one.hub_offline else ''}",

@@ -70,9 +70,9 @@ class Probe:
                 transfers.append(self.seconds_of(self.channel.phases.timing.take(), *TRANSFERS))
                 counted += (self.received() - before) / self.repetitions
                 self.world.Barrier()
-                start = self.mpi.Wtime()
+                start = time.perf_counter()
                 raw()
-                raws.append(self.slowest(self.mpi.Wtime() - start))
+                raws.append(self.slowest(time.perf_counter() - start))
             journey = Journey(nodes=self.channel.placement.nodes, counts=counts, size=self.length)
             traffic = journey.down(FLOAT32) if name == "broadcast" else journey.up(FLOAT32, name)
             found[name] = {
