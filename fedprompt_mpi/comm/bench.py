@@ -99,7 +99,7 @@ class Bench:
 
         self._mpi, self._raw_comm, self._seconds = MPI, world, seconds
         self.channel = MPIChannel(world, liveness, measure=True)
-        self._offset = clock_offset(MPI, world, self.channel.placement.nodes)
+        self._offset = clock_offset(world, self.channel.placement.nodes)
         self._window = Window(MPI, world, self._offset) if sync == "window" else None
         if self._window is not None:
             self.channel.start_together = self._window.wait

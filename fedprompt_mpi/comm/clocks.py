@@ -24,13 +24,12 @@ LATE_S = 5e-6
 """A rank that starts so much after the agreed time has missed it."""
 
 
-def clock_offset(mpi: Any, comm: Any, nodes: np.ndarray) -> float:
+def clock_offset(comm: Any, nodes: np.ndarray) -> float:
     """Return this rank's clock minus rank 0's, in seconds; 0 on rank 0's node. Every rank calls this.
 
     Of the exchanges with a rank the one of the shortest round trip counts; the offset is wrong by half of that at most.
 
     Args:
-        mpi: mpi4py's module.
         comm: a communicator.
         nodes: `[R]` int64, the node of each rank.
     """
@@ -66,22 +65,22 @@ class Window:
             comm: a communicator.
             offset: of this rank's clock, from `clock_offset`.
         """
-        self._clock, self._comm, self._offset, self._ahead_s = time.perf_counter, comm, offset, 0.0
+        self._comm, self._offset, self._ahead_s = comm, offset, 0.0
         self.is_late = False
         """True if this rank has missed the last start."""
         took = np.zeros(TRIALS)
         for trial in range(TRIALS):
             comm.Barrier()  # else rank 0 would run ahead
-            took[trial] = self._clock() - self.wait()
+            took[trial] = time.perf_counter() - self.wait()
         comm.Allreduce(mpi.IN_PLACE, took, op=mpi.MAX)
         self._ahead_s = max(LEAST_S, 2 * float(np.quantile(took, 0.9)))
 
     def wait(self) -> float:
         """Wait for the next start, and return its time on this rank's clock."""
-        agreed = np.array([self._clock() + self._ahead_s])
+        agreed = np.array([time.perf_counter() + self._ahead_s])
         self._comm.Bcast(agreed, root=0)
         start = float(agreed[0]) + self._offset
-        while (now := self._clock()) < start:
+        while (now := time.perf_counter()) < start:
             if start - now > LATE_S:
                 os.sched_yield()
         self.is_late = now > start + LATE_S

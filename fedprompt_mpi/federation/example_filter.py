@@ -9,6 +9,7 @@ the training table.
 """
 
 import dataclasses
+import math
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -167,7 +168,7 @@ def _features(setup: Setup, vector: Vector, rows: np.ndarray) -> np.ndarray:
     client, liveness = setup.config.client, setup.channel.phases.liveness
     at_once = max(1, clients_per_pass(setup) * client.batch_size // client.accumulate)
     order = np.argsort(setup.corpus.train.lengths[rows], kind="stable")
-    features = np.empty((len(rows), int(np.prod(_frequencies(setup)))), dtype=np.float32)
+    features = np.empty((len(rows), _frequencies(setup)), dtype=np.float32)
     for places in (order[at : at + at_once] for at in range(0, len(order), at_once)):
         gradients = example_gradients(setup, vector, rows[places])
         features[places] = low_frequencies(gradients, setup.config.federation.filter_share)
@@ -177,9 +178,10 @@ def _features(setup: Setup, vector: Vector, rows: np.ndarray) -> np.ndarray:
     return features
 
 
-def _frequencies(setup: Setup) -> tuple[int, int]:
+def _frequencies(setup: Setup) -> int:
+    """Return F."""
     shape = setup.config.prompt.num_virtual_tokens, setup.backbone.geometry.embedding_width
-    return corner(*shape, setup.config.federation.filter_share)
+    return math.prod(corner(*shape, setup.config.federation.filter_share))
 
 
 def _judge(
@@ -196,7 +198,7 @@ def _judge(
         For each of `own`, which of its groups are odd `[groups]` bool; on rank 0 the groups as the server sorts them,
         and how many bytes clients have sent it.
     """
-    channel, frequencies = setup.channel, int(np.prod(_frequencies(setup)))
+    channel, frequencies = setup.channel, _frequencies(setup)
     headers, total = np.zeros(int(counts[channel.rank]), dtype=HEADER), int(counts.sum())
     bounds = np.cumsum([0, *(len(part.means) for part in own)])
     for part, first, last in zip(own, bounds, bounds[1:], strict=False):

@@ -86,7 +86,7 @@ class Probe:
     def window(self) -> dict[str, Any]:
         """Let each repetition be one after barriers and one at an agreed time."""
         agreed = Bench(self.world, Liveness(), seconds=0.0, sync="window")
-        offset = clock_offset(self.mpi, self.world, self.channel.placement.nodes)
+        offset = clock_offset(self.world, self.channel.placement.nodes)
         found: dict[str, Any] = {"offset_error_s": self.slowest(abs(offset))}
         ways = {"barrier": self.bench, "window": agreed}
         samples: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}

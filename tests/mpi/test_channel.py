@@ -85,12 +85,12 @@ def test_an_agreed_start_is_the_same_for_all(channel: Channel) -> None:
     if channel.size > 2:
         pytest.skip("with more ranks than cores an agreed start is seldom met")
     nodes = np.zeros(channel.size, dtype=np.int64)
-    assert clock_offset(MPI, MPI.COMM_WORLD, nodes) == 0.0
+    assert clock_offset(MPI.COMM_WORLD, nodes) == 0.0
     window = Window(MPI, MPI.COMM_WORLD, 0.0)
     starts = [MPI.COMM_WORLD.allgather(window.wait()) for _ in range(20)]
     assert all(len(set(start)) == 1 for start in starts)
     elsewhere = np.arange(channel.size)  # as if each rank had a node of its own, whose clock is the same
-    assert abs(clock_offset(MPI, MPI.COMM_WORLD, elsewhere)) < 0.01
+    assert abs(clock_offset(MPI.COMM_WORLD, elsewhere)) < 0.01
 
 
 def _numbers(rows: np.ndarray, length: int) -> np.ndarray:
