@@ -1,69 +1,47 @@
 """The example filter: clients leave out examples that the server, from the centroids of their gradients, calls poison.
 
-A client computes the gradient of the virtual tokens for each of its examples and sorts these into groups. The groups'
-centroids, labels and sizes go to the server, which answers with a verdict on each. See `rules.example_groups`. Clients
-that attack their update do not obey.
+A client computes the gradient of the virtual tokens for each of its examples and sorts these into groups, whose
+centroids and sizes go to the server. Of a label without an opposite one, the server says which groups are odd. Of one
+that has an opposite label, all clients find the kinds of texts together, and count them. A client leaves out what is
+nearer to the poison than to the rest of that label. See `rules.example_groups` and `rules.example_kinds`. Clients that
+attack their update do not obey.
 
-Legend: n examples of a client, m groups of all clients, V virtual tokens, D their width, F low frequencies, N rows of
-the training table.
+Legend: n examples of a client, K clients, R ranks, m groups of all clients, F low frequencies, k whitened axes,
+L labels, G kinds, N rows of the training table.
 """
 
 import dataclasses
-import math
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import torch
 
 from fedprompt_mpi.comm.device import Vector
 from fedprompt_mpi.federation.adversary import attacking_clients
-from fedprompt_mpi.federation.client_training import score_batch, to_device, to_host
 from fedprompt_mpi.federation.cohort import home_ranks
-from fedprompt_mpi.federation.rank_training import clients_per_pass
+from fedprompt_mpi.federation.example_gradients import FilterGivenUp, features_of, num_frequencies
 from fedprompt_mpi.federation.setup import Setup
+from fedprompt_mpi.rules import example_kinds as kinds
 from fedprompt_mpi.rules.example_groups import (
     ClientGroups,
+    Group,
     centroids,
-    corner,
     global_groups,
     local_groups,
-    low_frequencies,
+    opposite_labels,
+    part_in_two,
+    unit,
+    whiten,
+    whole_sum,
 )
 from fedprompt_mpi.rundir.filtered import FilterRecord, GroupRecord, LeftOut
-from fedprompt_mpi.text.batches import collate
 
 HEADER = np.dtype([("client", "<i4"), ("label", "<i4"), ("examples", "<i8")])
 """What is told of a group beside its centroid."""
 
 
-class FilterGivenUp(Exception):  # noqa: N818 - nothing went wrong
-    """This process was asked to stop, and gives the filter up."""
-
-
-def example_gradients(setup: Setup, vector: Vector, rows: np.ndarray) -> np.ndarray:
-    """Return the gradient of each example's loss by the virtual tokens `[n, V, D]` float32.
-
-    The examples go through the PLM in one pass, as if each were a client of its own.
-
-    Args:
-        setup: PLM, method, data.
-        vector: `[P]` float32, where the gradient is taken.
-        rows: `[n]` int64 of the training table.
-    """
-    method, device = setup.method, setup.backbone.device
-    shared = method.layout.views(to_device(vector, device))
-    own = shared["virtual_tokens"].detach().repeat(len(rows), 1, 1).requires_grad_()
-    clients = [{**shared, "virtual_tokens": tokens} for tokens in own]
-    batch = collate(setup.corpus.train, rows)
-    logits = score_batch(setup.backbone, batch, method, clients, torch.arange(len(rows)).to(device))
-    torch.nn.functional.cross_entropy(logits, to_device(batch.labels, device), reduction="sum").backward()
-    assert own.grad is not None
-    return to_host(own.grad)
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+@dataclasses.dataclass(slots=True, kw_only=True)
 class SortedExamples:
     """A client's examples of one label, in groups."""
 
@@ -71,10 +49,29 @@ class SortedExamples:
     label: int
     rows: np.ndarray
     """`[n]` int64 of the training table."""
+    coordinates: np.ndarray
+    """`[n, k]` float32, whitened."""
+    axes: np.ndarray
+    """`[k, F]` float32."""
     groups: np.ndarray
     """`[n]` int64, the group of each, from 0."""
     means: np.ndarray
-    """`[groups, F]` float32, the centroids."""
+    """`[groups, F]` float32, the centroids before whitening."""
+    is_odd: np.ndarray
+    """`[n]` bool, taken for poison."""
+
+    @property
+    def whitened_means(self) -> np.ndarray:
+        """The centroids after whitening `[groups, F]` float32."""
+        return centroids(self.coordinates, self.groups) @ self.axes
+
+
+@dataclasses.dataclass(slots=True)
+class Traffic:
+    """Bytes that all clients send to the server and receive from it."""
+
+    up: int = 0
+    down: int = 0
 
 
 def filter_examples(setup: Setup, vector: Vector, round_: int) -> tuple[np.ndarray, FilterRecord | None]:
@@ -91,22 +88,18 @@ def filter_examples(setup: Setup, vector: Vector, round_: int) -> tuple[np.ndarr
     Raises:
         FilterGivenUp: on every rank, if one was asked to stop.
     """
-    channel, corpus, start = setup.channel, setup.corpus, time.perf_counter()
-    own, gives_up = [], False
+    channel, corpus, start, traffic = setup.channel, setup.corpus, time.perf_counter(), Traffic()
+    own, sums = _sort_all(setup, vector, round_)
+    opposite = opposite_labels(sums)
+    traffic.up += setup.config.federation.clients * sums.nbytes
     with channel.phases.time("filter", round_):
-        try:
-            own = list(_sort_own(setup, vector))
-        except FilterGivenUp:
-            gives_up = True
-    counts = np.zeros(channel.size + 1)
-    counts[channel.rank], counts[-1] = sum(len(part.means) for part in own), gives_up
-    counts = channel.sum(counts)
-    if counts[-1]:
-        raise FilterGivenUp
-    verdicts, groups, size = _judge(setup, own, counts[:-1].astype(np.int64))
+        groups, records = _judge_groups(setup, own, opposite, traffic)
+        if any(opposite.values()):
+            records += _judge_kinds(setup, own, opposite, groups, traffic)
     left_out, disobedient = np.zeros(len(corpus.train)), attacking_clients(setup.config)
-    for part, is_odd in zip(own, verdicts, strict=True):
-        left_out[part.rows] = is_odd[part.groups] & (part.client not in disobedient)
+    for part in own:
+        if part.client not in disobedient:
+            left_out[part.rows] = part_in_two(part.coordinates, part.is_odd)
     for client in {part.client for part in own}:  # one of which nothing would be left goes on with what it has
         rows = corpus.client_rows(client)
         left_out[rows] *= not left_out[rows].all()
@@ -116,9 +109,9 @@ def filter_examples(setup: Setup, vector: Vector, round_: int) -> tuple[np.ndarr
         return everyone, None
     record = FilterRecord(
         round=round_,
-        groups=groups,
-        bytes_up=size,
-        bytes_down=int(counts[:-1].sum()),  # a byte for each group that a client has sent
+        groups=records,
+        bytes_up=traffic.up,
+        bytes_down=traffic.down,
         seconds=time.perf_counter() - start,
         **_score(setup, everyone),
     )
@@ -144,106 +137,175 @@ def rows_left_out(setup: Setup, record: FilterRecord | None) -> np.ndarray:
     return found
 
 
-def _sort_own(setup: Setup, vector: Vector) -> Iterator[SortedExamples]:
-    """Sort the examples of this rank's clients into groups, label by label."""
+def _sort_all(setup: Setup, vector: Vector, round_: int) -> tuple[list[SortedExamples], np.ndarray]:
+    """Sort the examples of this rank's clients; and sum each label's directions, over all ranks `[L, F]` float64."""
+    channel, own, gives_up = setup.channel, [], False
+    sums = np.zeros((len(setup.corpus.label_words), num_frequencies(setup)))
+    with channel.phases.time("filter", round_):
+        try:
+            own = list(_sort_own(setup, vector, sums))
+        except FilterGivenUp:
+            gives_up = True
+    if channel.sum(np.array([float(gives_up)]))[0]:
+        raise FilterGivenUp
+    return own, channel.sum(sums)
+
+
+def _sort_own(setup: Setup, vector: Vector, sums: np.ndarray) -> Iterator[SortedExamples]:
+    """Sort the examples of this rank's clients into groups, label by label, and add up each label's directions."""
     corpus, options = setup.corpus, setup.config.federation
     for client in np.flatnonzero(home_ranks(options.clients, setup.channel.size) == setup.channel.rank).tolist():
         rows = corpus.client_rows(client)
-        features = _features(setup, vector, rows)
-        labels = corpus.train.labels[rows]
+        features, labels = features_of(setup, vector, rows), corpus.train.labels[rows]
+        coordinates, axes = whiten(features, labels)
         for label in np.unique(labels).tolist():
             there = labels == label
-            groups = local_groups(features[there], options.filter_groups)
-            means = centroids(features[there], groups)
-            yield SortedExamples(client=client, label=label, rows=rows[there], groups=groups, means=means)
+            groups = local_groups(coordinates[there], options.filter_groups)
+            sums[label] += whole_sum(features[there])
+            yield SortedExamples(
+                client=client,
+                label=label,
+                rows=rows[there],
+                coordinates=coordinates[there],
+                axes=axes,
+                groups=groups,
+                means=centroids(features[there], groups),
+                is_odd=np.zeros(int(there.sum()), dtype=bool),
+            )
             setup.channel.phases.liveness.alive()
 
 
-def _features(setup: Setup, vector: Vector, rows: np.ndarray) -> np.ndarray:
-    """Return the low frequencies of a client's gradients `[n, F]`, in passes as large as those of training.
-
-    Raises:
-        FilterGivenUp: if this process was asked to stop.
-    """
-    client, liveness = setup.config.client, setup.channel.phases.liveness
-    at_once = max(1, clients_per_pass(setup) * client.batch_size // client.accumulate)
-    order = np.argsort(setup.corpus.train.lengths[rows], kind="stable")
-    features = np.empty((len(rows), _frequencies(setup)), dtype=np.float32)
-    for places in (order[at : at + at_once] for at in range(0, len(order), at_once)):
-        gradients = example_gradients(setup, vector, rows[places])
-        features[places] = low_frequencies(gradients, setup.config.federation.filter_share)
-        liveness.step()
-        if liveness.stop.requested:
-            raise FilterGivenUp
-    return features
-
-
-def _frequencies(setup: Setup) -> int:
-    """Return F."""
-    shape = setup.config.prompt.num_virtual_tokens, setup.backbone.geometry.embedding_width
-    return math.prod(corner(*shape, setup.config.federation.filter_share))
-
-
-def _judge(
-    setup: Setup, own: list[SortedExamples], counts: np.ndarray
-) -> tuple[list[np.ndarray], list[GroupRecord], int]:
-    """Let the server judge the groups of all clients.
+def _judge_groups(
+    setup: Setup, own: list[SortedExamples], opposite: dict[int, list[int]], traffic: Traffic
+) -> tuple[dict[int, list[Group]], list[GroupRecord]]:
+    """Let the server put the groups of all clients together, and judge those of labels without an opposite one.
 
     Args:
         setup: of this rank.
-        own: of this rank's clients.
-        counts: `[R]` int64, groups of each rank.
+        own: of this rank's clients; what is odd is noted there.
+        opposite: the opposite labels of each label, whose groups are compared after whitening.
+        traffic: is added to.
 
     Returns:
-        For each of `own`, which of its groups are odd `[groups]` bool; on rank 0 the groups as the server sorts them,
-        and how many bytes clients have sent it.
+        On rank 0 the groups of each label, and records of those that are judged.
     """
-    channel, frequencies = setup.channel, _frequencies(setup)
+    channel, width = setup.channel, num_frequencies(setup)
+    counts = np.zeros(channel.size)
+    counts[channel.rank] = sum(len(part.means) for part in own)
+    counts = channel.sum(counts).astype(np.int64)
     headers, total = np.zeros(int(counts[channel.rank]), dtype=HEADER), int(counts.sum())
     bounds = np.cumsum([0, *(len(part.means) for part in own)])
     for part, first, last in zip(own, bounds, bounds[1:], strict=False):
         headers["client"][first:last], headers["label"][first:last] = part.client, part.label
         headers["examples"][first:last] = np.bincount(part.groups, minlength=len(part.means))
-    mine = np.concatenate([np.zeros((0, frequencies), dtype=np.float32), *(part.means for part in own)])
-    means = np.empty((total if setup.is_root else 0, frequencies), dtype=np.float32)
+    sent = (part.whitened_means if opposite[part.label] else part.means for part in own)
+    mine = np.concatenate([np.zeros((0, width), dtype=np.float32), *sent])
+    means = np.empty((total if setup.is_root else 0, width), dtype=np.float32)
     for chunk, numbers in channel.gather(mine, counts, phase="filter"):
         if setup.is_root:
             means[:, chunk] = numbers
-    groups: list[GroupRecord] = []
+    groups: dict[int, list[Group]] = {}
 
     def answer(everyone: np.ndarray) -> np.ndarray:
-        is_odd, found = _judge_labels(setup, everyone, means)
-        groups.extend(found)
+        is_odd, found = _judge_labels(setup, everyone, means, opposite)
+        groups.update(found)
         return is_odd
 
     told = np.zeros(total, dtype=np.uint8)
     channel.consult(headers, counts, answer, told)
-    first = int(counts[: channel.rank].sum())
-    verdicts = np.split(told[first : first + len(headers)].astype(bool), bounds[1:-1])
-    return verdicts[: len(own)], groups, means.nbytes + total * HEADER.itemsize
+    mine_told = told[int(counts[: channel.rank].sum()) :]
+    for part, first in zip(own, bounds, strict=False):
+        part.is_odd = mine_told[first + part.groups].astype(bool)
+    traffic.up += total * (4 * width + HEADER.itemsize)
+    traffic.down += total  # a byte for each group that a client has sent
+    return groups, [_of_group(label, group) for label in groups if not opposite[label] for group in groups[label]]
 
 
-def _judge_labels(setup: Setup, headers: np.ndarray, means: np.ndarray) -> tuple[np.ndarray, list[GroupRecord]]:
-    """Return which groups of all clients are odd `[m]` uint8, and the groups as the server sorts them."""
-    options, is_odd, groups = setup.config.federation, np.zeros(len(headers), dtype=np.uint8), []
-    for label in np.unique(headers["label"]):
+def _judge_labels(
+    setup: Setup, headers: np.ndarray, means: np.ndarray, opposite: dict[int, list[int]]
+) -> tuple[np.ndarray, dict[int, list[Group]]]:
+    """Return which groups of all clients are odd `[m]` uint8, and the groups of each label as the server sorts them."""
+    options, is_odd, groups = setup.config.federation, np.zeros(len(headers), dtype=np.uint8), {}
+    for label in np.unique(headers["label"]).tolist():
         there = np.flatnonzero(headers["label"] == label)
         of_label = headers[there]
         sent = ClientGroups(means=means[there], examples=of_label["examples"], clients=of_label["client"])
-        for found in global_groups(sent, options.clients, options.filter_cosine):
-            is_odd[there[found.members]] = found.is_odd
-            groups.append(
-                GroupRecord(
-                    label=int(label),
-                    examples=found.examples,
-                    clients=found.clients,
-                    parts=len(found.members),
-                    cosine=found.cosine,
-                    left_out=found.is_odd,
-                )
-            )
+        groups[label] = global_groups(sent, options.clients, options.filter_cosine)
+        for group in [] if opposite[label] else groups[label]:
+            is_odd[there[group.members]] = group.is_odd
         setup.channel.phases.liveness.alive()
     return is_odd, groups
+
+
+def _judge_kinds(
+    setup: Setup,
+    own: list[SortedExamples],
+    opposite: dict[int, list[int]],
+    groups: dict[int, list[Group]],
+    traffic: Traffic,
+) -> list[GroupRecord]:
+    """Find the kinds of texts of labels that have an opposite one, together with all ranks, and judge them.
+
+    Args:
+        setup: of this rank.
+        own: of this rank's clients; what is odd is noted there.
+        opposite: the opposite labels of each label.
+        groups: of each label, on rank 0.
+        traffic: is added to.
+
+    Returns:
+        Records of the kinds, the same on every rank.
+    """
+    channel, clients, labels = setup.channel, setup.config.federation.clients, len(opposite)
+    directions = np.zeros((labels, kinds.KINDS, num_frequencies(setup)), dtype=np.float32)
+    for label in [label for label in groups if opposite[label] and groups[label]]:
+        directions[label] = kinds.first_directions(groups[label])
+    channel.tell(directions)
+    for _ in range(kinds.STEPS):
+        sums = np.zeros(directions.shape)
+        for part in own:
+            nearest = kinds.kinds_of(part.coordinates, part.axes, directions[part.label])
+            sums[part.label] += kinds.sums_of(part.coordinates, part.axes, nearest)
+        directions = unit(channel.sum(sums).reshape(-1, directions.shape[2])).reshape(directions.shape)
+    counts, turned = np.zeros((labels, clients, kinds.KINDS)), np.zeros((labels, kinds.KINDS))
+    for part in own:
+        nearest = kinds.kinds_of(part.coordinates, part.axes, directions[part.label])
+        counts[part.label, part.client] = kinds.count(nearest)
+        for other in opposite[part.label]:
+            turned[other] += kinds.count(kinds.kinds_of(-part.coordinates, part.axes, directions[other]))
+    counts, turned = channel.sum(counts), channel.sum(turned)
+    traffic.up += clients * (kinds.STEPS * directions.size + counts[:, 0].size + turned.size) * counts.itemsize
+    traffic.down += clients * (directions.nbytes + (kinds.STEPS * directions.size + counts.size) * counts.itemsize)
+    records = []
+    for label in [label for label in opposite if opposite[label]]:
+        found = kinds.judge(counts[label], turned[label], setup.config.federation.filter_counterpart)
+        records += [_of_kind(label, kind) for kind in found if kind.examples]
+        is_odd = np.array([*(kind.is_odd for kind in found), False])  # the last is that of examples of no kind
+        for part in (part for part in own if part.label == label):
+            part.is_odd = is_odd[kinds.kinds_of(part.coordinates, part.axes, directions[label])]
+    return records
+
+
+def _of_group(label: int, group: Group) -> GroupRecord:
+    return GroupRecord(
+        label=label,
+        examples=group.examples,
+        clients=group.clients,
+        cosine=group.cosine,
+        counterpart=None,
+        left_out=group.is_odd,
+    )
+
+
+def _of_kind(label: int, kind: kinds.Kind) -> GroupRecord:
+    return GroupRecord(
+        label=label,
+        examples=kind.examples,
+        clients=kind.clients,
+        cosine=None,
+        counterpart=kind.counterpart,
+        left_out=kind.is_odd,
+    )
 
 
 def _score(setup: Setup, left_out: np.ndarray) -> dict[str, Any]:

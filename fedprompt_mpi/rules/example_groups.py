@@ -1,36 +1,51 @@
 """Groups of training examples whose gradients point the same way, and the groups that are taken for poison.
 
-Each client transforms the gradient of the prompt of each of its examples, and sorts its examples of one label into
-groups by the low frequencies. The server sorts the centroids of these groups: those of poisoned examples lie together,
-on most clients, and far from the rest of the label.
+Each client transforms the gradient of the prompt of each of its examples, keeps the low frequencies, and sorts its
+examples of one label into groups. The server sorts the centroids of these groups: those of poisoned examples lie
+together, on most clients, and far from the rest of the label.
 
 The paper reduces the gradients to 2 dimensions, takes one client's examples as a whole and two clusters of them. Here
 the labels of a classification would be those clusters, so that each label is sorted by itself; and since rare poison is
-not one half of two, each client makes more groups, which the server puts together again.
+not one half of two, each client makes more groups, which the server puts together again. What most texts have in common
+hides what a few have: groups are formed after whitening, in which each of the strongest axes counts alike.
 
-Legend: n examples, V virtual tokens, D width of the word embeddings, F low frequencies, m groups of all clients.
+Where two labels pull the prompt in opposite directions, all of a label's examples are near to each other, and the
+groups are only the beginning of what `rules.example_kinds` does.
+
+Legend: n examples, V virtual tokens, D width of the word embeddings, F low frequencies, k whitened axes, L labels, K
+clients, m groups of all clients.
 
 References:
     Zhao et al., ProtegoFed: Backdoor-Free Federated Instruction Tuning with Interspersed Poisoned Data, 2026,
-    arXiv:2603.00516 (transform, low frequencies, clustering on clients and of their centroids).
+    arXiv:2603.00516 (transform, low frequencies, clustering on clients and of their centroids; whitening and the
+    parting of a label in two are ours).
 """
 
 import dataclasses
+import math
 
 import numpy as np
 
 from fedprompt_mpi.rules.aggregator_base import TINY
-from fedprompt_mpi.rules.pairwise import exact_product
+from fedprompt_mpi.rules.pairwise import exact_product, one_thread
 from fedprompt_mpi.rules.setting import setting
 
 MOST_COMPARED = 2000
 """Examples of a client and label, or groups of all clients, that are compared pair by pair; others join the nearest."""
+EXAMPLES_PER_AXIS = 8
+"""Examples of a client for each whitened axis: of fewer, the axes would be those of single examples."""
 SAME_GROUP = 0.5
 """Mean cosine distance up to which the server takes groups of different clients for one."""
 LARGEST_SHARE = 0.3
 """Share of a label's examples up to which a group may be poison: more than that is what the label is about."""
 MOST_OF_ONE = 0.5
 """Share of a group up to which one client may have it: poison that is spread is no one client's own."""
+OPPOSITE = -0.85
+"""Cosine between the mean directions of two labels up to which they pull the prompt in opposite directions."""
+MOST_PARTINGS = 10
+"""Times that a label is parted in two, at most."""
+WHOLE = 2.0**20
+"""Whole numbers that a sum of 1 is made of."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,8 +59,12 @@ class ExampleFilterOptions:
     """filter_round: groups that a client sorts its examples of a label into."""
     filter_share: float = setting(0.5, above=0, at_most=1)
     """filter_round: share of the frequencies kept along each axis of the gradient, from the lowest on."""
-    filter_cosine: float = setting(0.4, at_least=-1, at_most=1)
-    """filter_round: a group is left out if the cosine between it and the largest group of its label is below this."""
+    filter_cosine: float = setting(0.45, at_least=-1, at_most=1)
+    """filter_round: a group is left out if the cosine between it and the largest group of its label is below this; but
+    see filter_counterpart."""
+    filter_counterpart: float = setting(0.35, at_least=0)
+    """filter_round: where two labels pull the prompt in opposite directions, a kind of text is left out instead if it
+    is less than this times as common in the other label as in its own."""
 
 
 def low_frequencies(gradients: np.ndarray, share: float) -> np.ndarray:
@@ -63,7 +82,7 @@ def low_frequencies(gradients: np.ndarray, share: float) -> np.ndarray:
     rows, columns = corner(tokens, width, share)
     spectra = np.asarray(dctn(gradients, norm="ortho", axes=(1, 2)))[:, :rows, :columns]
     flat = spectra.reshape(len(gradients), rows * columns)
-    return _unit(np.where(np.isfinite(flat).all(axis=1, keepdims=True), flat, 0))
+    return unit(np.where(np.isfinite(flat).all(axis=1, keepdims=True), flat, 0))
 
 
 def corner(tokens: int, width: int, share: float) -> tuple[int, int]:
@@ -71,35 +90,82 @@ def corner(tokens: int, width: int, share: float) -> tuple[int, int]:
     return max(1, round(share * tokens)), max(1, round(share * width))
 
 
-def local_groups(features: np.ndarray, most: int) -> np.ndarray:
+def whiten(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return a client's examples along its strongest axes, on which all have a variance of 1 around their label's mean.
+
+    Args:
+        features: `[n, F]` float32, of unit norm or zeros; the latter come out as zeros.
+        labels: `[n]` int64.
+
+    Returns:
+        Coordinates `[n, k]` float32, and the axes `[k, F]` float32, orthonormal.
+    """
+    has_direction, centred = features.any(axis=1), np.zeros(features.shape)
+    for label in np.unique(labels):
+        there = has_direction & (labels == label)
+        if there.any():
+            centred[there] = features[there] - features[there].mean(axis=0, dtype=np.float64)
+    some = centred[_spaced(len(centred))]
+    with one_thread():
+        _, strengths, axes = np.linalg.svd(some, full_matrices=False)
+    deviations = strengths / math.sqrt(max(1, len(some)))
+    count = min(max(1, len(some) // EXAMPLES_PER_AXIS), int((deviations > TINY).sum()))
+    axes = axes[:count]
+    return (exact_product(centred, axes.T) / deviations[:count]).astype(np.float32), axes.astype(np.float32)
+
+
+def local_groups(coordinates: np.ndarray, most: int) -> np.ndarray:
     """Return the group of each of a client's examples of one label `[n]` int64, from 0.
 
     Args:
-        features: `[n, F]` float32, of unit norm.
+        coordinates: `[n, k]` float32; their directions are compared.
         most: groups.
     """
-    return _agglomerate(features, number=most)
+    return _agglomerate(unit(coordinates), number=most)
 
 
 def centroids(features: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """Return the mean direction of each group `[m, F]` float32, of unit norm."""
     sums = np.zeros((int(groups.max(initial=-1)) + 1, features.shape[1]), dtype=np.float32)
     np.add.at(sums, groups, features)
-    return _unit(sums)
+    return unit(sums)
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
-    """Groups of clients that the server takes for one, within a label."""
+def part_in_two(coordinates: np.ndarray, is_odd: np.ndarray) -> np.ndarray:
+    """Return which of a client's examples of one label are nearer to the odd ones than to the others `[n]` bool.
 
-    members: np.ndarray
-    """`[.]` int64, places among the m groups of all clients."""
-    examples: int
-    clients: int
-    cosine: float
-    """Between it and the largest group of its label."""
-    is_odd: bool
-    """Taken for poison."""
+    Both means move until no example changes sides: a group's edge is found better with the direction between the two
+    known than without.
+
+    Args:
+        coordinates: `[n, k]` float32, whitened.
+        is_odd: `[n]` bool, to begin with.
+    """
+    for _ in range(MOST_PARTINGS):
+        if is_odd.all() or not is_odd.any():
+            break
+        odd, other = (coordinates[which].mean(axis=0, dtype=np.float64) for which in (is_odd, ~is_odd))
+        nearer = (coordinates - (odd + other) / 2) @ (odd - other) > 0
+        if (nearer == is_odd).all():
+            break
+        is_odd = nearer
+    return is_odd
+
+
+def whole_sum(rows: np.ndarray) -> np.ndarray:
+    """Return the sum of directions `[n, F]` in whole numbers `[F]` float64: it does not depend on their order."""
+    return np.rint(rows.astype(np.float64) * WHOLE).sum(axis=0)
+
+
+def opposite_labels(sums: np.ndarray) -> dict[int, list[int]]:
+    """Return for each label those that pull the prompt in the opposite direction.
+
+    Args:
+        sums: `[L, F]`, of the directions of each label's examples.
+    """
+    means = unit(sums)
+    cosines = exact_product(means, means.T)
+    return {label: np.flatnonzero(row <= OPPOSITE).tolist() for label, row in enumerate(cosines)}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,11 +180,26 @@ class ClientGroups:
     """`[m]` int64, whose it is."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Groups of clients that the server takes for one, within a label."""
+
+    members: np.ndarray
+    """`[.]` int64, places among the m groups of all clients."""
+    mean: np.ndarray
+    """`[F]` float32, their mean direction."""
+    examples: int
+    clients: int
+    cosine: float
+    """Between it and the largest group of its label."""
+    is_odd: bool
+    """Taken for poison."""
+
+
 def global_groups(found: ClientGroups, num_clients: int, cosine: float) -> list[Group]:
     """Sort the groups of all clients of one label, the largest first; those without a direction are left aside.
 
-    A group is odd if it is far from the largest one of its label, is found on at least half of all clients, no one of
-    which has most of it, and is no main part of the label.
+    A group is odd if it is far from the largest one of its label, and may be poison (`may_be_poison`).
 
     Args:
         found: by the clients.
@@ -129,18 +210,34 @@ def global_groups(found: ClientGroups, num_clients: int, cosine: float) -> list[
     labels = _agglomerate(found.means[places], distance=SAME_GROUP)
     total, sizes = int(found.examples.sum()), np.bincount(labels, weights=found.examples[places])
     groups: list[Group] = []
-    centre = np.zeros(0)
     for label in np.argsort(-sizes, kind="stable"):
         members = places[labels == label]
-        counts, homes = found.examples[members], found.clients[members]
-        (mean,) = _unit((found.means[members] * counts[:, None]).sum(axis=0, keepdims=True))
-        centre = mean if not groups else centre
-        angle, examples, clients = float((mean * centre).sum()), int(counts.sum()), len(np.unique(homes))
-        largest = int(np.bincount(np.unique(homes, return_inverse=True)[1], weights=counts).max())
-        is_spread = 2 * clients >= num_clients and (largest <= MOST_OF_ONE * examples or num_clients == 1)
-        is_odd = angle < cosine and is_spread and examples < LARGEST_SHARE * total
-        groups.append(Group(members=members, examples=examples, clients=clients, cosine=angle, is_odd=is_odd))
+        by_client = np.bincount(found.clients[members], weights=found.examples[members], minlength=num_clients)
+        (mean,) = unit((found.means[members] * found.examples[members, None]).sum(axis=0, keepdims=True))
+        angle = float((mean * (groups[0].mean if groups else mean)).sum())
+        groups.append(
+            Group(
+                members=members,
+                mean=mean,
+                examples=int(by_client.sum()),
+                clients=int((by_client > 0).sum()),
+                cosine=angle,
+                is_odd=angle < cosine and may_be_poison(by_client, total),
+            )
+        )
     return groups
+
+
+def may_be_poison(by_client: np.ndarray, total: int) -> bool:
+    """Return whether examples are on at least half of all clients, no one has most of them, and others are more.
+
+    Args:
+        by_client: `[K]`, of each client.
+        total: examples of the label.
+    """
+    examples = by_client.sum()
+    is_one = len(by_client) > 1 and by_client.max() > MOST_OF_ONE * examples
+    return bool(2 * (by_client > 0).sum() >= len(by_client) and not is_one and examples < LARGEST_SHARE * total)
 
 
 def _agglomerate(features: np.ndarray, *, number: int | None = None, distance: float | None = None) -> np.ndarray:
@@ -148,9 +245,8 @@ def _agglomerate(features: np.ndarray, *, number: int | None = None, distance: f
 
     Of very many, some are merged, and the others join the group whose mean is nearest.
     """
-    count = min(len(features), MOST_COMPARED)
-    compared = np.unique(np.linspace(0, len(features) - 1, count).astype(np.int64))
-    groups = _merge(features[compared], None if number is None else min(number, count), distance)
+    compared = _spaced(len(features))
+    groups = _merge(features[compared], None if number is None else min(number, len(compared)), distance)
     if len(compared) == len(features):
         return groups
     means = centroids(features[compared], groups)
@@ -175,6 +271,12 @@ def _merge(features: np.ndarray, number: int | None, distance: float | None) -> 
     return merging.fit_predict(distances).astype(np.int64)
 
 
-def _unit(rows: np.ndarray) -> np.ndarray:
+def _spaced(count: int) -> np.ndarray:
+    """Return places of at most MOST_COMPARED of so many, evenly spaced `[.]` int64."""
+    return np.unique(np.linspace(0, count - 1, min(count, MOST_COMPARED)).astype(np.int64))
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    """Return the direction of each row `[n, F]` float32; zeros have none."""
     norms = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
     return (rows / np.maximum(norms, TINY)).astype(np.float32)

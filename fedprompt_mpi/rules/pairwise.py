@@ -12,6 +12,7 @@ import functools
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,7 @@ def add_inner_products(total: np.ndarray, rows: np.ndarray) -> None:
     blocks = [slice(at, at + step) for at in range(0, len(rows), step)]
     pairs = [(first, second) for at, first in enumerate(blocks) for second in blocks[: at + 1]]
     buffer = np.empty((len(rows), min(COLUMNS, rows.shape[1])))
-    with _blas().limit(limits=1, user_api="blas"):
+    with one_thread():
         for at in range(0, rows.shape[1], COLUMNS):
             part = rows[:, at : at + COLUMNS]
             wide = buffer[:, : part.shape[1]]
@@ -91,8 +92,13 @@ def exact_product(matrix: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
     BLAS computes it in one thread; see `add_inner_products`.
     """
-    with _blas().limit(limits=1, user_api="blas"):
+    with one_thread():
         return matrix @ rows.astype(np.float64)
+
+
+def one_thread() -> AbstractContextManager[Any]:
+    """Return a context in which BLAS and LAPACK use one thread, and give the same bits on any machine load."""
+    return _blas().limit(limits=1, user_api="blas")
 
 
 def in_parallel(work: Callable[[Any], None], items: Sequence[Any]) -> None:

@@ -11,10 +11,10 @@ class GroupRecord:
     examples: int
     clients: int
     """That have some of them."""
-    parts: int
-    """Groups of clients that the server took for this one."""
-    cosine: float
-    """Between it and the largest group of its label."""
+    cosine: float | None
+    """Between it and the largest group of its label; None if another label is opposite to that."""
+    counterpart: float | None
+    """How common it is in the opposite labels, in times how common it is in its own; None if there are none."""
     left_out: bool
 
 
@@ -44,13 +44,13 @@ class FilterRecord:
     f1: float | None
     """Harmonic mean of the two; None if nothing is poisoned."""
     groups: list[GroupRecord]
-    """Label by label, the largest first."""
+    """Label by label: those without an opposite label, the largest first; then the kinds of the others."""
     left_out: list[LeftOut]
     """Of clients that leave some out."""
     bytes_up: int
-    """Centroids and counts, of all clients."""
+    """Centroids, sums and counts, of all clients."""
     bytes_down: int
-    """Verdicts on them."""
+    """Verdicts, and the directions of the kinds."""
     seconds: float
     """As rank 0 waited for them."""
 

@@ -15,7 +15,7 @@ from fedprompt_mpi.comm.local_channel import LocalChannel
 from fedprompt_mpi.commands.settings import parse_settings
 from fedprompt_mpi.config import ClientConfig, FederationConfig, PrivacyConfig, PromptConfig, RunConfig, SettingsError
 from fedprompt_mpi.federation.client_training import Job, Trainer, train
-from fedprompt_mpi.federation.example_filter import example_gradients
+from fedprompt_mpi.federation.example_gradients import example_gradients
 from fedprompt_mpi.liveness.stop import Stopped
 from fedprompt_mpi.report.page import write_report
 from fedprompt_mpi.text.batches import collate
@@ -29,6 +29,8 @@ SPREAD = [
     "--federation.filter_round=4", "--output.evaluate_every=4", "--output.evaluate_clients=false",
     "--output.report=false",
 ]  # fmt: skip
+LAVISH = ["--federation.filter_cosine=0.95", "--federation.filter_counterpart=9"]
+"""With these the filter leaves out what is no poison too."""
 
 
 @pytest.mark.parametrize("method", ["soft", "p_tuning", "prefix"])
@@ -60,19 +62,19 @@ def test_spread_poison_is_found_and_the_backdoor_forgotten(tmp_path: Path) -> No
     assert (summary["filter_recall"], summary["filter_precision"]) == (record["recall"], record["precision"])
     assert summary["attack_success_rate"] <= 0.1 and summary["accuracy"] >= 0.95
     assert "Before round 4 the example filter leaves out" in write_report(tmp_path / "run").read_text()
-    parts = sum(group["parts"] for group in record["groups"])
-    assert record["bytes_up"] == parts * (16 + 4 * 10 * 64)  # half of 20 x 128
-    assert record["bytes_down"] == parts
+    sent = record["bytes_down"]  # groups, of which there is a byte each
+    frequencies = 10 * 64  # half of 20 x 128
+    assert 20 <= sent <= 160 and record["bytes_up"] == sent * (16 + 4 * frequencies) + 10 * 2 * 8 * frequencies
 
 
 @pytest.mark.parametrize("filter_round", [2, 3])
 def test_what_is_left_out_stays_out_when_a_run_goes_on(filter_round: int, tmp_path: Path) -> None:
     """To the bit, from after round 2: the filter has done its work then, or has not and does it again."""
-    flags = ["--federation.filter_cosine=0.95", "--poison.clients=all", "--federation.rounds=3"]
+    flags = [*LAVISH, "--poison.clients=all", "--federation.rounds=3"]
     flags += [f"--federation.filter_round={filter_round}"]
     run_here(tmp_path / "straight", *flags)
     record = json.loads((tmp_path / "straight" / "filtered.json").read_text())
-    assert record["left_out"]  # with such a cosine the filter takes what is no poison too
+    assert record["left_out"]
     shutil.copytree(tmp_path / "straight", tmp_path / "stopped")
     (tmp_path / "stopped" / "checkpoint" / "round-00000003.safetensors").unlink()
     if filter_round == 3:
@@ -113,7 +115,7 @@ def test_what_it_needs() -> None:
 
 def test_a_request_to_stop_gives_the_filter_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the next pass; the rounds before are saved, and the run goes on from there to the same result."""
-    flags = ["--federation.filter_round=2", "--federation.filter_cosine=0.95", "--poison.clients=all"]
+    flags = ["--federation.filter_round=2", *LAVISH, "--poison.clients=all"]
     run_here(tmp_path / "straight", *flags)
     passes = []
 
@@ -123,7 +125,7 @@ def test_a_request_to_stop_gives_the_filter_up(tmp_path: Path, monkeypatch: pyte
         return example_gradients(setup, vector, rows)
 
     with monkeypatch.context() as patched:
-        patched.setattr("fedprompt_mpi.federation.example_filter.example_gradients", stop)
+        patched.setattr("fedprompt_mpi.federation.example_gradients.example_gradients", stop)
         with pytest.raises(Stopped, match="after round 1"):
             run_here(tmp_path / "stopped", *flags)
     assert len(passes) == 1 and not (tmp_path / "stopped" / "filtered.json").exists()
@@ -133,7 +135,7 @@ def test_a_request_to_stop_gives_the_filter_up(tmp_path: Path, monkeypatch: pyte
 
 def test_who_attacks_does_not_obey(tmp_path: Path) -> None:
     """Clients 0 to 4 boost their updates: they keep what they are told to leave out."""
-    flags = ["--federation.filter_round=2", "--federation.filter_cosine=0.95", "--poison.clients=[0, 1, 2, 3, 4]"]
+    flags = ["--federation.filter_round=2", *LAVISH, "--poison.clients=[0, 1, 2, 3, 4]"]
     for name, boost in (("plain", 1), ("boosted", 2)):
         run_here(tmp_path / name, *flags, f"--poison.boost={boost}")
     plain, boosted = (

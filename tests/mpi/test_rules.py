@@ -1,5 +1,6 @@
 """Every rule, attack, mechanism and method gives the same bits in one process as over MPI. Runs under mpirun."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,12 @@ CASES: dict[str, dict[str, Any]] = {
     "gpu_aware": {"comm": {"gpu_aware": True}},
     "clients evaluated": {"output": {"evaluate_clients": True}},
     "example filter": {
-        "federation": {"filter_round": 2, "filter_cosine": 0.95, "filter_groups": 3},
+        "federation": {"filter_round": 2, "filter_cosine": 0.95, "filter_counterpart": 9, "filter_groups": 3},
+        "poison": {"clients": "all", "rate": 0.5},
+    },
+    "example filter of opposite labels": {
+        "federation": {"filter_round": 2, "filter_counterpart": 9, "filter_groups": 3},
+        "prompt": {"method": "prefix"},
         "poison": {"clients": "all", "rate": 0.5},
     },
     "backdoor signal": {"output": {"backdoor_snr": True}, "poison": {"count": 2}},
@@ -142,4 +148,12 @@ def _difference(ours: Path, theirs: Path, *, approximate: bool) -> str | None:
                 assert [(left[key] or {}).get(way) for way in WAYS] == [(right[key] or {}).get(way) for way in WAYS]
             elif key not in ("seconds", "loss", "backdoor_snr") and left[key] != right[key]:
                 return f"round {left['round']}: {key} is {left[key]} over MPI and {right[key]} alone"
+    if _filtered(ours) != _filtered(theirs):
+        return "the example filter differs"
     return None if np.isfinite(a).all() else "the vector is not finite"
+
+
+def _filtered(directory: Path) -> dict[str, Any]:
+    """Return what a run's example filter did, beside the time it took; {} without one."""
+    path = directory / "filtered.json"
+    return {**json.loads(path.read_text()), "seconds": None} if path.exists() else {}

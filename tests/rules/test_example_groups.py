@@ -1,4 +1,4 @@
-"""The groups of examples, and which of them are taken for poison: by hand, and against the definitions."""
+"""The groups of examples, and which of them are odd: by hand, and against the definitions."""
 
 import math
 
@@ -6,16 +6,21 @@ import numpy as np
 import pytest
 
 from fedprompt_mpi.rules.example_groups import (
+    EXAMPLES_PER_AXIS,
     MOST_COMPARED,
+    WHOLE,
     ClientGroups,
     Group,
     centroids,
     global_groups,
     local_groups,
     low_frequencies,
+    opposite_labels,
+    part_in_two,
+    unit,
+    whiten,
+    whole_sum,
 )
-
-COSINE = 0.25
 
 
 def test_low_frequencies_are_those_of_the_definition() -> None:
@@ -64,10 +69,13 @@ def test_of_very_many_examples_some_are_compared_and_the_others_join_them() -> N
     assert not {*groups[is_poison]} & {*groups[~is_poison]}
 
 
-def sort(means: np.ndarray, counts: list[int], clients: list[int], cosine: float = COSINE) -> list[Group]:
+def groups_of(means: np.ndarray, counts: list[int], clients: list[int]) -> ClientGroups:
+    return ClientGroups(means=means, examples=np.array(counts), clients=np.array(clients))
+
+
+def sort(means: np.ndarray, counts: list[int], clients: list[int], cosine: float = 0.25) -> list[Group]:
     """Sort the groups of clients 0 to the largest one named."""
-    found = ClientGroups(means=means, examples=np.array(counts), clients=np.array(clients))
-    return global_groups(found, max(clients) + 1, cosine)
+    return global_groups(groups_of(means, counts, clients), max(clients) + 1, cosine)
 
 
 def test_odd_groups_by_hand() -> None:
@@ -76,6 +84,7 @@ def test_odd_groups_by_hand() -> None:
     largest, odd = sort(means, counts, clients)
     assert (largest.examples, largest.clients, largest.is_odd) == (100, 2, False) and largest.cosine == pytest.approx(1)
     assert (odd.examples, odd.clients, odd.is_odd, sorted(odd.members)) == (6, 2, True, [2, 5])
+    np.testing.assert_allclose(odd.mean, directions(100.5)[0], atol=1e-6)
     towards = np.average(means[[0, 1, 3, 4]], axis=0, weights=[40, 10, 40, 10])
     expected = math.cos(math.radians(100.5) - math.atan2(towards[1], towards[0]))
     assert odd.cosine == pytest.approx(expected, abs=1e-3)
@@ -108,11 +117,61 @@ def test_a_group_without_a_direction_is_neither_odd_nor_what_others_are_compared
     assert sort(np.zeros((2, 2), dtype=np.float32), [5, 5], [0, 1]) == []
 
 
+def test_labels_that_pull_in_opposite_directions() -> None:
+    sums = np.array([[3.0, 0.2], [-2.0, 0.1], [0.1, 1.0], [0.0, 0.0], [-5.0, -0.5]])
+    assert opposite_labels(sums) == {0: [1, 4], 1: [0], 2: [], 3: [], 4: [0]}
+
+
+def test_sums_do_not_depend_on_the_order() -> None:
+    rows = unit(np.random.default_rng(0).normal(size=(1000, 7)))
+    assert (whole_sum(rows) == whole_sum(rows[::-1])).all()
+    assert (whole_sum(rows) == whole_sum(rows[:300]) + whole_sum(rows[300:])).all()
+    np.testing.assert_allclose(whole_sum(rows) / WHOLE, rows.sum(axis=0), atol=1e-3)
+
+
+def test_whitening_gives_every_axis_a_variance_of_1_within_labels() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 600)
+    spread = np.array([10, 3, 1, *[0.01] * 97])
+    features = rng.normal(size=(600, 100)) * spread + 100 * labels[:, None]
+    coordinates, axes = whiten(features.astype(np.float32), labels)
+    assert axes.shape == (600 // EXAMPLES_PER_AXIS, 100)
+    np.testing.assert_allclose(axes @ axes.T, np.eye(75), atol=1e-5)
+    np.testing.assert_allclose(coordinates.T @ coordinates / 600, np.eye(75), atol=1e-4)
+    for label in (0, 1):
+        np.testing.assert_allclose(coordinates[labels == label].mean(axis=0), 0, atol=1e-4)
+
+
+def test_whitening_of_little() -> None:
+    """Examples without a direction stay so, and tell nothing of the mean; one example of a label is its mean."""
+    features = directions(0, 90, 0, 30)
+    features[2] = 0
+    coordinates, axes = whiten(features, np.array([0, 0, 0, 1]))
+    assert axes.shape == (1, 2) and coordinates.shape == (4, 1)
+    assert coordinates[0] == -coordinates[1] != 0 and not coordinates[2:].any()
+    coordinates, axes = whiten(np.zeros((2, 5), dtype=np.float32), np.array([0, 1]))
+    assert coordinates.shape == (2, 0) and axes.shape == (0, 5)
+    assert not (centroids(coordinates, local_groups(coordinates, 8)) @ axes).any()
+
+
+def test_a_label_is_parted_where_the_odd_ones_end() -> None:
+    """Two clouds, of which the clustering found a part of the smaller one, and two of the others."""
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(200, 10)).astype(np.float32)
+    is_poison = np.arange(200) < 30
+    points[is_poison, 0] += 8
+    begin = np.arange(200) < 12
+    begin[[50, 51]] = True
+    assert part_in_two(points, begin).tolist() == is_poison.tolist()
+    for nothing in (np.zeros(200, dtype=bool), np.ones(200, dtype=bool)):
+        assert part_in_two(points, nothing).tolist() == nothing.tolist()
+
+
 def test_of_very_many_groups_some_are_compared_and_the_others_join_them() -> None:
     clients = np.arange(MOST_COMPARED + 500)
     angles = np.where(clients % 3 == 0, 100, 0) + np.random.default_rng(0).normal(0, 3, len(clients))
-    found = ClientGroups(means=directions(*angles), examples=np.ones(len(clients), dtype=np.int64), clients=clients)
-    largest, odd = global_groups(found, len(clients), COSINE)
+    found = groups_of(directions(*angles), [1] * len(clients), clients.tolist())
+    largest, odd = global_groups(found, len(clients), 0.25)
     assert sorted([*largest.members, *odd.members]) == clients.tolist()
     assert (odd.members % 3 == 0).all()
 
