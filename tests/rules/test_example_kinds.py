@@ -42,7 +42,7 @@ def test_the_first_directions_are_those_of_the_largest_groups() -> None:
 
 
 def test_odd_kinds_by_hand() -> None:
-    """Three clients with 100 examples of a label in all; the 200 of the opposite one have a tenth of the second kind."""
+    """Three clients with 100 examples of a label; of the 200 of the opposite one, few are of the second kind."""
     own, opposite = np.array([[42, 7, 0], [30, 4, 0], [13, 4, 0]]), np.array([196, 3, 1])
     common, rare, nobodys = judge(own, opposite, 0.35)
     assert (common.examples, common.clients, common.is_odd) == (85, 3, False)
