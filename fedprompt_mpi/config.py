@@ -188,6 +188,8 @@ class FederationConfig(ExampleFilterOptions, ServerOptimizerOptions, RuleOptions
                 f"federation.filter_round is {self.filter_round} but federation.rounds is {self.rounds}: "
                 "filter earlier, or have more rounds"
             )
+        if self.filter_restart and self.filter_round is None:
+            raise SettingsError("federation.filter_restart is true, but federation.filter_round is not given: give it")
 
     @property
     def cohort_size(self) -> int:

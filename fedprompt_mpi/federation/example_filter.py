@@ -24,13 +24,15 @@ from fedprompt_mpi.federation.example_gradients import FilterGivenUp, features_o
 from fedprompt_mpi.federation.setup import Setup
 from fedprompt_mpi.rules import example_kinds as kinds
 from fedprompt_mpi.rules.example_groups import (
+    PARTINGS,
     ClientGroups,
     Group,
     centroids,
     global_groups,
     local_groups,
+    nearer_to_odd,
     opposite_labels,
-    part_in_two,
+    sums_in_two,
     unit,
     whiten,
     whole_sum,
@@ -96,10 +98,11 @@ def filter_examples(setup: Setup, vector: Vector, round_: int) -> tuple[np.ndarr
         groups, records = _judge_groups(setup, own, opposite, traffic)
         if any(opposite.values()):
             records += _judge_kinds(setup, own, opposite, groups, traffic)
+        _part_in_two(setup, own, traffic)
     left_out, disobedient = np.zeros(len(corpus.train)), attacking_clients(setup.config)
     for part in own:
         if part.client not in disobedient:
-            left_out[part.rows] = part_in_two(part.coordinates, part.is_odd)
+            left_out[part.rows] = part.is_odd
     for client in {part.client for part in own}:  # one of which nothing would be left goes on with what it has
         rows = corpus.client_rows(client)
         left_out[rows] *= not left_out[rows].all()
@@ -113,6 +116,7 @@ def filter_examples(setup: Setup, vector: Vector, round_: int) -> tuple[np.ndarr
         bytes_up=traffic.up,
         bytes_down=traffic.down,
         seconds=time.perf_counter() - start,
+        restarted=setup.config.federation.filter_restart and bool(everyone.any()),
         **_score(setup, everyone),
     )
     return everyone, record
@@ -284,6 +288,26 @@ def _judge_kinds(
         for part in (part for part in own if part.label == label):
             part.is_odd = is_odd[kinds.kinds_of(part.coordinates, part.axes, directions[label])]
     return records
+
+
+def _part_in_two(setup: Setup, own: list[SortedExamples], traffic: Traffic) -> None:
+    """Part each label in two, between what is odd and the rest, by the nearer mean over all clients.
+
+    Both means move with their examples: a group's edge is found better with the direction between the two known than
+    without. Only sums over clients travel.
+    """
+    labels, width = len(setup.corpus.label_words), num_frequencies(setup) + 1
+    for _ in range(PARTINGS):
+        sums = np.zeros((labels, 2, width))
+        for part in own:
+            sums[part.label] += sums_in_two(part.coordinates, part.axes, part.is_odd)
+        sums = setup.channel.sum(sums)
+        traffic.up += setup.config.federation.clients * sums.nbytes
+        traffic.down += setup.config.federation.clients * sums.nbytes
+        if not sums[:, 1, -1].any():  # nothing is odd
+            break
+        for part in own:
+            part.is_odd = nearer_to_odd(part.coordinates, part.axes, sums[part.label])
 
 
 def _of_group(label: int, group: Group) -> GroupRecord:

@@ -173,6 +173,8 @@ class Federation:
         self._leave_out(rows)
         if self._journal is not None and self._filtered is not None:
             self._journal.add_filter(self._filtered)
+        if self.config.federation.filter_restart and rows.any():  # the same on every rank
+            self._begin_again()
 
     def draw_cohort(self, round_: int) -> Cohort:
         """Return the clients of a round and their ranks, the same on every rank."""
@@ -337,6 +339,19 @@ class Federation:
     def _leave_out(self, rows: np.ndarray) -> None:
         """Let clients train on none of these rows of the training table `[N]` bool from here on."""
         self.setup = dataclasses.replace(self.setup, corpus=self.setup.corpus.without(rows))
+
+    def _begin_again(self) -> None:
+        """Replace the global vector by the one that the run began with; every rank calls this."""
+        from fedprompt_mpi.federation.prepare import first_vector
+
+        def make() -> None:
+            if self.setup.is_root:
+                self.server.vector[:] = first_vector(self.config, self.setup.backbone, self.setup.method)
+
+        run_on_all_ranks(self.channel, make)
+        self.server = Server(self.server.vector, self.config, is_root=self.setup.is_root)
+        with self.phases.timing.mute():
+            self.server.broadcast(self.channel)
 
     def _backdoor_snr(self) -> float | None:
         """Return the backdoor's signal-to-noise ratio in the server's last step, if it is measured."""

@@ -42,8 +42,8 @@ MOST_OF_ONE = 0.5
 """Share of a group up to which one client may have it: poison that is spread is no one client's own."""
 OPPOSITE = -0.85
 """Cosine between the mean directions of two labels up to which they pull the prompt in opposite directions."""
-MOST_PARTINGS = 10
-"""Times that a label is parted in two, at most."""
+PARTINGS = 5
+"""Times that a label is parted in two."""
 WHOLE = 2.0**20
 """Whole numbers that a sum of 1 is made of."""
 
@@ -55,6 +55,8 @@ class ExampleFilterOptions:
     filter_round: int | None = setting(None, at_least=1)
     """Before this round, clients look for poisoned examples among their own, by the gradients of the prompt, and leave
     them out from there on. The backdoor must have been learnt by then."""
+    filter_restart: bool = setting(False)
+    """filter_round: once examples have been left out, begin again with the first prompt, without poison."""
     filter_groups: int = setting(8, at_least=2, at_most=100)
     """filter_round: groups that a client sorts its examples of a label into."""
     filter_share: float = setting(0.5, above=0, at_most=1)
@@ -131,25 +133,38 @@ def centroids(features: np.ndarray, groups: np.ndarray) -> np.ndarray:
     return unit(sums)
 
 
-def part_in_two(coordinates: np.ndarray, is_odd: np.ndarray) -> np.ndarray:
-    """Return which of a client's examples of one label are nearer to the odd ones than to the others `[n]` bool.
+def sums_in_two(coordinates: np.ndarray, axes: np.ndarray, is_odd: np.ndarray) -> np.ndarray:
+    """Return the sums of a client's other examples of a label and of its odd ones, and their numbers `[2, F + 1]`.
 
-    Both means move until no example changes sides: a group's edge is found better with the direction between the two
-    known than without.
+    The sums are float64, in whole numbers.
 
     Args:
         coordinates: `[n, k]` float32, whitened.
-        is_odd: `[n]` bool, to begin with.
+        axes: `[k, F]` float32.
+        is_odd: `[n]` bool.
     """
-    for _ in range(MOST_PARTINGS):
-        if is_odd.all() or not is_odd.any():
-            break
-        odd, other = (coordinates[which].mean(axis=0, dtype=np.float64) for which in (is_odd, ~is_odd))
-        nearer = (coordinates - (odd + other) / 2) @ (odd - other) > 0
-        if (nearer == is_odd).all():
-            break
-        is_odd = nearer
-    return is_odd
+    sums = np.zeros((2, axes.shape[1] + 1))
+    for odd in (0, 1):
+        chosen = coordinates[is_odd == odd].sum(axis=0, dtype=np.float64)
+        sums[odd, :-1] = np.rint(exact_product(chosen[None], axes)[0] * WHOLE)
+        sums[odd, -1] = (is_odd == odd).sum()
+    return sums
+
+
+def nearer_to_odd(coordinates: np.ndarray, axes: np.ndarray, sums: np.ndarray) -> np.ndarray:
+    """Return which of a client's examples are nearer to the mean of the odd ones than to that of the others `[n]` bool.
+
+    None is if there are no odd ones, or no others.
+
+    Args:
+        coordinates: `[n, k]` float32, whitened.
+        axes: `[k, F]` float32.
+        sums: `[2, F + 1]`, those of all clients.
+    """
+    if not sums[:, -1].all():
+        return np.zeros(len(coordinates), dtype=bool)
+    other, odd = exact_product(sums[:, :-1] / sums[:, -1:] / WHOLE, axes.T)
+    return exact_product(coordinates - (odd + other) / 2, (odd - other)[:, None])[:, 0] > 0
 
 
 def whole_sum(rows: np.ndarray) -> np.ndarray:

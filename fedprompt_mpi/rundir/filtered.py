@@ -53,6 +53,8 @@ class FilterRecord:
     """Verdicts, and the directions of the kinds."""
     seconds: float
     """As rank 0 waited for them."""
+    restarted: bool
+    """The global prompt then began again."""
 
     @property
     def num_left_out(self) -> int:

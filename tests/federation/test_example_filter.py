@@ -16,6 +16,8 @@ from fedprompt_mpi.commands.settings import parse_settings
 from fedprompt_mpi.config import ClientConfig, FederationConfig, PrivacyConfig, PromptConfig, RunConfig, SettingsError
 from fedprompt_mpi.federation.client_training import Job, Trainer, train
 from fedprompt_mpi.federation.example_gradients import example_gradients
+from fedprompt_mpi.federation.federation import Federation
+from fedprompt_mpi.federation.updates import LocalUpdates
 from fedprompt_mpi.liveness.stop import Stopped
 from fedprompt_mpi.report.page import write_report
 from fedprompt_mpi.text.batches import collate
@@ -31,6 +33,7 @@ SPREAD = [
 ]  # fmt: skip
 LAVISH = ["--federation.filter_cosine=0.95", "--federation.filter_counterpart=9"]
 """With these the filter leaves out what is no poison too."""
+NOTHING = ["--federation.filter_cosine=-1", "--federation.filter_counterpart=0"]
 
 
 @pytest.mark.parametrize("method", ["soft", "p_tuning", "prefix"])
@@ -62,16 +65,18 @@ def test_spread_poison_is_found_and_the_backdoor_forgotten(tmp_path: Path) -> No
     assert (summary["filter_recall"], summary["filter_precision"]) == (record["recall"], record["precision"])
     assert summary["attack_success_rate"] <= 0.1 and summary["accuracy"] >= 0.95
     assert "Before round 4 the example filter leaves out" in write_report(tmp_path / "run").read_text()
-    sent = record["bytes_down"]  # groups, of which there is a byte each
     frequencies = 10 * 64  # half of 20 x 128
-    assert 20 <= sent <= 160 and record["bytes_up"] == sent * (16 + 4 * frequencies) + 10 * 2 * 8 * frequencies
+    in_two = 5 * 10 * 2 * 2 * 8 * (frequencies + 1)  # sums of two parts of two labels, of 10 clients, five times
+    centroids = record["bytes_up"] - in_two - 10 * 2 * 8 * frequencies  # without the sum of each label
+    groups, rest = divmod(centroids, 16 + 4 * frequencies)
+    assert rest == 0 and 20 <= groups <= 160 and record["bytes_down"] == groups + in_two
 
 
-@pytest.mark.parametrize("filter_round", [2, 3])
-def test_what_is_left_out_stays_out_when_a_run_goes_on(filter_round: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("filter_round", "restart"), [(2, "true"), (3, "false"), (3, "true")])
+def test_what_is_left_out_stays_out_when_a_run_goes_on(filter_round: int, restart: str, tmp_path: Path) -> None:
     """To the bit, from after round 2: the filter has done its work then, or has not and does it again."""
     flags = [*LAVISH, "--poison.clients=all", "--federation.rounds=3"]
-    flags += [f"--federation.filter_round={filter_round}"]
+    flags += [f"--federation.filter_round={filter_round}", f"--federation.filter_restart={restart}"]
     run_here(tmp_path / "straight", *flags)
     record = json.loads((tmp_path / "straight" / "filtered.json").read_text())
     assert record["left_out"]
@@ -83,6 +88,25 @@ def test_what_is_left_out_stays_out_when_a_run_goes_on(filter_round: int, tmp_pa
     assert load_prompt(tmp_path / "stopped").vector.tobytes() == load_prompt(tmp_path / "straight").vector.tobytes()
     again = json.loads((tmp_path / "stopped" / "filtered.json").read_text())
     assert again["left_out"] == record["left_out"]
+
+
+@pytest.mark.parametrize(("flags", "again"), [(LAVISH, True), (NOTHING, False)])
+def test_the_prompt_begins_again(
+    flags: list[str], again: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the vector of before round 1, if anything is left out."""
+    begun, train = [], Federation.train
+
+    def watch(federation: Federation, *round_: Any) -> LocalUpdates:
+        begun.append(federation.server.vector.copy())
+        return train(federation, *round_)
+
+    monkeypatch.setattr(Federation, "train", watch)
+    more = ["--federation.filter_round=2", "--federation.filter_restart=true", "--poison.clients=all"]
+    run_here(tmp_path, *flags, *more)
+    first, second = begun
+    assert (first.tobytes() == second.tobytes()) == again
+    assert json.loads((tmp_path / "filtered.json").read_text())["restarted"] == again
 
 
 def test_a_record_that_names_others_examples_is_refused(tmp_path: Path) -> None:
@@ -107,6 +131,8 @@ def test_a_record_that_names_others_examples_is_refused(tmp_path: Path) -> None:
 def test_what_it_needs() -> None:
     with pytest.raises(SettingsError, match=r"filter_round is 3 but federation\.rounds is 2: filter"):
         FederationConfig(filter_round=3, rounds=2)
+    with pytest.raises(SettingsError, match=r"filter_restart is true, but federation\.filter_round is not given"):
+        FederationConfig(filter_restart=True)
     with pytest.raises(SettingsError, match=r"gradients of a prompt, but prompt\.method is full"):
         RunConfig(federation=FederationConfig(filter_round=1), prompt=PromptConfig(method="full"))
     with pytest.raises(SettingsError, match=r"without noise, but privacy\.mechanism is ldp"):

@@ -67,7 +67,7 @@ CASES: dict[str, dict[str, Any]] = {
     "gpu_aware": {"comm": {"gpu_aware": True}},
     "clients evaluated": {"output": {"evaluate_clients": True}},
     "example filter": {
-        "federation": {"filter_round": 2, "filter_cosine": 0.95, "filter_counterpart": 9, "filter_groups": 3},
+        "federation": {"filter_round": 2, "filter_cosine": 0.95, "filter_restart": True, "filter_groups": 3},
         "poison": {"clients": "all", "rate": 0.5},
     },
     "example filter of opposite labels": {

@@ -8,6 +8,7 @@ import pytest
 from fedprompt_mpi.rules.example_groups import (
     EXAMPLES_PER_AXIS,
     MOST_COMPARED,
+    PARTINGS,
     WHOLE,
     ClientGroups,
     Group,
@@ -15,8 +16,9 @@ from fedprompt_mpi.rules.example_groups import (
     global_groups,
     local_groups,
     low_frequencies,
+    nearer_to_odd,
     opposite_labels,
-    part_in_two,
+    sums_in_two,
     unit,
     whiten,
     whole_sum,
@@ -155,16 +157,21 @@ def test_whitening_of_little() -> None:
 
 
 def test_a_label_is_parted_where_the_odd_ones_end() -> None:
-    """Two clouds, of which the clustering found a part of the smaller one, and two of the others."""
+    """Two clouds on two clients, of which a part of the smaller one was found, and two examples of the other."""
     rng = np.random.default_rng(0)
-    points = rng.normal(size=(200, 10)).astype(np.float32)
-    is_poison = np.arange(200) < 30
+    points, axes = rng.normal(size=(200, 10)).astype(np.float32), np.eye(10, 15, dtype=np.float32)
+    is_poison = np.arange(200) % 7 == 0
     points[is_poison, 0] += 8
-    begin = np.arange(200) < 12
-    begin[[50, 51]] = True
-    assert part_in_two(points, begin).tolist() == is_poison.tolist()
+    is_odd = is_poison & (np.arange(200) < 60)
+    is_odd[[50, 51]] = True
+    clients = (slice(0, 120), slice(120, 200))  # nothing was found on the second one
+    for _ in range(PARTINGS):
+        sums = sum((sums_in_two(points[own], axes, is_odd[own]) for own in clients), np.zeros((2, 16)))
+        assert sums[:, -1].tolist() == [(~is_odd).sum(), is_odd.sum()]
+        is_odd = np.concatenate([nearer_to_odd(points[own], axes, sums) for own in clients])
+    assert is_odd.tolist() == is_poison.tolist()
     for nothing in (np.zeros(200, dtype=bool), np.ones(200, dtype=bool)):
-        assert part_in_two(points, nothing).tolist() == nothing.tolist()
+        assert not nearer_to_odd(points, axes, sums_in_two(points, axes, nothing)).any()
 
 
 def test_of_very_many_groups_some_are_compared_and_the_others_join_them() -> None:
