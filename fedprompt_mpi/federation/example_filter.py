@@ -24,12 +24,14 @@ from fedprompt_mpi.federation.example_gradients import FilterGivenUp, features_o
 from fedprompt_mpi.federation.setup import Setup
 from fedprompt_mpi.rules import example_kinds as kinds
 from fedprompt_mpi.rules.example_groups import (
+    MOST_GROWTH,
     PARTINGS,
     ClientGroups,
     Group,
     centroids,
     global_groups,
     local_groups,
+    may_be_poison,
     nearer_to_odd,
     opposite_labels,
     sums_in_two,
@@ -41,6 +43,8 @@ from fedprompt_mpi.rundir.filtered import FilterRecord, GroupRecord, LeftOut
 
 HEADER = np.dtype([("client", "<i4"), ("label", "<i4"), ("examples", "<i8")])
 """What is told of a group beside its centroid."""
+COUNTS = np.dtype([("client", "<i4"), ("label", "<i4"), ("examples", "<i8", kinds.KINDS)])
+"""A client's examples of a label, by kind."""
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -72,8 +76,15 @@ class SortedExamples:
 class Traffic:
     """Bytes that all clients send to the server and receive from it."""
 
+    clients: int
+    """Of the federation."""
     up: int = 0
     down: int = 0
+
+    def add_sum(self, values: np.ndarray) -> None:
+        """Count an array that each client sends, and whose sum each receives."""
+        self.up += self.clients * values.nbytes
+        self.down += self.clients * values.nbytes
 
 
 def filter_examples(setup: Setup, vector: Vector, round_: int) -> tuple[np.ndarray, FilterRecord | None]:
@@ -90,15 +101,15 @@ def filter_examples(setup: Setup, vector: Vector, round_: int) -> tuple[np.ndarr
     Raises:
         FilterGivenUp: on every rank, if one was asked to stop.
     """
-    channel, corpus, start, traffic = setup.channel, setup.corpus, time.perf_counter(), Traffic()
-    own, sums = _sort_all(setup, vector, round_)
+    channel, corpus, start = setup.channel, setup.corpus, time.perf_counter()
+    traffic = Traffic(setup.config.federation.clients)
+    own, sums = _sort_all(setup, vector)
     opposite = opposite_labels(sums)
-    traffic.up += setup.config.federation.clients * sums.nbytes
-    with channel.phases.time("filter", round_):
-        groups, records = _judge_groups(setup, own, opposite, traffic)
-        if any(opposite.values()):
-            records += _judge_kinds(setup, own, opposite, groups, traffic)
-        _part_in_two(setup, own, traffic)
+    traffic.add_sum(sums)
+    groups, records = _judge_groups(setup, own, opposite, traffic)
+    if any(opposite.values()):
+        records += _judge_kinds(setup, own, opposite, groups, traffic)
+    part_in_two(setup, own, traffic)
     left_out, disobedient = np.zeros(len(corpus.train)), attacking_clients(setup.config)
     for part in own:
         if part.client not in disobedient:
@@ -110,13 +121,14 @@ def filter_examples(setup: Setup, vector: Vector, round_: int) -> tuple[np.ndarr
         everyone = channel.sum(left_out) > 0
     if not setup.is_root:
         return everyone, None
+    restarts = setup.config.federation.filter_restart and bool(everyone.any())
     record = FilterRecord(
         round=round_,
         groups=records,
         bytes_up=traffic.up,
-        bytes_down=traffic.down,
+        bytes_down=traffic.down + (traffic.clients * 4 * setup.method.layout.size if restarts else 0),
         seconds=time.perf_counter() - start,
-        restarted=setup.config.federation.filter_restart and bool(everyone.any()),
+        restarted=restarts,
         **_score(setup, everyone),
     )
     return everyone, record
@@ -141,11 +153,11 @@ def rows_left_out(setup: Setup, record: FilterRecord | None) -> np.ndarray:
     return found
 
 
-def _sort_all(setup: Setup, vector: Vector, round_: int) -> tuple[list[SortedExamples], np.ndarray]:
+def _sort_all(setup: Setup, vector: Vector) -> tuple[list[SortedExamples], np.ndarray]:
     """Sort the examples of this rank's clients; and sum each label's directions, over all ranks `[L, F]` float64."""
     channel, own, gives_up = setup.channel, [], False
     sums = np.zeros((len(setup.corpus.label_words), num_frequencies(setup)))
-    with channel.phases.time("filter", round_):
+    with channel.phases.time("filter"):
         try:
             own = list(_sort_own(setup, vector, sums))
         except FilterGivenUp:
@@ -258,56 +270,114 @@ def _judge_kinds(
         traffic: is added to.
 
     Returns:
-        Records of the kinds, the same on every rank.
+        Records of the kinds, on rank 0.
     """
-    channel, clients, labels = setup.channel, setup.config.federation.clients, len(opposite)
-    directions = np.zeros((labels, kinds.KINDS, num_frequencies(setup)), dtype=np.float32)
-    for label in [label for label in groups if opposite[label] and groups[label]]:
-        directions[label] = kinds.first_directions(groups[label])
-    channel.tell(directions)
-    for _ in range(kinds.STEPS):
-        sums = np.zeros(directions.shape)
+    channel, threshold = setup.channel, setup.config.federation.filter_counterpart
+    places = {label: at for at, label in enumerate(label for label in opposite if opposite[label])}
+    own = [part for part in own if part.label in places]
+    directions = _find_kinds(setup, own, places, groups, traffic)
+
+    def kinds_by(part: SortedExamples, label: int, sign: int = 1) -> np.ndarray:
+        return kinds.kinds_of(sign * part.coordinates, part.axes, directions[places[label]])
+
+    turned = np.zeros((len(places), kinds.KINDS))
+    counts = np.zeros(len(own), dtype=COUNTS)
+    with channel.phases.time("filter"):
+        for part, row in zip(own, counts, strict=True):
+            row["client"], row["label"] = part.client, part.label
+            row["examples"] = kinds.count(kinds_by(part, part.label))
+            for other in opposite[part.label]:
+                turned[places[other]] += kinds.count(kinds_by(part, other, sign=-1))
+    turned = channel.sum(turned)
+    traffic.add_sum(turned)
+    is_odd = np.zeros((len(places), kinds.KINDS + 1), dtype=np.uint8)  # the last is that of examples of no kind
+    records: list[GroupRecord] = []
+
+    def answer(everyone: np.ndarray) -> np.ndarray:
+        odd = np.zeros_like(is_odd)
+        for label, at in places.items():
+            by_client = np.zeros((setup.config.federation.clients, kinds.KINDS))
+            of_label = everyone[everyone["label"] == label]
+            by_client[of_label["client"]] = of_label["examples"]
+            found = kinds.judge(by_client, turned[at], threshold)
+            odd[at, :-1] = [kind.is_odd for kind in found]
+            records.extend(_of_kind(label, kind) for kind in found if kind.examples)
+        return odd
+
+    ranks = np.zeros(channel.size)
+    ranks[channel.rank] = len(own)
+    rows = channel.sum(ranks).astype(np.int64)
+    channel.consult(counts, rows, answer, is_odd)
+    traffic.up += int(rows.sum()) * COUNTS.itemsize
+    traffic.down += traffic.clients * is_odd.nbytes
+    with channel.phases.time("filter"):
         for part in own:
-            nearest = kinds.kinds_of(part.coordinates, part.axes, directions[part.label])
-            sums[part.label] += kinds.sums_of(part.coordinates, part.axes, nearest)
-        directions = unit(channel.sum(sums).reshape(-1, directions.shape[2])).reshape(directions.shape)
-    counts, turned = np.zeros((labels, clients, kinds.KINDS)), np.zeros((labels, kinds.KINDS))
-    for part in own:
-        nearest = kinds.kinds_of(part.coordinates, part.axes, directions[part.label])
-        counts[part.label, part.client] = kinds.count(nearest)
-        for other in opposite[part.label]:
-            turned[other] += kinds.count(kinds.kinds_of(-part.coordinates, part.axes, directions[other]))
-    counts, turned = channel.sum(counts), channel.sum(turned)
-    traffic.up += clients * (kinds.STEPS * directions.size + counts[:, 0].size + turned.size) * counts.itemsize
-    traffic.down += clients * (directions.nbytes + (kinds.STEPS * directions.size + counts.size) * counts.itemsize)
-    records = []
-    for label in [label for label in opposite if opposite[label]]:
-        found = kinds.judge(counts[label], turned[label], setup.config.federation.filter_counterpart)
-        records += [_of_kind(label, kind) for kind in found if kind.examples]
-        is_odd = np.array([*(kind.is_odd for kind in found), False])  # the last is that of examples of no kind
-        for part in (part for part in own if part.label == label):
-            part.is_odd = is_odd[kinds.kinds_of(part.coordinates, part.axes, directions[label])]
+            part.is_odd = is_odd[places[part.label], kinds_by(part, part.label)].astype(bool)
     return records
 
 
-def _part_in_two(setup: Setup, own: list[SortedExamples], traffic: Traffic) -> None:
+def _find_kinds(
+    setup: Setup, own: list[SortedExamples], places: dict[int, int], groups: dict[int, list[Group]], traffic: Traffic
+) -> np.ndarray:
+    """Return the directions of the kinds of each label with an opposite one `[labels, G, F]` float32.
+
+    Args:
+        setup: of this rank.
+        own: of this rank's clients, of these labels.
+        places: of the labels in what is returned.
+        groups: of each label, on rank 0.
+        traffic: is added to.
+    """
+    channel, width = setup.channel, num_frequencies(setup)
+    directions = np.zeros((len(places), kinds.KINDS, width), dtype=np.float32)
+    for label, at in places.items():
+        if groups.get(label):
+            directions[at] = kinds.first_directions(groups[label])
+    channel.tell(directions)
+    traffic.down += traffic.clients * directions.nbytes
+    for _ in range(kinds.STEPS):
+        sums = np.zeros(directions.shape)
+        with channel.phases.time("filter"):
+            for part in own:
+                at = places[part.label]
+                nearest = kinds.kinds_of(part.coordinates, part.axes, directions[at])
+                sums[at] += kinds.sums_of(part.coordinates, part.axes, nearest)
+        directions = unit(channel.sum(sums).reshape(-1, width)).reshape(directions.shape)
+        traffic.add_sum(sums)
+    return directions
+
+
+def part_in_two(setup: Setup, own: list[SortedExamples], traffic: Traffic) -> None:
     """Part each label in two, between what is odd and the rest, by the nearer mean over all clients.
 
     Both means move with their examples: a group's edge is found better with the direction between the two known than
-    without. Only sums over clients travel.
+    without. Where the two are not apart, the odd part grows without end; then what was odd before stays so. Only sums
+    over clients travel.
     """
-    labels, width = len(setup.corpus.label_words), num_frequencies(setup) + 1
-    for _ in range(PARTINGS):
-        sums = np.zeros((labels, 2, width))
-        for part in own:
-            sums[part.label] += sums_in_two(part.coordinates, part.axes, part.is_odd)
-        sums = setup.channel.sum(sums)
-        traffic.up += setup.config.federation.clients * sums.nbytes
-        traffic.down += setup.config.federation.clients * sums.nbytes
-        if not sums[:, 1, -1].any():  # nothing is odd
-            break
+    channel, labels, clients = setup.channel, len(setup.corpus.label_words), setup.config.federation.clients
+    before, first = [part.is_odd for part in own], np.zeros(labels)
+    total, by_client = np.zeros(labels), np.zeros((labels, clients))
+    for step in range(PARTINGS):
+        sums = np.zeros((labels, 2, num_frequencies(setup) + 1))
+        with channel.phases.time("filter"):
+            for part in own:
+                sums[part.label] += sums_in_two(part.coordinates, part.axes, part.is_odd)
+        sums = channel.sum(sums)
+        traffic.add_sum(sums)
+        if step == 0:
+            first, total = sums[:, 1, -1], sums[:, :, -1].sum(axis=1)
+        if not first.any():
+            return
         for part in own:
             part.is_odd = nearer_to_odd(part.coordinates, part.axes, sums[part.label])
+    for part in own:
+        by_client[part.label, part.client] = part.is_odd.sum()
+    by_client = channel.sum(by_client)
+    traffic.add_sum(by_client)
+    for part, was_odd in zip(own, before, strict=True):
+        found, most = by_client[part.label], MOST_GROWTH * first[part.label]
+        if found.sum() > most or not may_be_poison(found, int(total[part.label])):
+            part.is_odd = was_odd
 
 
 def _of_group(label: int, group: Group) -> GroupRecord:
@@ -317,7 +387,7 @@ def _of_group(label: int, group: Group) -> GroupRecord:
         clients=group.clients,
         cosine=group.cosine,
         counterpart=None,
-        left_out=group.is_odd,
+        is_odd=group.is_odd,
     )
 
 
@@ -328,7 +398,7 @@ def _of_kind(label: int, kind: kinds.Kind) -> GroupRecord:
         clients=kind.clients,
         cosine=None,
         counterpart=kind.counterpart,
-        left_out=kind.is_odd,
+        is_odd=kind.is_odd,
     )
 
 

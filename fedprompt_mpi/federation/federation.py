@@ -27,6 +27,7 @@ from fedprompt_mpi.federation.prepare import run_on_all_ranks
 from fedprompt_mpi.federation.privacy import Account
 from fedprompt_mpi.federation.server import Aggregation, Server
 from fedprompt_mpi.federation.setup import Setup
+from fedprompt_mpi.federation.state import FIRST, keeps_first
 from fedprompt_mpi.federation.updates import HEADER, LocalUpdates, announce, gather, is_finite
 from fedprompt_mpi.liveness.stop import Stopped
 from fedprompt_mpi.rundir.checkpoint import Checkpoint, InMemoryCheckpoint, save_checkpoint
@@ -85,6 +86,12 @@ class Federation:
         self.setup, self.config, self.channel, self.phases = setup, config, channel, channel.phases
         self.rounds_done = checkpoint.round_
         self.server = Server(checkpoint.vector, config, is_root=setup.is_root)
+        self._first = checkpoint.state.get(FIRST)
+        """The vector that the run began with, on rank 0, as long as it may begin again."""
+        if keeps_first(config, self.rounds_done) and self._first is None and setup.is_root:
+            self._first = np.array(checkpoint.vector)
+        self._began_again = False
+        """From before a round until it is done."""
         self.server.restore(checkpoint.state)
         self._codec = CODECS[config.comm.wire]
         self._feedback = ClientFeedback(self._codec, config.federation.clients, setup.method.layout.size, channel)
@@ -136,13 +143,7 @@ class Federation:
         if is_stopping and round_ < self.config.federation.rounds:
             raise StopRound
         rates = None
-        if self.config.output.backdoor_snr and round_ < self.config.federation.rounds:
-            from fedprompt_mpi.federation.signal import backdoor_direction
-
-            with self.phases.time("evaluate", round_):
-                self._backdoor = backdoor_direction(self.setup, self.server.vector)
-            if self.setup.is_root:
-                self._vector_before = np.array(self.server.vector)
+        self._look_for_backdoor(round_)
         if self.is_evaluated(round_):
             from fedprompt_mpi.federation.evaluate import evaluate, texts_to_evaluate
 
@@ -174,7 +175,7 @@ class Federation:
         if self._journal is not None and self._filtered is not None:
             self._journal.add_filter(self._filtered)
         if self.config.federation.filter_restart and rows.any():  # the same on every rank
-            self._begin_again()
+            self._begin_again(round_)
 
     def draw_cohort(self, round_: int) -> Cohort:
         """Return the clients of a round and their ranks, the same on every rank."""
@@ -234,7 +235,7 @@ class Federation:
 
     def record(self, round_: int, cohort: Cohort, result: RoundResult) -> None:
         """Keep the record of a round; its line is written once its vector has been evaluated."""
-        self.rounds_done = round_
+        self.rounds_done, self._began_again = round_, False
         if not self.setup.is_root:
             return
         aggregation, own = result.aggregation, result.own_rates
@@ -288,7 +289,7 @@ class Federation:
         Raises:
             Stopped: always.
         """
-        if self.rounds_done:  # a saved checkpoint does not list the ranks that were lost since
+        if self.rounds_done and not self._began_again:  # what is saved does not list the ranks that were lost since
             self.save()
         raise Stopped(f"stopped on request after round {self.rounds_done}")
 
@@ -340,18 +341,34 @@ class Federation:
         """Let clients train on none of these rows of the training table `[N]` bool from here on."""
         self.setup = dataclasses.replace(self.setup, corpus=self.setup.corpus.without(rows))
 
-    def _begin_again(self) -> None:
-        """Replace the global vector by the one that the run began with; every rank calls this."""
-        from fedprompt_mpi.federation.prepare import first_vector
+    def _begin_again(self, round_: int) -> None:
+        """Go back to the vector that the run began with, before a round; every rank calls this.
 
-        def make() -> None:
-            if self.setup.is_root:
-                self.server.vector[:] = first_vector(self.config, self.setup.backbone, self.setup.method)
-
-        run_on_all_ranks(self.channel, make)
+        The state of the round before is saved: a stop in this round has nothing newer to save.
+        """
+        if self.rounds_done:
+            self.save()
+        self._began_again = True
+        if self.setup.is_root:
+            self.server.vector[:] = self._first
         self.server = Server(self.server.vector, self.config, is_root=self.setup.is_root)
+        size = self.setup.method.layout.size
+        self._feedback = ClientFeedback(self._codec, self.config.federation.clients, size, self.channel)
+        self._observer = Observer(self.config.poison)
         with self.phases.timing.mute():
             self.server.broadcast(self.channel)
+        self._look_for_backdoor(round_ - 1)
+
+    def _look_for_backdoor(self, round_: int) -> None:
+        """Note the backdoor's direction at the vector after a round, if its signal is measured."""
+        if not self.config.output.backdoor_snr or round_ >= self.config.federation.rounds:
+            return
+        from fedprompt_mpi.federation.signal import backdoor_direction
+
+        with self.phases.time("evaluate", round_):
+            self._backdoor = backdoor_direction(self.setup, self.server.vector)
+        if self.setup.is_root:
+            self._vector_before = np.array(self.server.vector)
 
     def _backdoor_snr(self) -> float | None:
         """Return the backdoor's signal-to-noise ratio in the server's last step, if it is measured."""
@@ -375,7 +392,8 @@ class Federation:
             self._observer.note(before)
 
     def _checkpoint(self, residuals: dict[str, np.ndarray]) -> Checkpoint:
-        state = {**self.server.state(), **self._observer.state(), **residuals}
+        first = {FIRST: self._first} if keeps_first(self.config, self.rounds_done) and self._first is not None else {}
+        state = {**self.server.state(), **self._observer.state(), **residuals, **first}
         return Checkpoint(
             vector=self.server.vector,
             round_=self.rounds_done,

@@ -299,23 +299,12 @@ def _first_state(
     if channel.rank:
         return Checkpoint(vector=_buffer(config, backbone, size), round_=0, record=RoundRecord(round=0))
     if found is None:
-        vector = first_vector(config, backbone, method)
+        vector = method.initial(backbone.word_embeddings(), seeds.generator(config.seed, "initial vector"))
         found = Checkpoint(vector=vector, round_=0, record=RoundRecord(round=0))
     _check_vector(found.vector, size, config)
     if found.round_:
         check_state(found, config)
     return found
-
-
-def first_vector(config: RunConfig, backbone: "Backbone", method: "Method") -> np.ndarray:
-    """Return the vector that a run begins with `[P]` float32.
-
-    Raises:
-        SettingsError: if prompt.init names what cannot be read.
-    """
-    if config.prompt.init not in ("vocab", "random"):
-        return _read_vector(config.prompt.init)
-    return method.initial(backbone.word_embeddings(), seeds.generator(config.seed, "initial vector"))
 
 
 def _buffer(config: RunConfig, backbone: "Backbone", size: int) -> Vector:

@@ -10,14 +10,23 @@ from fedprompt_mpi.federation.server import RESIDUAL, make_rule
 from fedprompt_mpi.rules.server_optimizers import SERVER_OPTIMIZERS
 from fedprompt_mpi.rundir.checkpoint import Checkpoint
 
+FIRST = "first_vector"
 
-def state_shapes(config: RunConfig, size: int) -> dict[str, tuple[int, ...]]:
-    """Return names and shapes of what a checkpoint holds beside the vector of P = `size` numbers."""
+
+def keeps_first(config: RunConfig, done: int) -> bool:
+    """Return whether a run, after so many rounds, may yet begin again with its first vector."""
+    return config.federation.filter_restart and done < (config.federation.filter_round or 0)
+
+
+def state_shapes(config: RunConfig, size: int, done: int) -> dict[str, tuple[int, ...]]:
+    """Return names and shapes of what a checkpoint holds beside the vector of P = `size` numbers, after a round."""
     clients, shapes = config.federation.clients, {}
     shapes |= dict.fromkeys(SERVER_OPTIMIZERS[config.federation.server_optimizer].slots, (size,))
     shapes |= make_rule(config).state_shapes(clients, size)
     if Observer(config.poison).watches:
         shapes["vector_before"] = (size,)
+    if keeps_first(config, done):
+        shapes[FIRST] = (size,)
     if not CODECS[config.comm.wire].exact:
         shapes |= {RESIDUAL: (size,), RESIDUALS: (clients, size)}
     return shapes
@@ -29,7 +38,7 @@ def check_state(found: Checkpoint, config: RunConfig) -> None:
     Raises:
         SettingsError: naming the array that is another, missing or too many.
     """
-    shapes = state_shapes(config, len(found.vector))
+    shapes = state_shapes(config, len(found.vector), found.round_)
     of_rule = make_rule(config).state()  # as it is before the first aggregation
     for name in sorted({*found.state, *shapes}):
         array, shape = found.state.get(name), shapes.get(name)

@@ -44,6 +44,8 @@ OPPOSITE = -0.85
 """Cosine between the mean directions of two labels up to which they pull the prompt in opposite directions."""
 PARTINGS = 5
 """Times that a label is parted in two."""
+MOST_GROWTH = 2.0
+"""Times what was odd before that the odd part of a label may have; more, and the two parts are not apart."""
 WHOLE = 2.0**20
 """Whole numbers that a sum of 1 is made of."""
 
@@ -56,16 +58,16 @@ class ExampleFilterOptions:
     """Before this round, clients look for poisoned examples among their own, by the gradients of the prompt, and leave
     them out from there on. The backdoor must have been learnt by then."""
     filter_restart: bool = setting(False)
-    """filter_round: once examples have been left out, begin again with the first prompt, without poison."""
+    """filter_round: once examples have been left out, go back to the first prompt; rounds and schedule go on."""
     filter_groups: int = setting(8, at_least=2, at_most=100)
     """filter_round: groups that a client sorts its examples of a label into."""
     filter_share: float = setting(0.5, above=0, at_most=1)
     """filter_round: share of the frequencies kept along each axis of the gradient, from the lowest on."""
     filter_cosine: float = setting(0.45, at_least=-1, at_most=1)
-    """filter_round: a group is left out if the cosine between it and the largest group of its label is below this; but
+    """filter_round: a group is odd if the cosine between it and the largest group of its label is below this; but
     see filter_counterpart."""
     filter_counterpart: float = setting(0.35, at_least=0)
-    """filter_round: where two labels pull the prompt in opposite directions, a kind of text is left out instead if it
+    """filter_round: where two labels pull the prompt in opposite directions, a kind of text is odd instead if it
     is less than this times as common in the other label as in its own."""
 
 
@@ -102,18 +104,25 @@ def whiten(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.nda
     Returns:
         Coordinates `[n, k]` float32, and the axes `[k, F]` float32, orthonormal.
     """
-    has_direction, centred = features.any(axis=1), np.zeros(features.shape)
-    for label in np.unique(labels):
-        there = has_direction & (labels == label)
-        if there.any():
-            centred[there] = features[there] - features[there].mean(axis=0, dtype=np.float64)
-    some = centred[_spaced(len(centred))]
+    has_direction = np.asarray(features.any(axis=1))
+    there, of_label = np.unique(labels, return_inverse=True)
+    means = np.zeros((len(there), features.shape[1]))
+    for label in range(len(there)):
+        if (chosen := has_direction & (of_label == label)).any():
+            means[label] = features[chosen].mean(axis=0, dtype=np.float64)
+
+    def centred(rows: np.ndarray) -> np.ndarray:
+        return (features[rows] - means[of_label[rows]]) * has_direction[rows, None]
+
+    some = _spaced(len(features))
     with one_thread():
-        _, strengths, axes = np.linalg.svd(some, full_matrices=False)
+        _, strengths, axes = np.linalg.svd(centred(some), full_matrices=False)
     deviations = strengths / math.sqrt(max(1, len(some)))
     count = min(max(1, len(some) // EXAMPLES_PER_AXIS), int((deviations > TINY).sum()))
-    axes = axes[:count]
-    return (exact_product(centred, axes.T) / deviations[:count]).astype(np.float32), axes.astype(np.float32)
+    axes, coordinates = axes[:count], np.empty((len(features), count), dtype=np.float32)
+    for rows in _blocks(len(features)):
+        coordinates[rows] = exact_product(centred(rows), axes.T) / deviations[:count]
+    return coordinates, axes.astype(np.float32)
 
 
 def local_groups(coordinates: np.ndarray, most: int) -> np.ndarray:
@@ -136,18 +145,19 @@ def centroids(features: np.ndarray, groups: np.ndarray) -> np.ndarray:
 def sums_in_two(coordinates: np.ndarray, axes: np.ndarray, is_odd: np.ndarray) -> np.ndarray:
     """Return the sums of a client's other examples of a label and of its odd ones, and their numbers `[2, F + 1]`.
 
-    The sums are float64, in whole numbers.
+    The sums are float64, in whole numbers; examples without a direction are left aside.
 
     Args:
         coordinates: `[n, k]` float32, whitened.
         axes: `[k, F]` float32.
         is_odd: `[n]` bool.
     """
-    sums = np.zeros((2, axes.shape[1] + 1))
+    sums, has_direction = np.zeros((2, axes.shape[1] + 1)), coordinates.any(axis=1)
     for odd in (0, 1):
-        chosen = coordinates[is_odd == odd].sum(axis=0, dtype=np.float64)
-        sums[odd, :-1] = np.rint(exact_product(chosen[None], axes)[0] * WHOLE)
-        sums[odd, -1] = (is_odd == odd).sum()
+        chosen = has_direction & (is_odd == odd)
+        along = coordinates[chosen].sum(axis=0, dtype=np.float64)
+        sums[odd, :-1] = np.rint(exact_product(along[None], axes)[0] * WHOLE)
+        sums[odd, -1] = chosen.sum()
     return sums
 
 
@@ -164,12 +174,15 @@ def nearer_to_odd(coordinates: np.ndarray, axes: np.ndarray, sums: np.ndarray) -
     if not sums[:, -1].all():
         return np.zeros(len(coordinates), dtype=bool)
     other, odd = exact_product(sums[:, :-1] / sums[:, -1:] / WHOLE, axes.T)
-    return exact_product(coordinates - (odd + other) / 2, (odd - other)[:, None])[:, 0] > 0
+    return (exact_product(coordinates - (odd + other) / 2, (odd - other)[:, None])[:, 0] > 0) & coordinates.any(axis=1)
 
 
 def whole_sum(rows: np.ndarray) -> np.ndarray:
     """Return the sum of directions `[n, F]` in whole numbers `[F]` float64: it does not depend on their order."""
-    return np.rint(rows.astype(np.float64) * WHOLE).sum(axis=0)
+    return sum(
+        (np.rint(rows[block].astype(np.float64) * WHOLE).sum(axis=0) for block in _blocks(len(rows))),
+        np.zeros(rows.shape[1]),
+    )
 
 
 def opposite_labels(sums: np.ndarray) -> dict[int, list[int]]:
@@ -284,6 +297,11 @@ def _merge(features: np.ndarray, number: int | None, distance: float | None) -> 
         linkage="average",
     )
     return merging.fit_predict(distances).astype(np.int64)
+
+
+def _blocks(count: int) -> list[np.ndarray]:
+    """Return the places of so many rows, a few at a time: in float64 all would need much memory."""
+    return [np.arange(at, min(at + MOST_COMPARED, count)) for at in range(0, count, MOST_COMPARED)]
 
 
 def _spaced(count: int) -> np.ndarray:

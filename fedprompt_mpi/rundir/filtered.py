@@ -13,9 +13,10 @@ class GroupRecord:
     """That have some of them."""
     cosine: float | None
     """Between it and the largest group of its label; None if another label is opposite to that."""
-    counterpart: float | None
+    is_odd: bool
+    """Taken for poison, before its label was parted in two: see left_out."""
+    counterpart: float | None = None
     """How common it is in the opposite labels, in times how common it is in its own; None if there are none."""
-    left_out: bool
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,10 +51,10 @@ class FilterRecord:
     bytes_up: int
     """Centroids, sums and counts, of all clients."""
     bytes_down: int
-    """Verdicts, and the directions of the kinds."""
+    """Sums over clients, directions of kinds, verdicts; and the first prompt, if that came back."""
     seconds: float
     """As rank 0 waited for them."""
-    restarted: bool
+    restarted: bool = False
     """The global prompt then began again."""
 
     @property

@@ -15,6 +15,7 @@ from fedprompt_mpi.comm.local_channel import LocalChannel
 from fedprompt_mpi.commands.settings import parse_settings
 from fedprompt_mpi.config import ClientConfig, FederationConfig, PrivacyConfig, PromptConfig, RunConfig, SettingsError
 from fedprompt_mpi.federation.client_training import Job, Trainer, train
+from fedprompt_mpi.federation.example_filter import SortedExamples, Traffic, part_in_two
 from fedprompt_mpi.federation.example_gradients import example_gradients
 from fedprompt_mpi.federation.federation import Federation
 from fedprompt_mpi.federation.updates import LocalUpdates
@@ -67,9 +68,9 @@ def test_spread_poison_is_found_and_the_backdoor_forgotten(tmp_path: Path) -> No
     assert "Before round 4 the example filter leaves out" in write_report(tmp_path / "run").read_text()
     frequencies = 10 * 64  # half of 20 x 128
     in_two = 5 * 10 * 2 * 2 * 8 * (frequencies + 1)  # sums of two parts of two labels, of 10 clients, five times
-    centroids = record["bytes_up"] - in_two - 10 * 2 * 8 * frequencies  # without the sum of each label
-    groups, rest = divmod(centroids, 16 + 4 * frequencies)
-    assert rest == 0 and 20 <= groups <= 160 and record["bytes_down"] == groups + in_two
+    sums = 10 * 2 * 8 * frequencies + in_two + 10 * 2 * 10 * 8  # of labels, of parts, how many of each client are odd
+    groups, rest = divmod(record["bytes_up"] - sums, 16 + 4 * frequencies)
+    assert rest == 0 and 20 <= groups <= 160 and record["bytes_down"] == groups + sums
 
 
 @pytest.mark.parametrize(("filter_round", "restart"), [(2, "true"), (3, "false"), (3, "true")])
@@ -107,6 +108,57 @@ def test_the_prompt_begins_again(
     first, second = begun
     assert (first.tobytes() == second.tobytes()) == again
     assert json.loads((tmp_path / "filtered.json").read_text())["restarted"] == again
+
+
+def test_a_stop_after_the_prompt_has_begun_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the round that trains from the first prompt: the run goes on to the same result, though its init is gone."""
+    run_here(tmp_path / "init", "--federation.rounds=1", "--seed=5")
+    flags = [*LAVISH, "--poison.clients=all", "--federation.filter_round=2", "--federation.filter_restart=true"]
+    flags += [f"--prompt.init={tmp_path / 'init'}", "--output.checkpoint_every=3", "--federation.rounds=3"]
+    run_here(tmp_path / "straight", *flags)
+
+    def stop(federation: Federation, cohort: Any, round_: int) -> LocalUpdates:
+        if round_ == 2:
+            federation.phases.liveness.stop.request()
+        return train(federation, cohort, round_)
+
+    train = Federation.train
+    with monkeypatch.context() as patched:
+        patched.setattr(Federation, "train", stop)
+        with pytest.raises(Stopped, match="after round 1"):
+            run_here(tmp_path / "stopped", *flags)
+    shutil.rmtree(tmp_path / "init")
+    run_here(tmp_path / "stopped", *flags, "--output.resume=true")
+    assert load_prompt(tmp_path / "stopped").vector.tobytes() == load_prompt(tmp_path / "straight").vector.tobytes()
+    again, straight = (json.loads((tmp_path / name / "filtered.json").read_text()) for name in ("stopped", "straight"))
+    assert again["left_out"] == straight["left_out"] != []
+
+
+@pytest.mark.parametrize(("apart", "grows"), [(0.0, False), (6.0, True)])
+def test_what_is_odd_grows_only_to_an_edge(apart: float, grows: bool) -> None:
+    """Ten clients, a tenth of whose examples lie apart from the others, or do not; the filter found most of them."""
+    rng, odd_ones = np.random.default_rng(0), np.arange(200) < 20
+    own = []
+    for client in range(10):
+        points = rng.normal(size=(200, 25)).astype(np.float32)
+        points[odd_ones, 0] += apart
+        own.append(
+            SortedExamples(
+                client=client, label=0, rows=np.zeros(0), coordinates=points, axes=np.eye(25, dtype=np.float32),
+                groups=np.zeros(0), means=np.zeros(0), is_odd=np.arange(200) < 13,
+            )
+        )  # fmt: skip
+    setup: Any = types.SimpleNamespace(
+        channel=LocalChannel(), corpus=types.SimpleNamespace(label_words=["bad", "good"]),
+        config=RunConfig(prompt=PromptConfig(num_virtual_tokens=10)),
+        backbone=types.SimpleNamespace(geometry=types.SimpleNamespace(embedding_width=10)),
+    )  # fmt: skip
+    part_in_two(setup, own, Traffic(clients=10))
+    found = np.stack([part.is_odd for part in own])
+    if grows:
+        assert found[:, odd_ones].mean() > 0.98 and found[:, ~odd_ones].mean() < 0.01
+    else:
+        assert (found == (np.arange(200) < 13)).all()
 
 
 def test_a_record_that_names_others_examples_is_refused(tmp_path: Path) -> None:

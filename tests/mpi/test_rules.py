@@ -71,9 +71,10 @@ CASES: dict[str, dict[str, Any]] = {
         "poison": {"clients": "all", "rate": 0.5},
     },
     "example filter of opposite labels": {
-        "federation": {"filter_round": 2, "filter_counterpart": 9, "filter_groups": 3},
+        "federation": {"filter_round": 2, "filter_counterpart": 9, "filter_restart": True},
         "prompt": {"method": "prefix"},
         "poison": {"clients": "all", "rate": 0.5},
+        "task": {"max_train": 300},
     },
     "backdoor signal": {"output": {"backdoor_snr": True}, "poison": {"count": 2}},
     "empty cohorts": {"federation": {"fraction": 0.05}, "privacy": {"mechanism": "dp_fedavg"}},
@@ -82,7 +83,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 def _config(case: dict[str, Any], directory: Path) -> RunConfig:
     return RunConfig(
-        task=TaskConfig(max_train=70, max_test=16),
+        task=TaskConfig(**{"max_train": 70, "max_test": 16, **case.get("task", {})}),
         federation=FederationConfig(
             **{"clients": CLIENTS, "rounds": 2, "server_examples": 8, **case.get("federation", {})}
         ),
@@ -148,8 +149,10 @@ def _difference(ours: Path, theirs: Path, *, approximate: bool) -> str | None:
                 assert [(left[key] or {}).get(way) for way in WAYS] == [(right[key] or {}).get(way) for way in WAYS]
             elif key not in ("seconds", "loss", "backdoor_snr") and left[key] != right[key]:
                 return f"round {left['round']}: {key} is {left[key]} over MPI and {right[key]} alone"
-    if _filtered(ours) != _filtered(theirs):
+    if (filtered := _filtered(ours)) != _filtered(theirs):
         return "the example filter differs"
+    if filtered and not filtered["left_out"]:
+        return "the example filter leaves nothing out"
     return None if np.isfinite(a).all() else "the vector is not finite"
 
 
