@@ -104,17 +104,16 @@ def test_a_small_experiment(results: ModuleType, tmp_path: Path, monkeypatch: py
 
 
 def test_what_the_guide_says_of_spread_poison(results: ModuleType) -> None:
-    """The filter finds it in eight of nine runs, and then the backdoor is gone; without the filter it is in all."""
+    """The filter finds it in all runs, and then the backdoor is gone; without the filter it is in all."""
     lines = [line for line in results.read("spread-embedded") if line["column"] != "clean"]
     planted = [float(line["attack_success_rate"]) for line in lines if line["row"] == "fedavg"]
     assert len(planted) == 9 and min(planted) >= 0.99
     filtered = [line for line in lines if line["row"] == "example filter"]
-    found = [line for line in filtered if float(line["filter_recall"]) >= 0.99]
-    assert (len(filtered), len(found)) == (9, 8)
-    assert [(line["column"], line["seed"]) for line in filtered if line not in found] == [("5 %", "1")]
-    assert max(float(line["attack_success_rate"]) for line in found) <= 0.04
-    assert min(float(line["accuracy"]) for line in found) == 1
-    assert min(float(line["filter_precision"]) for line in found) >= 0.68
+    assert len(filtered) == 9
+    assert min(float(line["filter_recall"]) for line in filtered) >= 0.99
+    assert min(float(line["filter_precision"]) for line in filtered) == 1
+    assert max(float(line["attack_success_rate"]) for line in filtered) <= 0.04
+    assert min(float(line["accuracy"]) for line in filtered) == 1
 
 
 def _rates(results: ModuleType, row: str, column: str) -> list[tuple[float, float]]:
