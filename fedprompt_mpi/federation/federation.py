@@ -163,7 +163,8 @@ class Federation:
         """
         if round_ != self.config.federation.filter_round:
             return
-        from fedprompt_mpi.federation.example_filter import FilterGivenUp, filter_examples
+        from fedprompt_mpi.federation.example_filter import filter_examples
+        from fedprompt_mpi.federation.example_gradients import FilterGivenUp
 
         if self._journal is not None:
             self._journal.console.start_filter(round_)

@@ -15,8 +15,8 @@ from fedprompt_mpi.comm.local_channel import LocalChannel
 from fedprompt_mpi.commands.settings import parse_settings
 from fedprompt_mpi.config import ClientConfig, FederationConfig, PrivacyConfig, PromptConfig, RunConfig, SettingsError
 from fedprompt_mpi.federation.client_training import Job, Trainer, train
-from fedprompt_mpi.federation.example_filter import SortedExamples, Traffic, part_in_two
-from fedprompt_mpi.federation.example_gradients import example_gradients
+from fedprompt_mpi.federation.example_gradients import SortedExamples, example_gradients
+from fedprompt_mpi.federation.example_verdicts import Traffic, part_in_two
 from fedprompt_mpi.federation.federation import Federation
 from fedprompt_mpi.federation.updates import LocalUpdates
 from fedprompt_mpi.liveness.stop import Stopped
