@@ -204,8 +204,8 @@ def part_in_two(setup: Setup, own: list[SortedExamples], traffic: Traffic) -> No
     """Part each label in two, between what is odd and the rest, by the nearer mean over all clients.
 
     Both means move with their examples: a group's edge is found better with the direction between the two known than
-    without. Where the two are not apart, the odd part grows without end; then what was odd before stays so. Only sums
-    over clients travel.
+    without. Where the two are not apart, the odd part grows without end; then what was odd before stays so. Sums over
+    clients travel, and in the end how many odd examples each client has.
     """
     channel, labels, clients = setup.channel, len(setup.corpus.label_words), setup.config.federation.clients
     before, first = [part.is_odd for part in own], np.zeros(labels)
