@@ -40,7 +40,7 @@ LARGEST_SHARE = 0.3
 """Share of a label's examples up to which a group may be poison: more than that is what the label is about."""
 MOST_OF_ONE = 0.5
 """Share of a group up to which one client may have it: poison that is spread is no one client's own."""
-OPPOSITE = -0.85
+OPPOSITE = -0.8
 """Cosine between the mean directions of two labels up to which they pull the prompt in opposite directions."""
 PARTINGS = 5
 """Times that a label is parted in two."""
