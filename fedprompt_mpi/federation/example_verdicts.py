@@ -59,9 +59,7 @@ def judge_groups(
         On rank 0 the groups of each label, and records of those that are judged.
     """
     channel, width = setup.channel, num_frequencies(setup)
-    counts = np.zeros(channel.size)
-    counts[channel.rank] = sum(len(part.means) for part in own)
-    counts = channel.sum(counts).astype(np.int64)
+    counts = _of_each_rank(setup, sum(len(part.means) for part in own))
     headers, total = np.zeros(int(counts[channel.rank]), dtype=HEADER), int(counts.sum())
     bounds = np.cumsum([0, *(len(part.means) for part in own)])
     for part, first, last in zip(own, bounds, bounds[1:], strict=False):
@@ -136,9 +134,9 @@ def judge_kinds(
     turned = np.zeros((len(places), kinds.KINDS))
     counts = np.zeros(len(own), dtype=COUNTS)
     with channel.phases.time("filter"):
-        for part, row in zip(own, counts, strict=True):
-            row["client"], row["label"] = part.client, part.label
-            row["examples"] = kinds.count(kinds_by(part, part.label))
+        nearest = [kinds_by(part, part.label) for part in own]
+        for part, own_kinds, row in zip(own, nearest, counts, strict=True):
+            row["client"], row["label"], row["examples"] = part.client, part.label, kinds.count(own_kinds)
             for other in opposite[part.label]:
                 turned[places[other]] += kinds.count(kinds_by(part, other, sign=-1))
     turned = channel.sum(turned)
@@ -157,15 +155,12 @@ def judge_kinds(
             records.extend(_of_kind(label, kind) for kind in found if kind.examples)
         return odd
 
-    ranks = np.zeros(channel.size)
-    ranks[channel.rank] = len(own)
-    rows = channel.sum(ranks).astype(np.int64)
+    rows = _of_each_rank(setup, len(own))
     channel.consult(counts, rows, answer, is_odd)
     traffic.up += int(rows.sum()) * COUNTS.itemsize
     traffic.down += traffic.clients * is_odd.nbytes
-    with channel.phases.time("filter"):
-        for part in own:
-            part.is_odd = is_odd[places[part.label], kinds_by(part, part.label)].astype(bool)
+    for part, own_kinds in zip(own, nearest, strict=True):
+        part.is_odd = is_odd[places[part.label], own_kinds].astype(bool)
     return records
 
 
@@ -231,6 +226,13 @@ def part_in_two(setup: Setup, own: list[SortedExamples], traffic: Traffic) -> No
         found, most = by_client[part.label], MOST_GROWTH * first[part.label]
         if found.sum() > most or not may_be_poison(found, int(total[part.label])):
             part.is_odd = was_odd
+
+
+def _of_each_rank(setup: Setup, number: int) -> np.ndarray:
+    """Return a whole number of each rank `[R]` int64, on every rank."""
+    numbers = np.zeros(setup.channel.size)
+    numbers[setup.channel.rank] = number
+    return setup.channel.sum(numbers).astype(np.int64)
 
 
 def _of_group(label: int, group: Group) -> GroupRecord:

@@ -171,7 +171,7 @@ def _lead(run: RunData) -> list[str]:
         _attack(run),
     ]
     if run.filtered is not None:
-        lines.append(f"Before round {run.filtered.round} {'; '.join(filter(None, filter_words(run.filtered)))}.")
+        lines.append(f"Before round {run.filtered.round} {'; '.join(filter_words(run.filtered))}.")
     if run.summary is None:
         last = run.rounds[-1].round if run.rounds else 0
         lines.append(f"Not at its end: round {last} of {federation['rounds']} is done.")

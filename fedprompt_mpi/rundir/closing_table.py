@@ -121,7 +121,7 @@ def filter_words(record: FilterRecord) -> list[str]:
         f"the example filter leaves out {record.num_left_out:,} of {record.examples:,} examples",
         filter_rates(record.recall, record.precision) or "no example is poisoned",
         f"clients send {format_count(record.bytes_up)} for it",
-        "the prompt begins again" if record.restarted else "",
+        *(["the prompt begins again"] if record.restarted else []),
     ]
 
 

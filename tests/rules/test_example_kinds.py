@@ -51,12 +51,9 @@ def test_odd_kinds_by_hand() -> None:
     assert rare.counterpart == pytest.approx(3 / 200 / 0.15)
     assert not nobodys.is_odd
     assert not judge(own, opposite, 0.05)[1].is_odd
-    assert not judge(np.array([[40, 15, 0], [50, 1, 0], [9, 1, 0]]), opposite, 0.35)[
-        1
-    ].is_odd  # one client has nearly all of it
-    assert not judge(np.array([[30, 12, 0], [30, 12, 0], [10, 6, 0]]), opposite, 0.35)[
-        1
-    ].is_odd  # it is what the label is about
+    of_one_client, of_the_label = [[40, 15, 0], [50, 1, 0], [9, 1, 0]], [[30, 12, 0], [30, 12, 0], [10, 6, 0]]
+    assert not judge(np.array(of_one_client), opposite, 0.35)[1].is_odd  # one has nearly all of it
+    assert not judge(np.array(of_the_label), opposite, 0.35)[1].is_odd  # it is a main part of the label
 
 
 def test_poison_of_one_label_is_found_among_kinds_that_both_have() -> None:
