@@ -24,6 +24,7 @@ from fedprompt_mpi.liveness.liveness import Liveness
 from fedprompt_mpi.liveness.output import keep_output_safe, one_line
 from fedprompt_mpi.liveness.stop import STOPPED, Stopped
 from fedprompt_mpi.plm.late_imports import own_the_process
+from fedprompt_mpi.plugins.load import place_of
 from fedprompt_mpi.start.launcher import SRUN, read_launch
 
 USAGE = """\
@@ -37,6 +38,7 @@ usage: mpirun -n N python -m fedprompt_mpi [run] [--config FILE.toml] [--section
                    python -m fedprompt_mpi export RUN DIR
                    python -m fedprompt_mpi sync RUN... --to mlflow
                    python -m fedprompt_mpi check MODEL [--method METHOD]
+                   python -m fedprompt_mpi check --plugin FILE.py [--launch 'mpirun -n 4']
                    python -m fedprompt_mpi cost MODEL [--num_virtual_tokens V] [--prefix_hidden_size M]
 
 run     federated prompt tuning; rank 0 aggregates, the other ranks hold the clients
@@ -49,7 +51,7 @@ report  the page of a run, or of several side by side with the paper's tables; t
 predict the classes of texts, by the prompt of a run
 export  the prompt of a run as a PEFT adapter
 sync    runs into MLflow, W&B or TensorBoard, as output.track does during a run
-check   whether a model can be used, and with which methods, in seconds
+check   whether a model can be used, and with which methods, in seconds; whether a plug-in keeps the contract
 cost    parameters and bytes of every method per client and round, from a model's config alone
 
 COMMAND --help lists the flags of a command; run --help lists every setting with its unit and default.
@@ -90,8 +92,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         liveness.end_job(130)
     except BaseException as error:  # a panic of a library in Rust is no Exception
-        limit = exhausted(error)
-        liveness.fail(f"failed: {limit}" if limit else "failed", CONTINUE if limit else traceback.format_exc())
+        limit, place = exhausted(error), place_of(error)
+        where = f" in plugin {place} ({type(error).__name__}: {error})" if place else ""
+        liveness.fail(f"failed: {limit}" if limit else f"failed{where}", CONTINUE if limit else traceback.format_exc())
     liveness.end()
 
 

@@ -12,22 +12,20 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from fedprompt_mpi import seeds
+from fedprompt_mpi.rules import registry
 from fedprompt_mpi.rules.aggregator_base import honest_majority
-from fedprompt_mpi.rules.aggregators import AGGREGATORS, RuleOptions
-from fedprompt_mpi.rules.attacks import AttackName, AttackOptions
+from fedprompt_mpi.rules.aggregators import RuleOptions
+from fedprompt_mpi.rules.attacks import AttackOptions
 from fedprompt_mpi.rules.example_groups import ExampleFilterOptions
 from fedprompt_mpi.rules.server_optimizers import ServerOptimizerOptions
 from fedprompt_mpi.rules.setting import ALWAYS, Comparison, SettingsError, check, check_table, setting, typed
 
 __all__ = ["RunConfig", "SettingsError"]
 
-Method = Literal["soft", "p_tuning", "prefix", "full"]
-PartitionKind = Literal["iid", "quantity", "label", "label_shares", "natural"]
 OptimizerName = Literal["adamw", "adam", "adafactor", "sgd"]
 Position = Literal["head", "tail", "random"]
 PoisonKind = Literal["word", "sentence", "composite", "natural", "label_flip"]
 Mechanism = Literal["none", "ldp", "dp_fedavg"]
-ServerOptimizerName = Literal["plain", "momentum", "adam", "yogi"]
 MultiToken = Literal["refuse", "mean", "first"]
 Family = Literal["masked", "seq2seq", "causal"]
 """Where a PLM answers a cloze question: at its mask token, in its decoder, or as the next token."""
@@ -117,7 +115,7 @@ class ModelConfig:
 class PromptConfig:
     """The trainable parameters, which travel between server and clients."""
 
-    method: Method = setting("soft")
+    method: str = setting("soft", names=registry.methods)
     """soft (virtual tokens), p_tuning (virtual tokens through an LSTM), prefix (keys and values of every layer),
     full (the whole model, the baseline)."""
     num_virtual_tokens: int = setting(20, at_least=1, at_most=10**5)
@@ -139,12 +137,12 @@ class _Federation:
     """Rounds of broadcast, local training and aggregation."""
     fraction: float = setting(1.0, above=0, at_most=1)
     """Share of the clients that takes part in a round (at least one)."""
-    partition: PartitionKind = setting("iid")
+    partition: str = setting("iid", names=registry.partitions)
     """iid (equal random parts), quantity (sizes from a Dirichlet), label (each class's split from a Dirichlet),
     label_shares (each client's class shares from a Dirichlet, equal sizes), natural."""
     alpha: float = setting(1.0, above=0)
     """Concentration of the Dirichlet; a small value is more skewed."""
-    aggregator: str = setting("fedavg")
+    aggregator: str = setting("fedavg", names=registry.aggregators)
     """How the server aggregates the clients' updates: fedavg, median, trimmed_mean, geometric_median, krum,
     multi_krum, bulyan, norm_clip, foolsgold, fltrust, flame, outlier_check, centred_clipping, dnc, freqfed."""
     mixing: bool = setting(False)
@@ -156,7 +154,7 @@ class _Federation:
     """Malicious clients f in a round that a robust aggregator must withstand."""
     noise_std: float = setting(0.0, at_least=0)
     """Standard deviation of normal noise on every coordinate after any aggregation."""
-    server_optimizer: ServerOptimizerName = setting("plain")
+    server_optimizer: str = setting("plain", names=registry.server_optimizers)
     """How the server applies the aggregated update: plain, momentum (FedAvgM), adam or yogi (FedAdam, FedYogi)."""
 
 
@@ -166,12 +164,8 @@ class FederationConfig(ExampleFilterOptions, ServerOptimizerOptions, RuleOptions
 
     def __post_init__(self) -> None:
         check("federation", self)
-        rule, count = AGGREGATORS.get(self.aggregator), self.cohort_size
-        if rule is None:
-            raise SettingsError(
-                f"federation.aggregator is {self.aggregator!r}: choose one of {', '.join(sorted(AGGREGATORS))}"
-            )
-        if count < (needed := rule.least_clients(self.assumed_malicious)):
+        rule, count = registry.aggregators.get(self.aggregator), self.cohort_size
+        if rule is not None and count < (needed := rule.least_clients(self.assumed_malicious)):
             most = rule.most_malicious(count)
             remedy = f"assume at most {most}" if most is not None else f"have at least {rule.least_clients(0)}"
             raise SettingsError(
@@ -264,7 +258,7 @@ class _Poison:
     mode: Literal["append", "replace"] = setting("append", may_differ=_CLEAN)
     """append adds poisoned copies to the clean examples; replace puts them in place of the originals, as natural and
     label_flip always do."""
-    attack: AttackName = setting("none", may_differ=_CLEAN)
+    attack: str = setting("none", names=registry.attacks, may_differ=_CLEAN)
     """What malicious clients do to their update: none, norm_bound (stay in a ball around the global vector),
     neurotoxin (leave the coordinates unchanged that the last global update moved most), sign_flip, gaussian, nan, inf;
     or together: alie (A Little Is Enough), ipm (inner product manipulation), min_max, min_sum, against_trimmed_mean.
@@ -375,7 +369,7 @@ class CommConfig:
     collective: Literal["gather", "reduce"] = setting("gather", may_differ=_SWEEP | _CLEAN)
     """How updates reach rank 0: gather brings each one (any aggregator), reduce sums them on the way, so that rank 0
     receives the same amount for any number of clients (fedavg, norm_clip, dp_fedavg)."""
-    wire: Literal["float32", "bfloat16", "int8"] = setting("float32", may_differ=_SWEEP | _CLEAN)
+    wire: str = setting("float32", names=registry.wire_formats, may_differ=_SWEEP | _CLEAN)
     """Codec of the vectors, both ways; rounding errors of the short ones are sent later (error feedback)."""
     gpu_aware: bool = setting(False, may_differ=_SAME_BITS)
     """Hand GPU memory to MPI directly, which the MPI library must support; otherwise vectors go through pinned memory
@@ -402,6 +396,8 @@ class OutputConfig:
     """Evaluate the global prompt every so many rounds (and always before the first and after the last)."""
     checkpoint_every: int = setting(1, at_least=1)
     """Save a checkpoint every so many rounds."""
+    metrics: list[str] = setting(factory=list, names=registry.metrics)
+    """Further metrics of each evaluation, beside accuracy and macro_f1: balanced_accuracy, and those of plug-ins."""
     evaluate_clients: bool = setting(False)
     """In rounds that are evaluated, evaluate each client's own prompt after its local training too."""
     backdoor_snr: bool = setting(False)
@@ -432,6 +428,8 @@ class RunConfig:
 
     seed: int = setting(0, at_least=0, may_differ=Comparison.LAUNCHES | _SEEDS)
     """The seed of all random numbers."""
+    plugin: list[str] = setting(factory=list, may_differ=ALWAYS)
+    """Files of Python, modules, or announced names whose aggregators, attacks and so on can be named here."""
     task: TaskConfig = setting(factory=TaskConfig)
     model: ModelConfig = setting(factory=ModelConfig)
     prompt: PromptConfig = setting(factory=PromptConfig)
@@ -525,8 +523,9 @@ class RunConfig:
                 "comm.collective is reduce, which adds updates up on their way, but federation.mixing must see each of "
                 "them: take gather"
             )
-        if comm.collective == "reduce" and not AGGREGATORS[rule].needs_headers_only():
-            able = sorted(name for name, other in AGGREGATORS.items() if other.needs_headers_only())
+        known = registry.aggregators.get(rule)
+        if comm.collective == "reduce" and known is not None and not known.needs_headers_only():
+            able = sorted(name for name, other in registry.aggregators.items() if other.needs_headers_only())
             raise SettingsError(
                 f"comm.collective is reduce, which adds updates up on their way, but {rule} must see each of "
                 f"them: take gather, or one of {', '.join(able)}"
@@ -539,12 +538,21 @@ class RunConfig:
             )
 
 
+def run_config() -> type[RunConfig]:
+    """Return the class of a run's settings: RunConfig, with a table for each plug-in that has options."""
+    return registry.extended(RunConfig)
+
+
 def declared() -> Iterator[tuple[str, dataclasses.Field[Any]]]:
     """Yield the dotted name and the field of every section and of every setting, each section before its settings."""
-    for section in dataclasses.fields(RunConfig):
-        yield section.name, section
-        if dataclasses.is_dataclass(kind := section.default_factory):
-            yield from ((f"{section.name}.{field.name}", field) for field in dataclasses.fields(kind))
+    yield from _declared("", run_config())
+
+
+def _declared(prefix: str, kind: Any) -> Iterator[tuple[str, dataclasses.Field[Any]]]:
+    for field in dataclasses.fields(kind):
+        yield f"{prefix}{field.name}", field
+        if dataclasses.is_dataclass(table := field.default_factory):
+            yield from _declared(f"{prefix}{field.name}.", table)
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
@@ -564,7 +572,26 @@ def from_dict(settings: Mapping[str, Any]) -> RunConfig:
         SettingsError: naming the setting that is unknown, of another type, or out of bounds.
     """
     check_names(settings)
-    return typed(RunConfig, dict(settings))
+    return typed(run_config(), dict(settings))
+
+
+def from_record(settings: Mapping[str, Any]) -> RunConfig:
+    """Return the settings of a run, whose plug-ins need not be here: nothing is loaded because a run names it.
+
+    Raises:
+        SettingsError: as `from_dict`; but names of plug-ins, and the tables of their options, may be unknown.
+    """
+    if not settings.get("plugin"):
+        return from_dict(settings)
+    known = {name for name, _ in declared()}
+    ours = {
+        section: {name: v for name, v in content.items() if f"{section}.{name}" in known or not isinstance(v, dict)}
+        if isinstance(content, dict)
+        else content
+        for section, content in settings.items()
+    }
+    with registry.let_strangers_pass():
+        return from_dict(ours)
 
 
 def check_names(settings: Mapping[str, Any]) -> None:
@@ -574,7 +601,7 @@ def check_names(settings: Mapping[str, Any]) -> None:
         SettingsError: naming the one that is unknown or of another type.
     """
     try:
-        check_table(RunConfig, dict(settings))
+        check_table(run_config(), dict(settings))
     except ValueError as error:
         raise SettingsError(str(error)) from error
 

@@ -30,12 +30,12 @@ PARAMETERS = 2560
 def _nonsense() -> Iterator[tuple[str, str]]:
     """Yield each setting that is no free text, with values that it cannot have."""
     for section in dataclasses.fields(RunConfig):
-        if section.default_factory is dataclasses.MISSING:
+        if not dataclasses.is_dataclass(section.default_factory):
             continue
         hints = typing.get_type_hints(section.default_factory)
         for field in dataclasses.fields(typing.cast("Any", section.default_factory)):
             kinds = {hints[field.name], *typing.get_args(hints[field.name])}
-            name = f"{section.name}.{field.name}"
+            name, named = f"{section.name}.{field.name}", field.metadata["names"]
             if bool in kinds:
                 values = ["maybe"]
             elif int in kinds:
@@ -43,7 +43,7 @@ def _nonsense() -> Iterator[tuple[str, str]]:
             elif float in kinds:
                 values = ["much", "nan", "inf", "-7"]
             elif str in kinds:
-                values = []
+                values = [] if named is None or field.name == "name" else ["nonsense"]
             else:
                 values = ["nonsense"]
             yield from ((name, value) for value in values)

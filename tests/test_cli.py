@@ -41,7 +41,7 @@ def test_every_command_is_a_file_that_can_be_guessed(command: str) -> None:
         ("--federation.aggregator krumm", "federation.aggregator is 'krumm': choose one of bulyan"),
         ("--federation.aggregator krum --federation.assumed_malicious 9", "for which krum needs 21 clients"),
         ("--task.name nosuch", "task.name is 'nosuch', which is not a known task"),
-        ("--poison.attack nosuch", 'setting "poison.attack": expecting one of'),
+        ("--poison.attack nosuch", "poison.attack is 'nosuch': choose one of against_trimmed_mean"),
         ("--prompt.method nosuch", "prompt.method"),
     ],
 )

@@ -15,7 +15,7 @@ from fedprompt_mpi.config import RunConfig, SettingsError, to_dict
 
 GOOD = tomli_w.dumps(to_dict(RunConfig()))
 SECTIONS = {field.name: sorted(to_dict(RunConfig()).get(field.name) or {}) for field in dataclasses.fields(RunConfig)
-            if field.default_factory is not dataclasses.MISSING}  # fmt: skip
+            if dataclasses.is_dataclass(field.default_factory)}  # fmt: skip
 VALUES = st.one_of(
     st.integers(), st.floats(), st.booleans(), st.text(max_size=20), st.lists(st.integers() | st.text(max_size=5)),
     st.dictionaries(st.text(max_size=5), st.integers(), max_size=2), st.datetimes(),

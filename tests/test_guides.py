@@ -13,6 +13,7 @@ from fedprompt_mpi.cli import COMMANDS
 from fedprompt_mpi.commands import settings
 from fedprompt_mpi.liveness.liveness import Liveness
 from tests.jobs import REPOSITORY
+from tests.plugins.conftest import EXAMPLES, forgotten
 
 GUIDES = [path for folder in (".", "fedprompt_mpi", "fedprompt_mpi/*", "launch", "launch/results", "tests")
           for path in sorted(REPOSITORY.glob(f"{folder}/README.md"))]  # fmt: skip
@@ -39,8 +40,8 @@ def _commands(guide: Path) -> list[str]:
     return [line.split(PROGRAM, 1)[1].strip() for line in found]
 
 
-def test_there_are_thirteen() -> None:
-    assert len(GUIDES) == 13
+def test_there_are_fourteen() -> None:
+    assert len(GUIDES) == 14
     assert sum(len(_commands(guide)) for guide in GUIDES) >= 20
 
 
@@ -74,7 +75,7 @@ class _ParsedError(Exception):
 @pytest.mark.parametrize(
     ("guide", "line"), [(name, line) for guide, name in zip(GUIDES, NAMES, strict=True) for line in _commands(guide)]
 )
-def test_command_lines_parse(guide: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_lines_parse(guide: str, line: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     words = shlex.split(line)
     words = [re.sub(r"[A-Z][A-Z.a-z]*$", lambda m: PLACEHOLDERS.get(m[0], m[0]), word) for word in words]
     command = words[0] if words and not words[0].startswith("-") else "run"
@@ -83,7 +84,11 @@ def test_command_lines_parse(guide: str, line: str, monkeypatch: pytest.MonkeyPa
         return
     monkeypatch.chdir(REPOSITORY)
     if command == "run":
-        with contextlib.suppress(settings.PrintedText):
+        if "--plugin" in words:
+            plugin = words[words.index("--plugin") + 1]
+            (tmp_path / plugin).write_text(EXAMPLES[plugin])
+            monkeypatch.chdir(tmp_path)
+        with forgotten(), contextlib.suppress(settings.PrintedText):
             settings.parse_settings([word for word in words if word != "run"])
         return
     module, parse = importlib.import_module(f"fedprompt_mpi.commands.{command}"), settings.parse

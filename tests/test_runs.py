@@ -66,7 +66,7 @@ def test_the_run_directory(one_process: Path) -> None:
     assert summary["bytes_per_client_round"] == 10240
     assert summary["accuracy"] == rounds[-1]["accuracy"]
     environment = json.loads((one_process / "environment.json").read_text())
-    assert set(environment) == {"versions", "mpi", "compute_dtype", "dropout", "ranks", "earlier"}
+    assert set(environment) == {"versions", "mpi", "compute_dtype", "dropout", "plugins", "ranks", "earlier"}
     assert environment["mpi"]["library"] == "none (one process)"
     assert set(environment["mpi"]) == {"library", "transport", "thread_level", "survives", "clock_resolution_s"}
     assert [set(rank) for rank in environment["ranks"]] == [{"rank", "host", "node", "device", "threads", "cores"}]

@@ -7,9 +7,12 @@ keeps the rounding errors and sends them later (error feedback).
 Legend: n numbers of one vector.
 """
 
-from typing import Protocol
+from typing import Any
 
 import numpy as np
+
+from fedprompt_mpi.config import CommConfig
+from fedprompt_mpi.rules.registry import wire_formats
 
 INT8_CHUNK = 256
 """Numbers that share a scale."""
@@ -18,34 +21,38 @@ _EXPONENTS = (-126, 127)
 _BF16_NAN = 0x7FC0
 
 
-class Codec(Protocol):
-    """One codec."""
+class Codec:
+    """Base of the codecs."""
 
-    name: str
-    exact: bool
+    exact = False
     """True if the codec represents every float32."""
+
+    def __init__(self, options: Any = None) -> None:
+        """Keep the options: the section `comm` of the settings."""
+        self.options = options
 
     def bytes_of(self, n: int) -> int:
         """Return how many bytes n numbers take."""
-        ...
+        raise NotImplementedError
 
     def quantise(self, values: np.ndarray) -> np.ndarray:
         """Return the nearest numbers that the codec represents `[..., n]` float32."""
-        ...
+        raise NotImplementedError
 
     def pack(self, values: np.ndarray) -> np.ndarray:
         """Return finite numbers `[..., n]` float32 as bytes `[..., bytes_of(n)]` uint8; exact for quantised ones."""
-        ...
+        raise NotImplementedError
 
     def unpack(self, packed: np.ndarray, out: np.ndarray) -> None:
         """Write the numbers of `packed` `[..., bytes_of(n)]` uint8 into `out` `[..., n]` float32."""
-        ...
+        raise NotImplementedError
 
 
-class Float32:
+@wire_formats.register("float32")
+class Float32(Codec):
     """Four bytes a number, without loss."""
 
-    name, exact = "float32", True
+    exact = True
 
     def bytes_of(self, n: int) -> int:
         """Return 4 n."""
@@ -64,10 +71,9 @@ class Float32:
         out[...] = packed.view(np.float32)
 
 
-class BFloat16:
+@wire_formats.register("bfloat16")
+class BFloat16(Codec):
     """Two bytes a number: the upper half of a float32, rounded to nearest even (relative error at most 2^-9)."""
-
-    name, exact = "bfloat16", False
 
     def bytes_of(self, n: int) -> int:
         """Return 2 n."""
@@ -92,15 +98,14 @@ class BFloat16:
         return np.where(np.isnan(values), np.uint16(_BF16_NAN), short)
 
 
-class Int8:
+@wire_formats.register("int8")
+class Int8(Codec):
     """One byte a number and one for each `INT8_CHUNK` of them: integers from -127 to 127 times a power of two.
 
     The scale is the least power of two with which the chunk's largest number fits; the error is at most 1/127 of that
     number. Powers of two keep the arithmetic exact, as in the Open Compute Project's Microscaling Formats (MX)
     Specification 1.0, 2023 (there with blocks of 32).
     """
-
-    name, exact = "int8", False
 
     def bytes_of(self, n: int) -> int:
         """Return n and the number of chunks."""
@@ -151,4 +156,8 @@ def _flat(chunked: np.ndarray) -> np.ndarray:
 
 
 FLOAT32 = Float32()
-CODECS: dict[str, Codec] = {codec.name: codec for codec in (FLOAT32, BFloat16(), Int8())}
+
+
+def make_codec(config: CommConfig) -> Codec:
+    """Return the codec that the settings name."""
+    return wire_formats[config.wire](config)

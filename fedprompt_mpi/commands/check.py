@@ -1,10 +1,11 @@
-"""The command check: whether a model can be used, and with which methods, in seconds and without its weights."""
+"""The command check: whether a model can be used, and with which methods, without its weights; whether plug-ins can."""
 
 from collections.abc import Sequence
 
-from fedprompt_mpi.commands.settings import add_model, command_parser, model_of, parse
+from fedprompt_mpi.commands.settings import add_model, add_plugins, command_parser, model_of, parse
 from fedprompt_mpi.config import Family, SettingsError
 from fedprompt_mpi.liveness.liveness import Liveness
+from fedprompt_mpi.rules import registry
 
 
 def main(arguments: Sequence[str], liveness: Liveness) -> None:
@@ -12,7 +13,14 @@ def main(arguments: Sequence[str], liveness: Liveness) -> None:
     parser = command_parser("check", "whether a model can be used, and with which methods")
     add_model(parser)
     parser.add_argument("--method", help="fail unless this one works: soft, p_tuning, prefix or full")
+    add_plugins(parser)
+    parser.add_argument("--launch", default="mpirun -n 4", help="for plug-ins: starts several ranks; empty: do not")
     parsed = parse(parser, arguments)
+    if parsed.plugin:
+        from fedprompt_mpi.commands.check_plugins import check_plugins
+
+        check_plugins(parsed.plugin, parsed.launch)
+        return
     print(check(model_of(parsed), parsed.method))
 
 
@@ -31,13 +39,13 @@ def check(name: str, method: str | None = None) -> str:
     """
     from fedprompt_mpi.plm.hugging_face import family_of, geometry_of, model_class, read_config
     from fedprompt_mpi.plm.late_imports import on_meta
-    from fedprompt_mpi.plm.supported import METHODS, refusal, support_of
+    from fedprompt_mpi.plm.supported import refusal, support_of
 
-    if method is not None and method not in METHODS:
-        raise SettingsError(f"--method is {method!r}: choose one of {', '.join(METHODS)}")
+    if method is not None and method not in registry.methods:
+        raise SettingsError(f"--method is {method!r}: choose one of {', '.join(registry.methods)}")
     config = read_config(name)
     family, outcome = family_of(config), support_of(config, anew=True)
-    wanted = [method] if method else list(METHODS)
+    wanted = [method] if method else list(registry.methods)
     if all(outcome[one] for one in wanted):
         raise SettingsError(refusal(outcome, wanted[0], config.model_type, name))
     model = on_meta(lambda: model_class(config).from_config(config))
@@ -47,7 +55,7 @@ def check(name: str, method: str | None = None) -> str:
     lines = [
         f"{name}: {config.model_type} ({family}), {sum(p.numel() for p in model.parameters()):,} parameters, "
         f"{words:,} words of {geometry.embedding_width:,}, {positions}",
-        *(f"{one:<10}{outcome[one] or 'works'}" for one in METHODS),
+        *(f"{one:<10}{outcome[one] or 'works'}" for one in registry.methods),
         f"tokenizer {_check_tokenizer(name, family, words)}",
     ]
     return "\n".join(lines)

@@ -6,6 +6,7 @@ from typing import Any
 from fedprompt_mpi.commands.settings import add_sizes, command_parser, model_of, parse, prompt_of
 from fedprompt_mpi.config import PromptConfig
 from fedprompt_mpi.liveness.liveness import Liveness
+from fedprompt_mpi.rules import registry
 
 
 def main(arguments: Sequence[str], liveness: Liveness) -> None:
@@ -25,7 +26,7 @@ def count_parameters(config: Any, prompt: PromptConfig) -> dict[str, int]:
     """
     from fedprompt_mpi.plm.hugging_face import as_one_message, geometry_of, model_class
     from fedprompt_mpi.plm.late_imports import on_meta
-    from fedprompt_mpi.plm.methods import METHODS, make_method
+    from fedprompt_mpi.plm.methods import make_method
 
     sizes, built_by = vars(prompt), model_class(config)
     with as_one_message("the model cannot be built from its config"):
@@ -33,7 +34,7 @@ def count_parameters(config: Any, prompt: PromptConfig) -> dict[str, int]:
         geometry = geometry_of(config, model)
         return {
             name: make_method(PromptConfig(**{**sizes, "method": name}), geometry, model).layout.size
-            for name in METHODS
+            for name in registry.methods
         }
 
 

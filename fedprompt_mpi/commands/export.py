@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from fedprompt_mpi.comm.codec import CODECS
+from fedprompt_mpi.comm.codec import make_codec
 from fedprompt_mpi.commands.card import Exported, card
 from fedprompt_mpi.commands.predict import Prompt, load_prompt
-from fedprompt_mpi.commands.settings import command_parser, parse
+from fedprompt_mpi.commands.settings import add_plugins, command_parser, parse
 from fedprompt_mpi.config import RunConfig, SettingsError
 from fedprompt_mpi.liveness.liveness import Liveness
+from fedprompt_mpi.plugins.load import load_plugins
 from fedprompt_mpi.rundir.paths import RunPaths
 from fedprompt_mpi.rundir.records import Closing, Summary, read_partition, read_record, read_rounds, summarise
 
@@ -22,7 +23,9 @@ def main(arguments: Sequence[str], liveness: Liveness) -> None:
     parser = command_parser("export", "the prompt of a run as a PEFT adapter")
     parser.add_argument("run", help="run directory")
     parser.add_argument("dir", help="new folder for the adapter")
+    add_plugins(parser)
     parsed = parse(parser, arguments)
+    load_plugins(parsed.plugin)
     print(f"adapter in {export(Path(parsed.run), Path(parsed.dir))}")
 
 
@@ -71,7 +74,7 @@ def _summary_so_far(prompt: Prompt, paths: RunPaths) -> Summary:
     closing = Closing(
         parameters=size,
         plm_parameters=prompt.plm_parameters,
-        bytes_per_client_round=CODECS[prompt.config.comm.wire].bytes_of(size),
+        bytes_per_client_round=make_codec(prompt.config.comm).bytes_of(size),
         malicious_clients=[client.client for client in partition.clients if client.malicious],
         poisoned_examples={str(client.client): client.poisoned for client in partition.clients if client.poisoned},
         seconds_total=0.0,

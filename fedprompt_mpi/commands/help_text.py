@@ -2,6 +2,7 @@
 
 import argparse
 import types
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Union, get_args, get_origin
 
 import jsonargparse
@@ -15,7 +16,9 @@ class PlainHelp(jsonargparse.DefaultHelpFormatter):
 
     def _get_type_str(self, action: argparse.Action) -> str | None:
         kind = getattr(action, "_typehint", action.type)
-        return None if kind is None or get_origin(kind) is Literal else in_words(kind)  # choices are in front
+        if kind is None or get_origin(kind) is Literal or str(action.metavar).startswith("{"):  # choices are in front
+            return None
+        return in_words(kind)
 
     def _expand_help(self, action: argparse.Action) -> str:
         text = super()._expand_help(action).replace("default: null", "default: not set").replace("(type: ", "(")
@@ -50,6 +53,18 @@ def _several(kind: Any) -> str:
     if origin is list:
         return f"lists of {_several(parts[0])}"
     return SEVERAL.get(kind, in_words(kind))
+
+
+def show_names(parser: Any, names: Mapping[str, Iterable[str]]) -> None:
+    """Show what a setting may name in front of its help, those of plug-ins included.
+
+    Args:
+        parser: of the settings.
+        names: dotted setting -> names that it accepts.
+    """
+    for action in parser._actions:
+        if action.dest in names:
+            action.metavar = "{" + ",".join(sorted(names[action.dest])) + "}"
 
 
 def without_sections(parser: Any, sections: set[str]) -> None:

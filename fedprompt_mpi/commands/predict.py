@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedprompt_mpi.commands.answers import Asked, accuracy_line, check_ending, read_texts, write_answers
-from fedprompt_mpi.commands.settings import command_parser, parse
-from fedprompt_mpi.config import RunConfig, SettingsError, from_dict
+from fedprompt_mpi.commands.settings import add_plugins, command_parser, parse
+from fedprompt_mpi.config import RunConfig, SettingsError, from_record
 from fedprompt_mpi.liveness.liveness import Liveness
 from fedprompt_mpi.liveness.output import one_line
+from fedprompt_mpi.plugins.load import load_plugins
 from fedprompt_mpi.rules.setting import NO_TEXT
 from fedprompt_mpi.rundir.checkpoint import load_checkpoint
 from fedprompt_mpi.rundir.directory import check_content
@@ -72,7 +73,7 @@ class Prompt:
         if self.directory.is_dir():
             check_content(paths, own_only=False)
             if not paths.summary.exists() and paths.checkpoints():
-                found, _ = load_checkpoint(paths, self.config)
+                found, _ = load_checkpoint(paths, read_settings(paths))
                 assert found is not None  # there is one
                 rounds = max(self.config.federation.rounds, found.round_)
                 self.note = f"{self.directory} is not finished: its checkpoint after round {found.round_} of {rounds}"
@@ -105,7 +106,7 @@ class Prompt:
     @functools.cached_property
     def config(self) -> RunConfig:
         """The settings of its run."""
-        return from_dict(read_settings(RunPaths(self.directory)))
+        return from_record(read_settings(RunPaths(self.directory)))
 
     def predict(self, texts: Sequence[str], texts_b: Sequence[str] | None = None) -> list[Answer]:
         """Classify texts as the run's model would; the model is loaded at the first call.
@@ -125,7 +126,7 @@ class Prompt:
         from fedprompt_mpi.federation.client_training import score_batch, to_device
         from fedprompt_mpi.plm.backbone import check_fit
         from fedprompt_mpi.text.batches import collate, evaluation_batches
-        from fedprompt_mpi.text.load import Examples
+        from fedprompt_mpi.text.examples import Examples
 
         if (texts_b is None) != (resolve(self.config.task).text_b is None):
             raise SettingsError(
@@ -199,7 +200,9 @@ def main(arguments: Sequence[str], liveness: Liveness) -> None:
     parser.add_argument("--text_b", action="append", default=[], help="the second text of each, if the task has pairs")
     parser.add_argument("--file", help="table with the task's columns, .txt file of lines, or - for the standard input")
     parser.add_argument("--out", help="file for class, label and probabilities of each text: .csv or .jsonl")
+    add_plugins(parser)
     parsed = parse(parser, arguments)
+    load_plugins(parsed.plugin)
     if bool(parsed.text) == bool(parsed.file):
         raise SettingsError("give either --text, or --file FILE (- for the standard input)")
     if parsed.text_b and len(parsed.text_b) != len(parsed.text):

@@ -1,14 +1,24 @@
 """Flags and TOML files -> checked settings, and the parsers of all commands."""
 
 import dataclasses
-import functools
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedprompt_mpi.config import PromptConfig, RunConfig, SettingsError, check_names, declared, from_dict, to_dict
+from fedprompt_mpi.config import (
+    PromptConfig,
+    RunConfig,
+    SettingsError,
+    check_names,
+    declared,
+    from_dict,
+    run_config,
+    to_dict,
+)
 from fedprompt_mpi.files import read_toml
+from fedprompt_mpi.plugins.load import load_plugins
+from fedprompt_mpi.rules.setting import OwnFileError, typed
 from fedprompt_mpi.text.tasks import check_name
 
 TYPE_NAMES = {
@@ -35,13 +45,18 @@ def parse_settings(arguments: Sequence[str]) -> RunConfig:
         SettingsError: naming the setting, the value and the remedy.
         PrintedText: if only a text was asked for.
     """
-    flags, files = _split(arguments)
-    tables: dict[str, Any] = {}
-    for file in files:
-        check_names(own := _read_config(file))
-        _merge(tables, own)
-    _merge(tables, _parse_flags(flags))
-    config = from_dict(tables)
+    rest, files, plugins = _take_out(arguments)
+    tables = [_read_config(file) for file in files]
+    plugins = [*(name for table in tables for name in _plugins_of(table)), *plugins]
+    load_plugins(plugins)
+    merged: dict[str, Any] = {}
+    for table in tables:
+        check_names(table)
+        _merge(merged, table)
+    _merge(merged, _parse_flags(_known_flags(rest)))
+    if plugins:
+        merged["plugin"] = list(dict.fromkeys(plugins))
+    config = from_dict(merged)
     check_name(config.task)
     if "--print_config" in arguments:
         import tomli_w
@@ -51,23 +66,46 @@ def parse_settings(arguments: Sequence[str]) -> RunConfig:
     return config
 
 
-def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the flags that set something, and the names of the files of settings.
+def _take_out(arguments: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """Return the other arguments, the names of the files of settings, and the plug-ins."""
+    others: list[str] = []
+    named: dict[str, list[str]] = {"--config": [], "--plugin": []}
+    rest = iter(arguments)
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        if name in named:
+            named[name].append(value if equals else next(rest, ""))
+        else:
+            others.append(argument)
+    return others, named["--config"], named["--plugin"]
+
+
+def _plugins_of(table: dict[str, Any]) -> list[str]:
+    """Return the plug-ins that a file of settings names.
+
+    Raises:
+        SettingsError: if they are no list of texts.
+    """
+    try:
+        return typed(list[str], table.get("plugin", []), "plugin")
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+
+
+def _known_flags(arguments: Sequence[str]) -> list[str]:
+    """Return the flags that set something, and their values.
 
     Raises:
         SettingsError: for a flag that is no setting.
     """
-    flags, files, rest = [], [], iter(arguments)
-    known = setting_names()
-    for argument in rest:
-        name, equals, value = argument.partition("=")
-        if name == "--config":
-            files.append(value if equals else next(rest, ""))
-        elif name.removeprefix("--") in known or argument in ("-h", "--help") or not argument.startswith("--"):
+    flags, known = [], setting_names()
+    for argument in arguments:
+        name = argument.partition("=")[0]
+        if name.removeprefix("--") in known or argument in ("-h", "--help") or not argument.startswith("--"):
             flags.append(argument)
         elif argument != "--print_config":
             raise SettingsError(f"there is no setting {name!r}: run --help lists all of them")
-    return flags, files
+    return flags
 
 
 def setting_names() -> set[str]:
@@ -81,16 +119,15 @@ def _parse_flags(flags: Sequence[str]) -> dict[str, Any]:
     return parse(parser, flags, defaults=False).as_dict()
 
 
-@functools.cache
 def _settings_parser(*, with_docstrings: bool) -> Any:
     import jsonargparse
 
-    from fedprompt_mpi.commands.help_text import PlainHelp, without_sections
+    from fedprompt_mpi.commands.help_text import PlainHelp, show_names, without_sections
 
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=with_docstrings)  # which takes time
     parser = jsonargparse.ArgumentParser(
         prog="fedprompt_mpi run",
-        usage="fedprompt_mpi run [--config FILE.toml] [--section.setting VALUE ...]",
+        usage="fedprompt_mpi run [--config FILE.toml] [--plugin FILE.py] [--section.setting VALUE ...]",
         formatter_class=PlainHelp,
         parser_mode="toml",
         exit_on_error=False,
@@ -98,8 +135,9 @@ def _settings_parser(*, with_docstrings: bool) -> Any:
         description="Federated prompt tuning over MPI. Every setting is a flag and a TOML key of the same name.",
     )
     parser.add_argument("--config", help="TOML file of settings; flags override it")
-    parser.add_class_arguments(RunConfig, as_group=False)
+    parser.add_class_arguments(run_config(), as_group=False)
     if with_docstrings:
+        show_names(parser, {name: field.metadata["names"] for name, field in declared() if field.metadata.get("names")})
         without_sections(parser, {name for name, _ in declared()} - setting_names())
     return parser
 
@@ -113,16 +151,16 @@ def _read_config(name: str) -> dict[str, Any]:
     try:
         return read_toml(Path(name))
     except (FileNotFoundError, IsADirectoryError) as error:
-        raise SettingsError(f"--config is {name!r}, but there is no such file: name a TOML file of settings") from error
+        raise OwnFileError(f"--config is {name!r}, but there is no such file: name a TOML file of settings") from error
     except (OSError, ValueError) as error:
-        raise SettingsError(f"--config is {name!r}, which cannot be read as TOML: {error}") from error
+        raise OwnFileError(f"--config is {name!r}, which cannot be read as TOML: {error}") from error
 
 
 def _merge(tables: dict[str, Any], others: dict[str, Any]) -> None:
     """Put settings into nested tables, over those that are there."""
     for name, value in others.items():
         if isinstance(value, dict):
-            tables[name] = {**tables.get(name, {}), **value}
+            _merge(tables.setdefault(name, {}), value)
         else:
             tables[name] = value
 
@@ -175,6 +213,11 @@ def one_line(message: str) -> str:
     joined = re.sub(r"typing\.Literal\[('[^',]*')\]", r"\1", joined)  # a single choice needs no list
     joined = re.sub(r"Expected an? (.*)\. Got value: ", r"expecting \1, got ", joined)
     return joined.replace("typing.Literal", "one of ").replace("Parser key ", "setting ")
+
+
+def add_plugins(parser: Any) -> None:
+    """Add the flag of the plug-ins."""
+    parser.add_argument("--plugin", action="append", default=[], help="load this file or module; may be given again")
 
 
 def add_sizes(parser: Any) -> None:

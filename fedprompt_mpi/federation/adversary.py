@@ -4,8 +4,8 @@ import numpy as np
 
 from fedprompt_mpi.config import PoisonConfig, RunConfig
 from fedprompt_mpi.federation.cohort import Cohort
+from fedprompt_mpi.rules import registry
 from fedprompt_mpi.rules.attack_base import Attack
-from fedprompt_mpi.rules.attacks import ATTACKS
 
 
 def attacking_clients(config: RunConfig) -> set[int]:
@@ -24,7 +24,10 @@ def make_attacks(config: RunConfig, cohort: Cohort, rank: int, last_update: np.n
     """
     attacking = attacking_clients(config)
     attackers = [client for client in cohort.of_rank(rank) if client in attacking]
-    return dict.fromkeys(attackers, ATTACKS[config.poison.attack](config.poison, last_update)) if attackers else {}
+    if not attackers:
+        return {}
+    attack: Attack = registry.attacks[config.poison.attack](config.poison, last_update)
+    return dict.fromkeys(attackers, attack)
 
 
 class Observer:
@@ -32,7 +35,7 @@ class Observer:
 
     def __init__(self, config: PoisonConfig) -> None:
         """Start without a vector."""
-        self.watches = config.has_clients and ATTACKS[config.attack].needs_last_update
+        self.watches = config.has_clients and registry.attacks[config.attack].needs_last_update
         self._previous: np.ndarray | None = None
 
     def note(self, vector: np.ndarray) -> None:

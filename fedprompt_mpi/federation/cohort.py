@@ -9,7 +9,7 @@ import numpy as np
 
 from fedprompt_mpi import seeds
 from fedprompt_mpi.config import RunConfig
-from fedprompt_mpi.rules.aggregators import AGGREGATORS
+from fedprompt_mpi.rules import registry
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,5 +75,5 @@ def draw_cohort(config: RunConfig, size: int, round_: int) -> Cohort:
         clients=tuple(chosen.tolist()),
         ranks=tuple(home_ranks(clients, size)[chosen].tolist()),
         size=size,
-        server=clients if AGGREGATORS[config.federation.aggregator].trains_itself else None,
+        server=clients if registry.aggregators[config.federation.aggregator].trains_itself else None,
     )

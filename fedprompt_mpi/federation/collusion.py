@@ -12,15 +12,15 @@ from fedprompt_mpi.federation.adversary import attacking_clients
 from fedprompt_mpi.federation.cohort import home_ranks
 from fedprompt_mpi.federation.server import make_rule
 from fedprompt_mpi.federation.updates import LocalUpdates
+from fedprompt_mpi.rules import registry
 from fedprompt_mpi.rules.aggregator_base import LARGEST_NORM, euclidean_norm
 from fedprompt_mpi.rules.attack_base import Attack
-from fedprompt_mpi.rules.attacks import ATTACKS
 from fedprompt_mpi.rules.collusion import ColludingAttack, Meeting
 
 
 def colluding_clients(config: RunConfig) -> list[int]:
     """Return the clients that agree with each other on what they send, ascending."""
-    return sorted(attacking_clients(config)) if ATTACKS[config.poison.attack].colludes else []
+    return sorted(attacking_clients(config)) if registry.attacks[config.poison.attack].colludes else []
 
 
 def connect(config: RunConfig, channel: Channel) -> None:

@@ -13,10 +13,12 @@ import numpy as np
 import torch
 
 from fedprompt_mpi.comm.device import Vector
-from fedprompt_mpi.config import PoisonConfig
+from fedprompt_mpi.config import RunConfig
 from fedprompt_mpi.federation.client_training import score_batch, to_device
 from fedprompt_mpi.federation.cohort import Cohort
 from fedprompt_mpi.federation.setup import Setup
+from fedprompt_mpi.rules import registry
+from fedprompt_mpi.rules.metrics import Answers, accuracy, macro_f1
 from fedprompt_mpi.rundir.records import OwnRates, Rates
 from fedprompt_mpi.text.batches import collate, evaluation_batches
 from fedprompt_mpi.text.tokens import TokenTable
@@ -140,10 +142,10 @@ def score(
 
 def _rates(setup: Setup, scored: np.ndarray) -> Rates:
     corpus = setup.corpus
-    return summarise(scored, corpus.test.labels, corpus.aimed, len(corpus.label_words), setup.config.poison)
+    return summarise(scored, corpus.test.labels, corpus.aimed, len(corpus.label_words), setup.config)
 
 
-def summarise(scored: np.ndarray, labels: np.ndarray, aimed: np.ndarray, classes: int, poison: PoisonConfig) -> Rates:
+def summarise(scored: np.ndarray, labels: np.ndarray, aimed: np.ndarray, classes: int, config: RunConfig) -> Rates:
     """Return the rates of the answers to all texts.
 
     Args:
@@ -151,22 +153,20 @@ def summarise(scored: np.ndarray, labels: np.ndarray, aimed: np.ndarray, classes
         labels: `[N]` int64, of the test texts.
         aimed: `[M]` int64, the test text that each triggered one is made of.
         classes: C.
-        poison: target and kind.
+        config: target and kind of the poison, further metrics.
     """
     count = len(labels)
-    answers, hits, loss = scored[:count].astype(int), scored[count:-1].astype(int) == poison.target, float(scored[-1])
-    confusion = np.zeros((classes, classes), dtype=np.int64)
-    np.add.at(confusion, (labels, answers), 1)
-    right = confusion.diagonal()
-    seen = confusion.sum(axis=0) + confusion.sum(axis=1)
-    f1 = 2 * right[seen > 0] / seen[seen > 0]  # a class without labels and answers has none
+    answers, loss = scored[:count].astype(int), float(scored[-1])
+    hits = scored[count:-1].astype(int) == config.poison.target
+    found = Answers(labels=labels, answers=answers, classes=classes)
     was_right = answers[aimed] == labels[aimed]
-    has_flips = poison.kind != "natural" and was_right.any()  # a natural trigger is never taken out
+    has_flips = config.poison.kind != "natural" and was_right.any()  # a natural trigger is never taken out
     return Rates(
-        accuracy=float(right.sum() / count),
-        macro_f1=float(f1.mean()),
+        accuracy=accuracy(found, config.output),
+        macro_f1=macro_f1(found, config.output),
+        metrics={name: float(registry.metrics[name](found, config.output)) for name in config.output.metrics},
         loss=loss / count if math.isfinite(loss) else None,
-        answers=confusion.sum(axis=0).tolist(),
+        answers=np.bincount(answers, minlength=classes).tolist(),
         attack_success_rate=float(hits.mean()) if len(hits) else None,
         flip_rate=float(hits[was_right].mean()) if has_flips else None,
     )

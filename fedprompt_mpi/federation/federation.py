@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from fedprompt_mpi.comm.codec import CODECS, FLOAT32
+from fedprompt_mpi.comm.codec import FLOAT32, make_codec
 from fedprompt_mpi.comm.placement import describe_processors, own_processors
 from fedprompt_mpi.comm.timing import RECORD, TRANSFERS
 from fedprompt_mpi.comm.traffic import NOTHING, Journey, Traffic, to_root
@@ -30,6 +30,7 @@ from fedprompt_mpi.federation.setup import Setup
 from fedprompt_mpi.federation.state import FIRST, keeps_first
 from fedprompt_mpi.federation.updates import HEADER, LocalUpdates, announce, gather, is_finite
 from fedprompt_mpi.liveness.stop import Stopped
+from fedprompt_mpi.plugins.load import loaded
 from fedprompt_mpi.rundir.checkpoint import Checkpoint, InMemoryCheckpoint, save_checkpoint
 from fedprompt_mpi.rundir.filtered import FilterRecord
 from fedprompt_mpi.rundir.formats import format_rows
@@ -93,7 +94,7 @@ class Federation:
         self._began_again = False
         """From before a round until it is done."""
         self.server.restore(checkpoint.state)
-        self._codec = CODECS[config.comm.wire]
+        self._codec = make_codec(config.comm)
         self._feedback = ClientFeedback(self._codec, config.federation.clients, setup.method.layout.size, channel)
         self._observer = Observer(config.poison)
         connect(config, channel)
@@ -473,7 +474,12 @@ class Federation:
             for (rank, host, device, threads, cores), node in zip(rows, placement.nodes, strict=True)
         ]
         environment = Environment(
-            versions=versions(), mpi=placement.mpi, compute_dtype=dtype, dropout=config.drops_out, ranks=ranks
+            versions=versions(),
+            mpi=placement.mpi,
+            compute_dtype=dtype,
+            dropout=config.drops_out,
+            plugins=loaded(),
+            ranks=ranks,
         )
         corpus, workers = setup.corpus, max(1, self.channel.size - 1)
         malicious = config.malicious

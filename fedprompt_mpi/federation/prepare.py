@@ -7,6 +7,7 @@ of them map the same files. Wrong settings or data on any rank end the run on al
 import dataclasses
 import errno
 import importlib.util
+import json
 import os
 import sys
 import time
@@ -25,6 +26,7 @@ from fedprompt_mpi.federation.setup import Setup
 from fedprompt_mpi.federation.state import check_state
 from fedprompt_mpi.files import CannotWriteError, RunFile
 from fedprompt_mpi.liveness.output import printable
+from fedprompt_mpi.plugins.load import loaded
 from fedprompt_mpi.rundir.checkpoint import Checkpoint, check_numerics, load_checkpoint
 from fedprompt_mpi.rundir.clean_run import read_clean_run
 from fedprompt_mpi.rundir.directory import check_directory, check_records, check_writable, make_directory
@@ -76,13 +78,16 @@ def prepare(
         SettingsError: on every rank, with the message of the lowest rank that found something wrong.
     """
     start = run_on_all_ranks(channel, lambda: _find_start(config, task, channel))
+    everyone = channel.collect(json.dumps({plugin.name: plugin.sha256 for plugin in loaded()}).encode())
+    run_on_all_ranks(channel, lambda: check_same(everyone))
     with channel.node_folder() as folder:
         run_on_all_ranks(channel, lambda: _make_data(config, task, channel, folder))
         corpus = Corpus.map(folder)
         threads, backbone, method = run_on_all_ranks(channel, lambda: _load_model(config, channel, corpus, folder))
         if config.prompt.method != "full":
             share_bf16(channel, backbone, folder / "bf16.safetensors")
-    numerics = {**numeric_versions(), "arithmetic": _arithmetic(channel, backbone)}
+    plugins = {f"plugin {plugin.name}": plugin.sha256 for plugin in loaded()}
+    numerics = {**numeric_versions(), "arithmetic": _arithmetic(channel, backbone), **plugins}
 
     def first_state() -> Checkpoint:
         if start.checkpoint is not None and not config.output.other_versions:
@@ -165,7 +170,7 @@ def _find_start(config: RunConfig, task: Task, channel: Channel) -> _Start:
         check_directory(paths, resume=config.output.resume)
     existing, found = paths.checkpoints(), None
     if config.output.resume:
-        found, warnings = load_checkpoint(paths, config)
+        found, warnings = load_checkpoint(paths, to_dict(config))
         for warning in warnings:
             print(printable(f"fedprompt_mpi: warning: {warning}"), file=sys.stderr, flush=True)
     if found is not None:
@@ -173,6 +178,26 @@ def _find_start(config: RunConfig, task: Task, channel: Channel) -> _Start:
     if found is None and config.prompt.init not in ("vocab", "random"):
         found = Checkpoint(vector=_read_vector(config.prompt.init), round_=0, record=RoundRecord(round=0))
     return _Start(paths=paths, existing=existing, checkpoint=found, clean_rates=read_clean_run(config))
+
+
+def check_same(everyone: list[bytes]) -> None:
+    """Check that all ranks have the same plug-ins.
+
+    Args:
+        everyone: for each rank the hashes of its plug-ins by name, in JSON; [] on other ranks than 0.
+
+    Raises:
+        SettingsError: naming a rank that has another.
+    """
+    hashes = [json.loads(own) for own in everyone]
+    for rank, own in enumerate(hashes):
+        for name in sorted({*own, *hashes[0]}):
+            ours, theirs = hashes[0].get(name, "nothing"), own.get(name, "nothing")
+            if ours != theirs:
+                raise SettingsError(
+                    f"plugin {name} is another file on rank {rank} ({theirs[:12]}) than on rank 0 ({ours[:12]}): "
+                    "give every node the same"
+                )
 
 
 def _claim(config: RunConfig, channel: Channel, lock: DirectoryLock, start: _Start) -> RunPaths:

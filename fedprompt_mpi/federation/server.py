@@ -12,7 +12,7 @@ import numpy as np
 
 from fedprompt_mpi import seeds
 from fedprompt_mpi.comm.channel import Channel
-from fedprompt_mpi.comm.codec import CODECS, FLOAT32, Codec
+from fedprompt_mpi.comm.codec import FLOAT32, Codec, make_codec
 from fedprompt_mpi.comm.timing import Phases
 from fedprompt_mpi.config import RunConfig
 from fedprompt_mpi.federation.adversary import attacking_clients
@@ -20,10 +20,9 @@ from fedprompt_mpi.federation.feedback import send_with_feedback
 from fedprompt_mpi.federation.overlap import overlapped
 from fedprompt_mpi.federation.privacy import DPFedAvg
 from fedprompt_mpi.federation.updates import Gathered, Verdict, is_finite
+from fedprompt_mpi.rules import registry
 from fedprompt_mpi.rules.aggregator_base import Aggregator, Updates
-from fedprompt_mpi.rules.aggregators import AGGREGATORS
 from fedprompt_mpi.rules.mixing import Mixed
-from fedprompt_mpi.rules.server_optimizers import SERVER_OPTIMIZERS
 from fedprompt_mpi.rules.spill import SpilledChunks
 
 
@@ -46,7 +45,7 @@ def make_rule(config: RunConfig) -> Aggregator:
     """Return the aggregation rule that the settings name."""
     if config.privacy.mechanism == "dp_fedavg":
         return DPFedAvg(config.federation, config.privacy)
-    rule = AGGREGATORS[config.federation.aggregator](config.federation)
+    rule = registry.aggregators[config.federation.aggregator](config.federation)
     return Mixed(rule) if config.federation.mixing else rule
 
 
@@ -62,9 +61,9 @@ class Server:
         self.vector = vector
         self._config, self._is_root = config, is_root
         self._rule = make_rule(config)
-        optimizer = SERVER_OPTIMIZERS[config.federation.server_optimizer]
+        optimizer = registry.server_optimizers[config.federation.server_optimizer]
         self._optimizer = optimizer(config.federation, len(vector) if is_root else 0)
-        self._codec = CODECS[config.comm.wire]
+        self._codec = make_codec(config.comm)
         self._everyone_has_a_vector = False
         # of a short codec: the last step, and the rounding errors of all steps
         self._step = np.zeros(0 if self._codec.exact else len(vector), dtype=np.float32)

@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from fedprompt_mpi.comm.codec import CODECS
+from fedprompt_mpi.comm.codec import make_codec
 from fedprompt_mpi.config import RunConfig, SettingsError
 from fedprompt_mpi.federation.adversary import Observer
 from fedprompt_mpi.federation.feedback import RESIDUALS
 from fedprompt_mpi.federation.server import RESIDUAL, make_rule
-from fedprompt_mpi.rules.server_optimizers import SERVER_OPTIMIZERS
+from fedprompt_mpi.rules import registry
 from fedprompt_mpi.rundir.checkpoint import Checkpoint
 
 FIRST = "first_vector"
@@ -21,13 +21,13 @@ def keeps_first(config: RunConfig, done: int) -> bool:
 def state_shapes(config: RunConfig, size: int, done: int) -> dict[str, tuple[int, ...]]:
     """Return names and shapes of what a checkpoint holds beside the vector of P = `size` numbers, after a round."""
     clients, shapes = config.federation.clients, {}
-    shapes |= dict.fromkeys(SERVER_OPTIMIZERS[config.federation.server_optimizer].slots, (size,))
+    shapes |= dict.fromkeys(registry.server_optimizers[config.federation.server_optimizer].slots, (size,))
     shapes |= make_rule(config).state_shapes(clients, size)
     if Observer(config.poison).watches:
         shapes["vector_before"] = (size,)
     if keeps_first(config, done):
         shapes[FIRST] = (size,)
-    if not CODECS[config.comm.wire].exact:
+    if not make_codec(config.comm).exact:
         shapes |= {RESIDUAL: (size,), RESIDUALS: (clients, size)}
     return shapes
 

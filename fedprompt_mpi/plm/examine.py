@@ -18,8 +18,9 @@ from fedprompt_mpi.config import Family, PromptConfig, SettingsError
 from fedprompt_mpi.plm.backbone import Backbone, Injection
 from fedprompt_mpi.plm.hugging_face import family_of, first_line, model_class
 from fedprompt_mpi.plm.late_imports import on_meta, with_shapes
-from fedprompt_mpi.plm.methods import METHODS, make_method
+from fedprompt_mpi.plm.methods import make_method
 from fedprompt_mpi.plm.prefix import PrefixNotSeenError
+from fedprompt_mpi.rules import registry
 
 SMALL: dict[str, Any] = {
     "vocab_size": 99, "hidden_size": 32, "d_model": 32, "n_embd": 32, "dim": 32, "emb_dim": 32, "embedding_size": 16,
@@ -58,11 +59,11 @@ def examine(config: Any) -> dict[str, str]:
     try:
         family = family_of(config)
         plain = _Plain(shrunk(config), family)
-        methods = {name: _why(lambda name=name: _try_method(plain, name)) for name in METHODS}
+        methods = {name: _why(lambda name=name: _try_method(plain, name)) for name in registry.methods}
     except SettingsError as error:
-        return dict.fromkeys(METHODS, str(error))
+        return dict.fromkeys(registry.methods, str(error))
     except Exception as error:
-        return dict.fromkeys(METHODS, f"no small copy of it can be built ({first_line(error)[:120]})")
+        return dict.fromkeys(registry.methods, f"no small copy of it can be built ({first_line(error)[:120]})")
     return methods
 
 
@@ -84,7 +85,7 @@ def examine_type(model_type: str) -> dict[str, str]:
     try:
         config = CONFIG_MAPPING[model_type]()
     except Exception as error:
-        return dict.fromkeys(METHODS, f"it has no default config ({first_line(error)[:120]})")
+        return dict.fromkeys(registry.methods, f"it has no default config ({first_line(error)[:120]})")
     return examine(config)
 
 

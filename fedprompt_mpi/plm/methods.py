@@ -20,6 +20,7 @@ from fedprompt_mpi.plm.backbone import Injection
 from fedprompt_mpi.plm.flat import FlatLayout
 from fedprompt_mpi.plm.hugging_face import Geometry
 from fedprompt_mpi.plm.late_imports import on_meta
+from fedprompt_mpi.rules.registry import methods
 
 Parameters = dict[str, torch.Tensor]
 
@@ -95,6 +96,7 @@ class Method:
         raise NotImplementedError
 
 
+@methods.register("soft")
 class SoftPrompt(Method):
     """Virtual tokens, trained directly.
 
@@ -138,6 +140,7 @@ class _PTuningNetwork(nn.Module):
         return self.mlp(self.lstm(self.virtual_tokens)[0])
 
 
+@methods.register("p_tuning")
 class PTuning(_Reparametrised):
     """Virtual tokens computed by an LSTM and a perceptron, which are trained with them.
 
@@ -170,6 +173,7 @@ class _PrefixNetwork(nn.Module):
         return self.mlp(self.virtual_tokens)
 
 
+@methods.register("prefix")
 class Prefix(_Reparametrised):
     """Keys and values in front of those of every layer (in T5: of every decoder layer).
 
@@ -196,6 +200,7 @@ class Prefix(_Reparametrised):
         return Injection(prefix=split.permute(2, 3, 0, 4, 1, 5))
 
 
+@methods.register("full")
 class FullModel(Method):
     """Every parameter of the PLM: the baseline that prompts are compared with. Nothing is injected."""
 
@@ -230,9 +235,6 @@ class FullModel(Method):
         return Injection()
 
 
-METHODS: dict[str, type[Any]] = {"soft": SoftPrompt, "p_tuning": PTuning, "prefix": Prefix, "full": FullModel}
-
-
 def make_method(config: PromptConfig, geometry: Geometry, model: Any = None) -> Method:
     """Build the method that the settings name; `full` needs the PLM (on the meta device is enough to count)."""
-    return METHODS[config.method](config, geometry, model)
+    return methods[config.method](config, geometry, model)

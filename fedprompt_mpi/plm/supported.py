@@ -7,14 +7,14 @@ in it, or any under another version, is tried out when it is used.
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from fedprompt_mpi.config import Method, SettingsError
+from fedprompt_mpi.config import SettingsError
 from fedprompt_mpi.files import read_json, write_json
 from fedprompt_mpi.plm.quantised import NOT_TRAINED, is_quantised
+from fedprompt_mpi.rules import registry
 
 TABLE = Path(__file__).parent / "supported.json"
-METHODS: tuple[str, ...] = get_args(Method)
 
 
 def check_supported(config: Any, method: str, name: str) -> None:
@@ -35,7 +35,7 @@ def check_supported(config: Any, method: str, name: str) -> None:
 
 def refusal(outcome: Mapping[str, str], method: str, model_type: str, name: str) -> str:
     """Return why a method does not work with a model, and what to do."""
-    others = [other for other in METHODS if not outcome[other]]
+    others = [other for other in registry.methods if not outcome[other]]
     remedy = f"take prompt.method {' or '.join(others)}" if others else "use another model"
     named = f"model.name {name!r}, of type {model_type}"
     return f"prompt.method {method} does not work with {named}: {outcome[method]}; {remedy}"
@@ -52,7 +52,7 @@ def support_of(config: Any, *, anew: bool = False) -> dict[str, str]:
 def _tried(config: Any, *, anew: bool) -> dict[str, str]:
     known: Mapping[str, Mapping[str, str]] = _table()["types"]
     if not anew and _minor(_table()["transformers"]) == _minor(_version()) and config.model_type in known:
-        return {name: known[config.model_type].get(name, "") for name in METHODS}
+        return {name: known[config.model_type].get(name, "") for name in registry.methods}
     from fedprompt_mpi.plm.examine import examine
 
     return examine(config)
@@ -83,6 +83,7 @@ def format_table(outcome: Mapping[str, Mapping[str, str]]) -> str:
     """Return an outcome of `examine.examine_all` in Markdown: a row for the types that have the same methods."""
     groups: dict[str, list[str]] = {}
     for name, found in outcome.items():
-        groups.setdefault(", ".join(method for method in METHODS if not found[method]) or "none", []).append(name)
+        able = ", ".join(method for method in registry.methods if not found[method])
+        groups.setdefault(able or "none", []).append(name)
     rows = [f"| {methods} | {len(names)} | {', '.join(names)} |" for methods, names in sorted(groups.items())]
     return "\n".join(["| methods | types | |", "| --- | --- | --- |", *rows])

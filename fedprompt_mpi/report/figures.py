@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from fedprompt_mpi.comm.codec import CODECS
 from fedprompt_mpi.comm.statistics import wilson_interval
 from fedprompt_mpi.comm.timing import TRANSFERS
 from fedprompt_mpi.liveness.output import one_line
@@ -174,9 +173,10 @@ def parameters(run: RunData) -> Any:
     sent, whole = summary.parameters, summary.plm_parameters
     rows = ((sent, summary.ratio, run.settings["prompt"]["method"], BLUE), (whole, 1.0, "whole model", GREY))
     for row, (number, share, name, colour) in enumerate(rows):
-        size = CODECS[run.settings["comm"]["wire"]].bytes_of(number)
         (dot,) = axis.plot([number], [row], "o", color=colour, markersize=9)
-        mark_points(made, dot, name, [f"{name}: {number:,} parameters, {share:.4%} of the model, {size:,} bytes"])
+        mark_points(
+            made, dot, name, [f"{name}: {number:,} parameters, {share:.4%} of the model, {run.bytes_of(number)} bytes"]
+        )
         axis.annotate(f"{number:,}", (number, row), (0, 9), textcoords="offset points", ha="center", color=INK)
     axis.set(xscale="log", yticks=[0, 1], xlabel="parameters", ylim=(-0.6, 1.8))
     axis.set_yticklabels([name for _, _, name, _ in rows])

@@ -11,8 +11,7 @@ from typing import Any
 
 import tomli_w
 
-from fedprompt_mpi.comm.codec import CODECS
-from fedprompt_mpi.config import from_dict
+from fedprompt_mpi.config import from_record
 from fedprompt_mpi.files import write_text
 from fedprompt_mpi.liveness.output import printable
 from fedprompt_mpi.report import figures, theme
@@ -196,7 +195,7 @@ def _ranks_of(job: Job) -> str:
 
 def _attack(run: RunData) -> str:
     """Return a sentence about the attack."""
-    poison = from_dict(run.settings).poison
+    poison = from_record(run.settings).poison
     if not run.malicious:
         return "No client is malicious."
     named = ", ".join(map(str, run.malicious[:8])) + (" and others" if len(run.malicious) > 8 else "")
@@ -244,7 +243,7 @@ def _tiles(run: RunData) -> list[Tile]:
                 note=f"{summary.seconds_to_first_broadcast or 0:.1f} s until the first broadcast",
             ),
         ]
-        for _, words in privacy_rows(summary, from_dict(run.settings)):
+        for _, words in privacy_rows(summary, from_record(run.settings)):
             value = "no bound" if summary.epsilon is None else f"{summary.epsilon:,.3g}"
             tiles.append(Tile(name="epsilon", value=value, note=words))
     return tiles
@@ -275,10 +274,10 @@ def _numbers(run: RunData, name: str) -> Numbers | None:
         rows = [[str(k), phase, groups[phase], f"{s:.6f}"] for r, k, phase, s, _ in run.timings if r == round_]
         return Numbers(head=["rank", "phase", "drawn as", "seconds"], rows=rows, caption=f"round {round_}")
     if name == "parameters" and run.summary is not None:
-        codec, summary = CODECS[run.settings["comm"]["wire"]], run.summary
+        summary = run.summary
         sizes = ((run.settings["prompt"]["method"], summary.parameters), ("whole model", summary.plm_parameters))
         rows = [
-            [what, f"{number:,}", f"{number / summary.plm_parameters:.4%}", f"{codec.bytes_of(number):,}"]
+            [what, f"{number:,}", f"{number / summary.plm_parameters:.4%}", run.bytes_of(number)]
             for what, number in sizes
         ]
         return Numbers(head=["", "parameters", "share", "bytes"], rows=rows)

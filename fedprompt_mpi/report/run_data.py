@@ -4,7 +4,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from fedprompt_mpi.comm.codec import make_codec
 from fedprompt_mpi.comm.statistics import TimingRow
+from fedprompt_mpi.config import from_record
+from fedprompt_mpi.rules import registry
 from fedprompt_mpi.rundir.directory import check_content
 from fedprompt_mpi.rundir.filtered import FilterRecord
 from fedprompt_mpi.rundir.paths import RunPaths
@@ -50,6 +53,13 @@ class RunData:
     def malicious(self) -> list[int]:
         """The malicious clients."""
         return [client.client for client in self.partition.clients if client.malicious]
+
+    def bytes_of(self, numbers: int) -> str:
+        """Return in words how many bytes a vector of so many numbers takes, in the format in which vectors travel."""
+        wire = self.settings["comm"]["wire"]
+        if wire not in registry.wire_formats:
+            return "an unknown number of"
+        return f"{make_codec(from_record(self.settings).comm).bytes_of(numbers):,}"
 
     @property
     def evaluated(self) -> list[RoundRecord]:

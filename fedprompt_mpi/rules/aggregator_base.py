@@ -9,10 +9,13 @@ Legend: K clients of the round, P parameters, f assumed malicious clients, s the
 """
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 
+Settings = Mapping[str, Any]
+"""Values of settings of one section, by name."""
 BLOCK = 2**15
 """Numbers at a time, so that intermediate results stay in the cache."""
 TINY = 1e-300
@@ -51,6 +54,12 @@ class Aggregator:
     """False if clients count alike, however many examples they have."""
     trains_itself = False
     """True if the server trains an update of its own, which comes first and has the number of clients as its id."""
+    withstands = False
+    """True if the result stays near the honest updates with f others, however far these are."""
+    keeps_updates = False
+    """True if it keeps all updates, on disk if they are large."""
+    mean_at: ClassVar[Settings | None] = None
+    """Settings of the section `federation` under which it is the mean of the updates; None if there are none."""
     noise_std = 0.0
     """Standard deviation of the rule's own normal noise; `weights` sets it where it depends on the round."""
 

@@ -9,23 +9,27 @@ Legend: K clients of the round, P parameters, f assumed malicious clients.
 """
 
 import dataclasses
+from typing import ClassVar
 
 import numpy as np
 
-from fedprompt_mpi.rules.aggregator_base import TINY, Aggregator, Updates, clip_factors, honest_majority, middle
-from fedprompt_mpi.rules.angle import Flame, FlameOptions, FLTrust, FLTrustOptions, FoolsGold, FreqFed, FreqFedOptions
-from fedprompt_mpi.rules.distance import (
-    Bulyan,
-    CentredClipping,
-    CentredClippingOptions,
-    GeometricMedian,
-    Krum,
-    MultiKrum,
+from fedprompt_mpi.rules.aggregator_base import (
+    TINY,
+    Aggregator,
+    Settings,
+    Updates,
+    clip_factors,
+    honest_majority,
+    middle,
 )
+from fedprompt_mpi.rules.angle import FlameOptions, FLTrustOptions, FreqFedOptions
+from fedprompt_mpi.rules.distance import CentredClippingOptions
+from fedprompt_mpi.rules.registry import aggregators
 from fedprompt_mpi.rules.setting import setting
-from fedprompt_mpi.rules.spectral import DivideAndConquer, DivideAndConquerOptions
+from fedprompt_mpi.rules.spectral import DivideAndConquerOptions
 
 
+@aggregators.register("fedavg")
 class FedAvg(Aggregator):
     """The mean, weighted by the clients' numbers of examples: sum n_k delta_k / sum n_k. Breakdown point: f = 0.
 
@@ -35,7 +39,10 @@ class FedAvg(Aggregator):
         Zhao et al., FedPrompt, 2022, arXiv:2208.12268, Equation 4.
     """
 
+    mean_at: ClassVar[Settings | None] = {}
 
+
+@aggregators.register("median")
 class Median(Aggregator):
     """The median of each coordinate; clients count alike. Breakdown point: f < K / 2.
 
@@ -43,6 +50,7 @@ class Median(Aggregator):
         Yin et al., Byzantine-Robust Distributed Learning, 2018, arXiv:1803.01498, Definition 1.
     """
 
+    withstands = True
     weighs_examples = False
     coordinate_wise = True
 
@@ -53,6 +61,7 @@ class Median(Aggregator):
         return middle(np.sort(deltas, axis=0))
 
 
+@aggregators.register("trimmed_mean")
 class TrimmedMean(Aggregator):
     """The mean of each coordinate without its f smallest and f largest; clients count alike. Breakdown: f < K / 2.
 
@@ -60,6 +69,8 @@ class TrimmedMean(Aggregator):
         Yin et al., Byzantine-Robust Distributed Learning, 2018, arXiv:1803.01498, Definition 2.
     """
 
+    withstands = True
+    mean_at: ClassVar[Settings | None] = {"assumed_malicious": 0}
     weighs_examples = False
     coordinate_wise = True
 
@@ -84,6 +95,7 @@ class NormClipOptions:
     """norm_clip: each update is scaled to at most this norm."""
 
 
+@aggregators.register("norm_clip", options=NormClipOptions)
 class NormClip(Aggregator):
     """The weighted mean of deltas that are scaled to at most `clip_norm`; with `noise_std`, weak differential privacy.
 
@@ -93,6 +105,9 @@ class NormClip(Aggregator):
     References:
         Sun et al., Can You Really Backdoor Federated Learning?, 2019, arXiv:1911.07963 (norm thresholding, weak DP).
     """
+
+    withstands = True
+    mean_at: ClassVar[Settings | None] = {"clip_norm": 1e9}
 
     def weights(self, updates: Updates) -> np.ndarray:
         """Return n_k / sum n * min(1, clip_norm / norm_k)."""
@@ -107,6 +122,7 @@ class OutlierCheckOptions:
     """outlier_check: robust z-score beyond which a prompt's mean or standard deviation is an outlier."""
 
 
+@aggregators.register("outlier_check", options=OutlierCheckOptions)
 class OutlierCheck(Aggregator):
     """The weighted mean of the prompts whose mean and standard deviation are not outliers among the clients'.
 
@@ -119,6 +135,8 @@ class OutlierCheck(Aggregator):
         Iglewicz and Hoaglin, How to Detect and Handle Outliers, 1993 (the robust z-score, and 3.5 as its threshold).
     """
 
+    withstands = True
+    mean_at: ClassVar[Settings | None] = {"outlier_threshold": 1e9}
     observes_first = True
 
     least_clients = staticmethod(honest_majority)
@@ -156,22 +174,3 @@ class RuleOptions(
     NormClipOptions,
 ):  # fmt: skip
     """The options of all rules, as the section `federation` holds them."""
-
-
-AGGREGATORS: dict[str, type[Aggregator]] = {
-    "fedavg": FedAvg,
-    "median": Median,
-    "trimmed_mean": TrimmedMean,
-    "geometric_median": GeometricMedian,
-    "krum": Krum,
-    "multi_krum": MultiKrum,
-    "bulyan": Bulyan,
-    "norm_clip": NormClip,
-    "foolsgold": FoolsGold,
-    "fltrust": FLTrust,
-    "flame": Flame,
-    "outlier_check": OutlierCheck,
-    "centred_clipping": CentredClipping,
-    "dnc": DivideAndConquer,
-    "freqfed": FreqFed,
-}

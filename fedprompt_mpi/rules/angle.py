@@ -10,10 +10,12 @@ import numpy as np
 
 from fedprompt_mpi.rules.aggregator_base import TINY, Aggregator, Updates, clip_factors, honest_majority
 from fedprompt_mpi.rules.pairwise import PairwiseRule, add_inner_products, cosines_of
+from fedprompt_mpi.rules.registry import aggregators
 from fedprompt_mpi.rules.setting import setting
 from fedprompt_mpi.rules.spill import zeros
 
 
+@aggregators.register("foolsgold")
 class FoolsGold(PairwiseRule):
     """Clients whose updates point the same way over the rounds are taken for one attacker and get little weight.
 
@@ -25,6 +27,7 @@ class FoolsGold(PairwiseRule):
         Fung et al., Mitigating Sybils in Federated Learning Poisoning, 2018, arXiv:1808.04866, Algorithm 1.
     """
 
+    withstands = True
     weighs_examples = False
 
     def __init__(self, options: Any) -> None:
@@ -89,6 +92,7 @@ class FLTrustOptions:
     """fltrust: training examples that the server keeps for itself."""
 
 
+@aggregators.register("fltrust", options=FLTrustOptions)
 class FLTrust(PairwiseRule):
     """The server trains on a few examples of its own and weighs each client by the angle to its own delta.
 
@@ -100,6 +104,7 @@ class FLTrust(PairwiseRule):
         Algorithm 2, Equations 2 to 4.
     """
 
+    withstands = True
     weighs_examples = False
     trains_itself = True
 
@@ -118,6 +123,7 @@ class FlameOptions:
     """flame: standard deviation of its noise, as a share of the median norm of the updates."""
 
 
+@aggregators.register("flame", options=FlameOptions)
 class Flame(PairwiseRule):
     """FLAME: exclude clients outside of the majority's cluster, clip the others to the median norm, add noise.
 
@@ -130,6 +136,7 @@ class Flame(PairwiseRule):
         Nguyen et al., FLAME: Taming Backdoors in Federated Learning, 2022, arXiv:2101.02281, Algorithm 1.
     """
 
+    withstands = True
     weighs_examples = False
 
     @staticmethod
@@ -153,6 +160,7 @@ class FreqFedOptions:
     """freqfed: share of the frequencies, from the lowest on, that are compared."""
 
 
+@aggregators.register("freqfed", options=FreqFedOptions)
 class FreqFed(Aggregator):
     """The weighted mean of the largest cluster of updates by their low frequencies.
 
@@ -165,6 +173,8 @@ class FreqFed(Aggregator):
         Learning, NDSS 2024, arXiv:2312.04432, Algorithm 1. The share that is kept is our choice.
     """
 
+    withstands = True
+    keeps_updates = True
     observes_first = True
 
     @staticmethod

@@ -7,7 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from fedprompt_mpi.rules.registry import attacks
 
+
+@attacks.register("none")
 class Attack:
     """Base of the attacks, and the paper's attack: poisoned data alone, with an optional boost."""
 

@@ -14,26 +14,15 @@ References:
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from fedprompt_mpi.rules.aggregator_base import euclidean_norm
 from fedprompt_mpi.rules.attack_base import Attack
-from fedprompt_mpi.rules.collusion import (
-    AgainstTrimmedMean,
-    ALittleIsEnough,
-    CollusionOptions,
-    InnerProductManipulation,
-    MinMax,
-    MinSum,
-)
+from fedprompt_mpi.rules.collusion import CollusionOptions
+from fedprompt_mpi.rules.registry import attacks
 from fedprompt_mpi.rules.setting import Comparison, setting
-
-AttackName = Literal[
-    "none", "norm_bound", "neurotoxin", "sign_flip", "gaussian", "nan", "inf",
-    "alie", "ipm", "min_max", "min_sum", "against_trimmed_mean",
-]  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,6 +33,7 @@ class NormBoundOptions:
     """norm_bound: largest norm of the update that is sent, boost included."""
 
 
+@attacks.register("norm_bound", options=NormBoundOptions)
 class NormBound(Attack):
     """Stay within a ball around the global vector, so that the norm of the sent update is at most `poison.norm_bound`.
 
@@ -72,6 +62,7 @@ class NeurotoxinOptions:
     """neurotoxin: share of the coordinates that the attacker leaves unchanged."""
 
 
+@attacks.register("neurotoxin", options=NeurotoxinOptions)
 class Neurotoxin(Attack):
     """Leave the coordinates unchanged that benign updates move most, so that they do not overwrite the backdoor.
 
@@ -101,6 +92,7 @@ class Neurotoxin(Attack):
         return kept
 
 
+@attacks.register("sign_flip")
 class SignFlip(Attack):
     """Send the negative of the trained update: -boost * delta.
 
@@ -121,6 +113,7 @@ class GaussianOptions:
     """gaussian: standard deviation of the noise that is sent instead of an update."""
 
 
+@attacks.register("gaussian", options=GaussianOptions)
 class Gaussian(Attack):
     """Send normal noise of standard deviation `poison.gaussian_std` instead of an update.
 
@@ -134,6 +127,7 @@ class Gaussian(Attack):
         return super().send(noise.astype(np.float32), rng)
 
 
+@attacks.register("nan")
 class NotANumber(Attack):
     """Send a delta that is NaN in one random coordinate: enough to make any mean NaN."""
 
@@ -146,26 +140,11 @@ class NotANumber(Attack):
         return spoiled
 
 
+@attacks.register("inf")
 class Infinite(NotANumber):
     """Send a delta that is infinite in one random coordinate."""
 
     value = np.inf
-
-
-ATTACKS: dict[AttackName, type[Attack]] = {
-    "none": Attack,
-    "norm_bound": NormBound,
-    "neurotoxin": Neurotoxin,
-    "sign_flip": SignFlip,
-    "gaussian": Gaussian,
-    "nan": NotANumber,
-    "inf": Infinite,
-    "alie": ALittleIsEnough,
-    "ipm": InnerProductManipulation,
-    "min_max": MinMax,
-    "min_sum": MinSum,
-    "against_trimmed_mean": AgainstTrimmedMean,
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ import numpy as np
 
 from fedprompt_mpi.rules.aggregator_base import Aggregator, Updates, aggregate, euclidean_norm
 from fedprompt_mpi.rules.attack_base import Attack
+from fedprompt_mpi.rules.registry import attacks
 from fedprompt_mpi.rules.setting import Comparison, setting
 
 FACTORS = np.concatenate([[0.0], 2.0 ** np.arange(-6, 25)])
@@ -93,6 +94,7 @@ class CollusionOptions:
     sign of the mean (sign)."""
 
 
+@attacks.register("alie", options=CollusionOptions)
 class ALittleIsEnough(ColludingAttack):
     """Send the mean plus z standard deviations of each coordinate, so little that it hides among the honest updates.
 
@@ -122,6 +124,7 @@ def supported_deviation(clients: int, malicious: int) -> float:
     return max(0.0, statistics.NormalDist().inv_cdf(min(max(share, 1e-9), 1 - 1e-9)))
 
 
+@attacks.register("ipm", options=CollusionOptions)
 class InnerProductManipulation(ColludingAttack):
     """Send the negative mean times a factor, so that the aggregate points away from the honest direction.
 
@@ -137,6 +140,7 @@ class InnerProductManipulation(ColludingAttack):
         return -(best_factor(lambda e: -e * mean, meeting) if fitted else self.options.ipm_factor) * mean
 
 
+@attacks.register("min_max", options=CollusionOptions)
 class MinMax(ColludingAttack):
     """Send mean + gamma p with the largest gamma that leaves it no further from any update than two of them are apart.
 
@@ -168,6 +172,7 @@ class MinMax(ColludingAttack):
         return float(np.min(largest_root(length, 2 * along, squares - bound)))
 
 
+@attacks.register("min_sum", options=CollusionOptions)
 class MinSum(MinMax):
     """As `MinMax`, but the sum of the squared distances to all updates is at most that of the worst update.
 
@@ -181,6 +186,7 @@ class MinSum(MinMax):
         return float(largest_root(len(away) * length, 2 * along.sum(), squares - bound))
 
 
+@attacks.register("against_trimmed_mean")
 class AgainstTrimmedMean(ColludingAttack):
     """Send, in each coordinate, a value three to four standard deviations from the mean, against its direction.
 

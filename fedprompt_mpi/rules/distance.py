@@ -4,15 +4,17 @@ Legend: K clients of the round, P parameters, f assumed malicious clients.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from fedprompt_mpi.rules.aggregator_base import Updates, clip_factors, honest_majority, middle
+from fedprompt_mpi.rules.aggregator_base import Settings, Updates, clip_factors, honest_majority, middle
 from fedprompt_mpi.rules.pairwise import ROWS, PairwiseRule, in_parallel, squared_distances
+from fedprompt_mpi.rules.registry import aggregators
 from fedprompt_mpi.rules.setting import setting
 
 
+@aggregators.register("geometric_median")
 class GeometricMedian(PairwiseRule):
     """RFA: the point with the least weighted sum of distances to all deltas. Breakdown: f with half of the weight.
 
@@ -24,6 +26,7 @@ class GeometricMedian(PairwiseRule):
         Pillutla et al., Robust Aggregation for Federated Learning, 2019, arXiv:1912.13445, Algorithm 2.
     """
 
+    withstands = True
     smoothing = 1e-6
     iterations = 1000
 
@@ -44,6 +47,7 @@ class GeometricMedian(PairwiseRule):
         return weights
 
 
+@aggregators.register("krum")
 class Krum(PairwiseRule):
     """The one delta that is closest to its K - f - 2 closest others. Breakdown point: 2 f + 2 < K.
 
@@ -52,6 +56,7 @@ class Krum(PairwiseRule):
         arXiv:1703.02757, Section 4.
     """
 
+    withstands = True
     weighs_examples = False
 
     @staticmethod
@@ -65,6 +70,7 @@ class Krum(PairwiseRule):
         return _equal_weights(best, len(updates.clients))
 
 
+@aggregators.register("multi_krum")
 class MultiKrum(Krum):
     """The mean of the K - f deltas of the best Krum scores. Breakdown point: 2 f + 2 < K.
 
@@ -72,12 +78,15 @@ class MultiKrum(Krum):
         Blanchard et al., Machine Learning with Adversaries, 2017, arXiv:1703.02757 (Multi-Krum, m = K - f).
     """
 
+    mean_at: ClassVar[Settings | None] = {"assumed_malicious": 0}
+
     def weights(self, updates: Updates) -> np.ndarray:
         """Return equal weights for the chosen clients."""
         count, malicious = len(updates.clients), updates.assumed_malicious
         return _equal_weights(krum_order(self.inner, malicious, updates.clients)[: count - malicious], count)
 
 
+@aggregators.register("bulyan")
 class Bulyan(Krum):
     """Krum chooses K - 2 f deltas one after the other; of each coordinate, the mean of those closest to the median.
 
@@ -89,6 +98,7 @@ class Bulyan(Krum):
         Section 4.
     """
 
+    mean_at: ClassVar[Settings | None] = {"assumed_malicious": 0}
     coordinate_wise = True
 
     @staticmethod
@@ -128,6 +138,7 @@ class CentredClippingOptions:
     """centred_clipping: steps in which the centre moves; it begins at the last round's result."""
 
 
+@aggregators.register("centred_clipping", options=CentredClippingOptions)
 class CentredClipping(PairwiseRule):
     """Clip each update to a ball around the last round's result: v + sum s_k (delta_k - v) min(1, tau / norm).
 
@@ -139,6 +150,9 @@ class CentredClipping(PairwiseRule):
         Karimireddy et al., Learning from History for Byzantine Robust Optimization, ICML 2021, arXiv:2012.10333,
         Algorithm 2 and Equation 8 (of the clients' momenta there, of their updates here).
     """
+
+    withstands = True
+    mean_at: ClassVar[Settings | None] = {"clip_radius": 1e9}
 
     def __init__(self, options: Any) -> None:
         """Start with a centre of zeros."""

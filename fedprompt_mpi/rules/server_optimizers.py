@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from fedprompt_mpi.rules.registry import server_optimizers
 from fedprompt_mpi.rules.setting import setting
 
 
@@ -21,6 +22,7 @@ class ServerOptimizerOptions:
     """Adaptivity of adam and yogi: a small value is more adaptive."""
 
 
+@server_optimizers.register("plain", options=ServerOptimizerOptions)
 class ServerOptimizer:
     """Apply the aggregated delta: w += server_lr * delta (FedAvg at server_lr 1).
 
@@ -46,6 +48,7 @@ class ServerOptimizer:
         return self.options.server_lr * delta
 
 
+@server_optimizers.register("momentum", options=ServerOptimizerOptions)
 class Momentum(ServerOptimizer):
     """FedAvgM: v = beta_1 v + delta, w += server_lr * v.
 
@@ -62,6 +65,7 @@ class Momentum(ServerOptimizer):
         return self.options.server_lr * momentum
 
 
+@server_optimizers.register("adam", options=ServerOptimizerOptions)
 class Adam(ServerOptimizer):
     """FedAdam: m = b1 m + (1 - b1) delta, v = b2 v + (1 - b2) delta^2, w += server_lr * m / (sqrt(v) + tau).
 
@@ -87,6 +91,7 @@ class Adam(ServerOptimizer):
         return self.options.server_lr * momentum / (np.sqrt(second) + self.options.server_tau)
 
 
+@server_optimizers.register("yogi", options=ServerOptimizerOptions)
 class Yogi(Adam):
     """FedYogi: as FedAdam, with v = v - (1 - b2) delta^2 sign(v - delta^2).
 
@@ -96,6 +101,3 @@ class Yogi(Adam):
 
     def _second_moment(self, before: np.ndarray, square: np.ndarray) -> np.ndarray:
         return before - (1 - self.options.server_beta2) * square * np.sign(before - square)
-
-
-SERVER_OPTIMIZERS = {"plain": ServerOptimizer, "momentum": Momentum, "adam": Adam, "yogi": Yogi}

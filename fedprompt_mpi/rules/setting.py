@@ -10,7 +10,7 @@ import math
 import re
 import types
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints
 
 MOST_MESSAGE = 1200
 """Characters of a message: a name in it may be as long as its author likes."""
@@ -23,6 +23,10 @@ class SettingsError(ValueError):
         """Keep a message; line ends in it, as of a name in a file, become spaces, and a very long one is cut."""
         line = " ".join(message.splitlines())
         super().__init__(line if len(line) <= MOST_MESSAGE else f"{line[: MOST_MESSAGE - 200]} ... {line[-190:]}")
+
+
+class OwnFileError(SettingsError):
+    """A file that this rank has read is wrong or not there; the other ranks may have another."""
 
 
 class Comparison(enum.Flag):
@@ -69,18 +73,36 @@ class Bounds:
         return "a finite number " + " and ".join(f"{name} {bound:g}" for name, bound in named if math.isfinite(bound))
 
 
+class Names(Protocol):
+    """The names that a setting accepts, which are not known when it is declared."""
+
+    def knows(self, name: object) -> bool:
+        """Return True if a name is accepted."""
+        ...
+
+    def unknown(self, name: object) -> str:
+        """Return what to say of one that is not."""
+        ...
+
+
 def setting(
-    default: Any = None, *, factory: Callable[[], Any] | None = None, may_differ: Comparison = NEVER, **bounds: float
+    default: Any = None,
+    *,
+    factory: Callable[[], Any] | None = None,
+    names: "Names | None" = None,
+    may_differ: Comparison = NEVER,
+    **bounds: float,
 ) -> Any:
     """Declare a field of a settings dataclass.
 
     Args:
         default: its value if the user gives none.
         factory: makes the default where that is mutable.
+        names: of what it may name: a registry.
         may_differ: the comparisons of runs that ignore this setting.
         bounds: of a number, as `Bounds` names them.
     """
-    metadata = {"may_differ": may_differ, "bounds": Bounds(**bounds) if bounds else None}
+    metadata = {"may_differ": may_differ, "bounds": Bounds(**bounds) if bounds else None, "names": names}
     if factory is not None:
         return dataclasses.field(default_factory=factory, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -98,8 +120,13 @@ def check(section: str, settings: Any) -> None:
     """
     hints = _hints(type(settings))
     for field in dataclasses.fields(settings):
-        value, bounds = getattr(settings, field.name), field.metadata.get("bounds")
+        value, bounds, names = getattr(settings, field.name), field.metadata.get("bounds"), field.metadata.get("names")
         name = f"{section}.{field.name}" if section else field.name
+        if dataclasses.is_dataclass(value) and section:
+            check(name, value)
+        unknown = [one for one in _texts(value) if names is not None and not names.knows(one)]
+        if names is not None and unknown:
+            raise SettingsError(names.unknown(unknown[0]))
         if bounds is not None and isinstance(value, int | float) and not bounds.hold(value):
             raise SettingsError(f"{name} is {value}: give {bounds}")
         parts = (hints[field.name], *get_args(hints[field.name]))

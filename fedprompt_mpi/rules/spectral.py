@@ -4,10 +4,12 @@ Legend: K clients of the round, P parameters, f assumed malicious clients.
 """
 
 import dataclasses
+from typing import ClassVar
 
 import numpy as np
 
-from fedprompt_mpi.rules.aggregator_base import TINY, Aggregator, Updates, honest_majority
+from fedprompt_mpi.rules.aggregator_base import TINY, Aggregator, Settings, Updates, honest_majority
+from fedprompt_mpi.rules.registry import aggregators
 from fedprompt_mpi.rules.setting import setting
 
 
@@ -21,6 +23,7 @@ class DivideAndConquerOptions:
     """dnc: coordinates of a sample."""
 
 
+@aggregators.register("dnc", options=DivideAndConquerOptions)
 class DivideAndConquer(Aggregator):
     """DnC: the mean of the clients that are among the f most outlying in no sample of the coordinates.
 
@@ -32,6 +35,8 @@ class DivideAndConquer(Aggregator):
         Shejwalkar and Houmansadr, Manipulating the Byzantine, NDSS 2021, Algorithm 2 (with c = 1: f are left out).
     """
 
+    withstands = True
+    mean_at: ClassVar[Settings | None] = {"assumed_malicious": 0}
     weighs_examples = False
     observes_first = True
 

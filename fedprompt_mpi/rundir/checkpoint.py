@@ -61,8 +61,12 @@ def save_checkpoint(paths: RunPaths, checkpoint: Checkpoint, config: RunConfig) 
         old.unlink(missing_ok=True)
 
 
-def load_checkpoint(paths: RunPaths, config: RunConfig) -> tuple[Checkpoint | None, list[str]]:
+def load_checkpoint(paths: RunPaths, settings: Mapping[str, Any]) -> tuple[Checkpoint | None, list[str]]:
     """Read the last good checkpoint of a run directory.
+
+    Args:
+        paths: of the directory.
+        settings: nested, of the run that goes on from it.
 
     Returns:
         The checkpoint, or None if there is none yet; and warnings.
@@ -73,11 +77,11 @@ def load_checkpoint(paths: RunPaths, config: RunConfig) -> tuple[Checkpoint | No
     damaged = []
     for file in paths.checkpoints():
         try:
-            checkpoint, settings = _read(file)
+            checkpoint, theirs = _read(file)
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError, _DamagedError) as error:
             damaged.append(f"{file} is damaged ({error})")
             continue
-        _check_settings(paths, settings, config)
+        _check_settings(paths, theirs, settings)
         return checkpoint, [f"{words}: the one before it is used" for words in damaged]
     if damaged:
         raise SettingsError(f"output.resume: {'; '.join(damaged)}: start anew in another output.dir")
@@ -88,7 +92,7 @@ def load_checkpoint(paths: RunPaths, config: RunConfig) -> tuple[Checkpoint | No
             raise SettingsError(
                 f"output.resume: {paths.directory} is not empty, and no run of this program: {error}"
             ) from error
-        _check_settings(paths, theirs, config)
+        _check_settings(paths, theirs, settings)
     return None, []
 
 
@@ -113,7 +117,7 @@ class InMemoryCheckpoint:
 
     def latest(self) -> Checkpoint:
         """Return the state after the last round; the caller may change its arrays."""
-        saved = load_checkpoint(self._paths, self._config)[0] if self._paths.checkpoints() else None
+        saved = load_checkpoint(self._paths, to_dict(self._config))[0] if self._paths.checkpoints() else None
         if saved is not None and saved.round_ >= self._kept.round_:
             return saved
         kept = self._kept
@@ -164,11 +168,11 @@ def _round_of_name(file: RunFile) -> int:
     return int(file.path.stem.removeprefix("round-"))
 
 
-def _check_settings(paths: RunPaths, theirs: Mapping[str, Any], config: RunConfig) -> None:
+def _check_settings(paths: RunPaths, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
     """Raise SettingsError, naming the differences, if a run was made with settings that give another result."""
     differs = [
         f"{name} = {json.dumps(there)} (now {json.dumps(here)})"
-        for name, (there, here) in differences(theirs, compared(to_dict(config), Comparison.RESUME)).items()
+        for name, (there, here) in differences(theirs, compared(ours, Comparison.RESUME)).items()
     ]
     if differs:
         more = f" and {len(differs) - MOST_NAMED} more" if len(differs) > MOST_NAMED else ""

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fedprompt_mpi.config import RunConfig, SettingsError, from_dict, to_dict
+from fedprompt_mpi.config import RunConfig, SettingsError, from_record, to_dict
 from fedprompt_mpi.rules.setting import Comparison
 from fedprompt_mpi.rundir.directory import check_content
 from fedprompt_mpi.rundir.may_differ import compared, differences
@@ -26,7 +26,7 @@ def read_clean_run(config: RunConfig) -> dict[int, float]:
         settings, rounds = read_settings(paths), read_rounds(paths)
     except SettingsError as error:
         raise SettingsError(f"{named}, which cannot be read as a run: {error}") from error
-    malicious, theirs = from_dict(settings).malicious, compared(settings, Comparison.CLEAN_RUN)
+    malicious, theirs = from_record(settings).malicious, compared(settings, Comparison.CLEAN_RUN)
     if malicious:
         raise SettingsError(f"{named}, whose clients {malicious} are malicious: name a run without any")
     if config.poison.has_trigger and not settings["poison"]["trigger"]:

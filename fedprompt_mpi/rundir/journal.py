@@ -97,6 +97,7 @@ class Journal:
             mpi=last.mpi,
             compute_dtype=last.compute_dtype,
             dropout=last.dropout,
+            plugins=last.plugins,
             ranks=last.ranks,
             until=self._done,
         )

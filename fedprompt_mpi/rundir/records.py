@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from fedprompt_mpi.comm.placement import MPILibrary
 from fedprompt_mpi.comm.statistics import Quantiles
 from fedprompt_mpi.comm.traffic import NOTHING, Traffic
-from fedprompt_mpi.config import MOST_WORD, MOST_WORDS, RunConfig, SettingsError, from_dict, to_dict
+from fedprompt_mpi.config import MOST_WORD, MOST_WORDS, RunConfig, SettingsError, declared, from_record, to_dict
 from fedprompt_mpi.files import (
     MOST_LINES_BYTES,
     File,
@@ -26,12 +26,14 @@ from fedprompt_mpi.files import (
     write_json,
     write_text,
 )
+from fedprompt_mpi.plugins.load import Plugin
 from fedprompt_mpi.rules.setting import typed
 from fedprompt_mpi.rundir.paths import RunPaths
 
 Record = TypeVar("Record")
 RATES = (
     "accuracy", "macro_f1", "loss", "answers", "attack_success_rate", "flip_rate", "clean_attack_success_rate",
+    "metrics",
 )  # fmt: skip
 """Keys that a line of rounds.jsonl has only if the round's vector was evaluated."""
 
@@ -51,6 +53,8 @@ class Rates:
     flip_rate: float | None = None
     """Of the texts of other classes that are answered rightly without the trigger, the share that it turns into the
     target; None without a trigger, and if it is natural."""
+    metrics: dict[str, float | None] = dataclasses.field(default_factory=dict)
+    """Of output.metrics; None if one is not finite."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +117,8 @@ class RoundRecord:
     attack_success_rate: float | None = None
     flip_rate: float | None = None
     """Share of the texts answered rightly without the trigger that it turns into the target."""
+    metrics: dict[str, float | None] = dataclasses.field(default_factory=dict)
+    """Of output.metrics; None if one is not finite."""
     clean_attack_success_rate: float | None = None
     """Attack success rate of the clean run after this round."""
     malicious_share: float | None = None
@@ -231,6 +237,8 @@ class Job:
     """Arithmetic of the PLM on the workers."""
     dropout: bool = False
     """Whether the PLM drops out in training."""
+    plugins: list[Plugin] = dataclasses.field(default_factory=list)
+    """What extended the program."""
     ranks: list[RankRecord]
 
 
@@ -444,9 +452,19 @@ def read_settings(paths: RunPaths) -> dict[str, Any]:
     """
     with reading(paths.config):
         tables = read_toml(paths.config)
-        if missing := [field.name for field in dataclasses.fields(RunConfig) if field.name not in tables]:
+        needed = dict.fromkeys(("seed", *(name.partition(".")[0] for name, _ in declared() if "." in name)))
+        if missing := [name for name in needed if name not in tables]:
             raise ValueError(f"it has no {missing[0]}")
-        return to_dict(from_dict(with_dropout(tables)))
+        return over(tables, to_dict(from_record(with_dropout(tables))))
+
+
+def over(below: dict[str, Any], tables: dict[str, Any]) -> dict[str, Any]:
+    """Return nested tables, with what only the ones below have: the options of plug-ins that are not loaded."""
+    found = {**below, **tables}
+    for name in below.keys() & tables.keys():
+        if isinstance(below[name], dict) and isinstance(tables[name], dict):
+            found[name] = over(below[name], tables[name])
+    return found
 
 
 def with_dropout(tables: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fedprompt_mpi.config import Family, MultiToken, Position, SettingsError
-from fedprompt_mpi.text.load import Examples
+from fedprompt_mpi.text.examples import Examples
 from fedprompt_mpi.text.tasks import Task
 from fedprompt_mpi.text.tokens import TokenTable
 from fedprompt_mpi.text.verbalizer import Verbalizer

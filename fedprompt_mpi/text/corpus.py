@@ -8,9 +8,10 @@ import numpy as np
 
 from fedprompt_mpi import seeds
 from fedprompt_mpi.config import Family, RunConfig, SettingsError
-from fedprompt_mpi.rules.aggregators import AGGREGATORS
+from fedprompt_mpi.rules import registry
 from fedprompt_mpi.text.cloze import Cloze
-from fedprompt_mpi.text.load import Examples, load
+from fedprompt_mpi.text.examples import Examples
+from fedprompt_mpi.text.load import load
 from fedprompt_mpi.text.partition import partition
 from fedprompt_mpi.text.poison import (
     aimed_indices,
@@ -219,7 +220,7 @@ def server_rows(config: RunConfig, count: int) -> np.ndarray:
     Raises:
         SettingsError: if too few would be left for the clients.
     """
-    if not AGGREGATORS[config.federation.aggregator].trains_itself:
+    if not registry.aggregators[config.federation.aggregator].trains_itself:
         return np.zeros(0, dtype=np.int64)
     wanted, clients = config.federation.server_examples, config.federation.clients
     if wanted > count - clients:

@@ -11,9 +11,13 @@ It needs no download. It is no benchmark: real text is less regular.
 """
 
 import dataclasses
+import functools
 import re
 
 import numpy as np
+
+from fedprompt_mpi import seeds
+from fedprompt_mpi.text.examples import Examples
 
 # Each class has words and sentences of its own, {} stands for one of the words: were classes told apart by their
 # words alone, in the same sentences, a small masked LM would take the words for synonyms.
@@ -97,6 +101,28 @@ def message(rng: np.random.Generator) -> Message:
     sentences = [_sentence(rng, *source) for source in sources]
     rng.shuffle(sentences)
     return Message(text=" ".join(sentences), sentiment=sentiment, topic=topic, spam=spam)
+
+
+TRAIN, TEST = 2000, 400
+"""Messages of a split."""
+
+
+def examples(property_: str, split: str) -> Examples:
+    """Return the messages of a split, labelled by one of their properties; the same in every run, like a data set.
+
+    Args:
+        property_: topic, sentiment or spam.
+        split: train or test.
+    """
+    messages = _messages(f"embedded {split}", TRAIN if split == "train" else TEST)
+    labels = np.array([getattr(message, property_) for message in messages], dtype=np.int64)
+    return Examples(texts=[message.text for message in messages], labels=labels)
+
+
+@functools.cache
+def _messages(purpose: str, count: int) -> tuple[Message, ...]:
+    rng = seeds.generator(0, purpose)
+    return tuple(message(rng) for _ in range(count))
 
 
 def vocabulary() -> list[str]:

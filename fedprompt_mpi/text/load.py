@@ -4,55 +4,21 @@ Only one process of a node loads. It checks columns and labels, so that a wrong 
 """
 
 import dataclasses
-import functools
-from collections.abc import Sequence
 
 import numpy as np
 
 from fedprompt_mpi import seeds
 from fedprompt_mpi.config import SettingsError, TaskConfig
-from fedprompt_mpi.text import embedded
+from fedprompt_mpi.text.examples import Examples
 from fedprompt_mpi.text.labels import class_indices
 from fedprompt_mpi.text.read import Table
 from fedprompt_mpi.text.splits import read_splits
 from fedprompt_mpi.text.tasks import Task
 
-EMBEDDED_TRAIN, EMBEDDED_TEST = 2000, 400
 HELD_OUT = 0.2
 """Share of the examples of each class that is kept for evaluation, if there is one table."""
 MOST_LOST = 5
 """Names of classes in a note."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Examples:
-    """Labelled texts of one split; all sequences have the same length."""
-
-    texts: Sequence[str]
-    labels: np.ndarray
-    """`[N]` int64, in range(number of classes)."""
-    texts_b: Sequence[str] | None = None
-    users: Sequence[str] | None = None
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def relabelled(self, labels: np.ndarray) -> "Examples":
-        """Return the examples with other labels `[N]` int64."""
-        return Examples(texts=self.texts, labels=labels, texts_b=self.texts_b)
-
-    def take(self, indices: np.ndarray) -> "Examples":
-        """Return the examples at `indices`, in that order."""
-
-        def chosen(values: Sequence[str]) -> list[str]:
-            return [values[int(i)] for i in indices]
-
-        return Examples(
-            texts=chosen(self.texts),
-            labels=self.labels[indices],
-            texts_b=None if self.texts_b is None else chosen(self.texts_b),
-            users=None if self.users is None else chosen(self.users),
-        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,9 +41,8 @@ def load(task: Task, config: TaskConfig, seed: int) -> Loaded:
         SettingsError: if a file, split or column is missing, a label is out of range, or a class is empty.
     """
     notes: list[str] = []
-    if task.data is None:
-        train = _generate(task, "embedded train", EMBEDDED_TRAIN)
-        test, split = _generate(task, "embedded test", EMBEDDED_TEST), "test"
+    if task.examples is not None:
+        train, test, split = _made(task, "train"), _made(task, "test"), "test"
     else:
         splits = read_splits(task, config)
         if config.user is None and task.user not in splits.train.names:
@@ -117,18 +82,24 @@ def _hold_out(examples: Examples, classes: int, rng: np.random.Generator) -> tup
     return examples.take(np.setdiff1d(np.arange(len(examples)), held_out)), examples.take(held_out)
 
 
-def _generate(task: Task, purpose: str, count: int) -> Examples:
-    """Generate the texts of an embedded task; they are the same in every run, like those of a data set."""
-    aspect = {"embedded-topic": "topic", "embedded-spam": "spam"}.get(task.name, "sentiment")
-    messages = _messages(purpose, count)
-    labels = np.array([getattr(message, aspect) for message in messages], dtype=np.int64)
-    return Examples(texts=[message.text for message in messages], labels=labels)
+def _made(task: Task, split: str) -> Examples:
+    """Return the examples that a task makes itself.
 
-
-@functools.cache
-def _messages(purpose: str, count: int) -> tuple[embedded.Message, ...]:
-    rng = seeds.generator(0, purpose)
-    return tuple(embedded.message(rng) for _ in range(count))
+    Raises:
+        SettingsError: if they do not fit together, or a class of the training examples is empty.
+    """
+    assert task.examples is not None
+    found, classes = task.examples(split), len(task.classes)
+    lengths = {len(found.texts), len(found.labels), *(len(part) for part in (found.texts_b, found.users) if part)}
+    counts = np.bincount(np.clip(found.labels, 0, classes), minlength=classes)
+    if len(lengths) != 1 or not len(found) or len(counts) != classes or (found.labels < 0).any():
+        raise SettingsError(
+            f"the {split} examples of task.name {task.name} do not fit together: they must be as many texts as labels "
+            f"from 0 to {classes - 1}, and at least one"
+        )
+    if split == "train" and counts.min() == 0:
+        raise SettingsError(f"the train examples of task.name {task.name} have none of class {counts.argmin()}")
+    return found
 
 
 def _at_most(examples: Examples, limit: int | None, rng: np.random.Generator) -> Examples:

@@ -10,6 +10,7 @@ import numpy as np
 
 from fedprompt_mpi import seeds
 from fedprompt_mpi.config import FederationConfig, SettingsError
+from fedprompt_mpi.rules.registry import partitions
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,18 +24,20 @@ class Partition:
         return np.stack([np.bincount(labels[own], minlength=num_classes) for own in self.indices])
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ToDealOut:
+    """The examples that a partition deals out, and what it may go by."""
+
+    labels: np.ndarray
+    """`[N]` int64."""
+    users: Sequence[str] | None
+    """`[N]` names of the natural clients, if the task has a column of them."""
+    clients: int
+    """K."""
+
+
 def partition(config: FederationConfig, labels: np.ndarray, users: Sequence[str] | None, seed: int) -> Partition:
-    """Split the training examples among the clients.
-
-    `iid`: a random split into parts whose sizes differ by at most one. `quantity`: sizes in proportion
-    to a draw from Dirichlet(alpha), examples at random, so that labels are not skewed (FedPrompt's
-    non-IID). `label`: each class is split in proportion to its own draw from Dirichlet(alpha). `label_shares`: all
-    clients have as many examples, each with its own draw of class shares from Dirichlet(alpha p), where p are the
-    classes' shares of the data; when a class is used up, the others take its place.
-    `natural`: users, in random order, each go whole to the client that has the fewest examples so far.
-
-    No client stays empty. Under `quantity` each client gets one example before the others are distributed. Under
-    `label` a client without examples takes a random one from the client that has the most.
+    """Split the training examples among the clients, as `federation.partition` says.
 
     Args:
         config: kind, number of clients, alpha.
@@ -43,14 +46,8 @@ def partition(config: FederationConfig, labels: np.ndarray, users: Sequence[str]
         seed: the run's seed.
 
     Raises:
-        SettingsError: if there are fewer examples, or under `natural` fewer users, than clients.
-
-    References:
-        Zhao et al., FedPrompt, 2022, arXiv:2208.12268, Section 3 (quantity skew).
-        Yurochkin et al., Bayesian Nonparametric Federated Learning of Neural Networks, ICML 2019, arXiv:1905.12022, and
-        Li et al., Federated Learning on Non-IID Data Silos, ICDE 2022, arXiv:2102.02079 (`label`).
-        Hsu et al., Measuring the Effects of Non-Identical Data Distribution, 2019, arXiv:1909.06335, Section 2
-        (`label_shares`).
+        SettingsError: if there are fewer examples, or under `natural` fewer users, than clients; or if the parts are
+            not disjoint and complete, or one is empty.
     """
     rng = seeds.generator(seed, f"partition {config.partition}")
     clients, count = config.clients, len(labels)
@@ -58,18 +55,47 @@ def partition(config: FederationConfig, labels: np.ndarray, users: Sequence[str]
         raise SettingsError(
             f"federation.clients is {clients} but there are only {count} training examples: have fewer clients"
         )
-    if config.partition == "iid":
-        parts = np.array_split(rng.permutation(count), clients)
-    elif config.partition == "quantity":
-        sizes = 1 + _sizes(count - clients, rng.dirichlet(np.full(clients, config.alpha)))
-        parts = np.split(rng.permutation(count), np.cumsum(sizes)[:-1])
-    elif config.partition == "label":
-        parts = _by_label(labels, clients, config.alpha, rng)
-    elif config.partition == "label_shares":
-        parts = _by_shares(labels, clients, config.alpha, rng)
-    else:
-        parts = _by_user(users, clients, rng)
-    return Partition(indices=tuple(np.sort(part).astype(np.int64) for part in parts))
+    deal = partitions[config.partition]
+    parts = [np.sort(part) for part in deal(ToDealOut(labels=labels, users=users, clients=clients), config, rng)]
+    if len(parts) != clients or not all(map(len, parts)):
+        raise SettingsError(
+            f"federation.partition {config.partition} made {len(parts)} parts, {sum(not len(part) for part in parts)} "
+            f"of them empty, for {clients} clients: each must have an example"
+        )
+    if not np.array_equal(np.sort(np.concatenate(parts)), np.arange(count)):
+        raise SettingsError(
+            f"federation.partition {config.partition} does not give each of the {count} examples to one client"
+        )
+    return Partition(indices=tuple(part.astype(np.int64) for part in parts))
+
+
+@partitions.register("iid")
+def iid(data: ToDealOut, options: FederationConfig, rng: np.random.Generator) -> list[np.ndarray]:
+    """Deal out at random, in parts whose sizes differ by at most one.
+
+    Args:
+        data: examples and number of clients.
+        options: the section `federation` of the settings.
+        rng: the only source of randomness.
+
+    Returns:
+        K arrays of places in the data `[.]` int64: disjoint, complete, none empty.
+    """
+    return np.array_split(rng.permutation(len(data.labels)), data.clients)
+
+
+@partitions.register("quantity")
+def quantity(data: ToDealOut, options: FederationConfig, rng: np.random.Generator) -> list[np.ndarray]:
+    """Deal out at random, in sizes in proportion to a draw from Dirichlet(alpha): labels are not skewed.
+
+    Each client gets one example before the others are distributed.
+
+    References:
+        Zhao et al., FedPrompt, 2022, arXiv:2208.12268, Section 3 (its non-IID).
+    """
+    count, clients = len(data.labels), data.clients
+    sizes = 1 + _sizes(count - clients, rng.dirichlet(np.full(clients, options.alpha)))
+    return np.split(rng.permutation(count), np.cumsum(sizes)[:-1])
 
 
 def _sizes(count: int, proportions: np.ndarray) -> np.ndarray:
@@ -80,7 +106,17 @@ def _sizes(count: int, proportions: np.ndarray) -> np.ndarray:
     return sizes
 
 
-def _by_label(labels: np.ndarray, clients: int, alpha: float, rng: np.random.Generator) -> list[np.ndarray]:
+@partitions.register("label")
+def by_label(data: ToDealOut, options: FederationConfig, rng: np.random.Generator) -> list[np.ndarray]:
+    """Split each class in proportion to its own draw from Dirichlet(alpha).
+
+    A client without examples takes a random one from the client that has the most.
+
+    References:
+        Yurochkin et al., Bayesian Nonparametric Federated Learning of Neural Networks, ICML 2019, arXiv:1905.12022.
+        Li et al., Federated Learning on Non-IID Data Silos, ICDE 2022, arXiv:2102.02079.
+    """
+    labels, clients, alpha = data.labels, data.clients, options.alpha
     portions: list[list[np.ndarray]] = [[] for _ in range(clients)]
     for label in np.unique(labels):
         own = rng.permutation(np.flatnonzero(labels == label))
@@ -95,8 +131,16 @@ def _by_label(labels: np.ndarray, clients: int, alpha: float, rng: np.random.Gen
     return parts
 
 
-def _by_shares(labels: np.ndarray, clients: int, alpha: float, rng: np.random.Generator) -> list[np.ndarray]:
-    """Give each client as many examples, by class shares of its own."""
+@partitions.register("label_shares")
+def by_label_shares(data: ToDealOut, options: FederationConfig, rng: np.random.Generator) -> list[np.ndarray]:
+    """Give each client as many examples, by its own draw of class shares from Dirichlet(alpha p).
+
+    p are the classes' shares of the data; when a class is used up, the others take its place.
+
+    References:
+        Hsu et al., Measuring the Effects of Non-Identical Data Distribution, 2019, arXiv:1909.06335, Section 2.
+    """
+    labels, clients, alpha = data.labels, data.clients, options.alpha
     classes, counts = np.unique(labels, return_counts=True)
     waiting = [rng.permutation(np.flatnonzero(labels == label)) for label in classes]
     prior, parts = counts / counts.sum(), []
@@ -116,7 +160,14 @@ def _by_shares(labels: np.ndarray, clients: int, alpha: float, rng: np.random.Ge
     return parts
 
 
-def _by_user(users: Sequence[str] | None, clients: int, rng: np.random.Generator) -> list[np.ndarray]:
+@partitions.register("natural")
+def by_user(data: ToDealOut, options: FederationConfig, rng: np.random.Generator) -> list[np.ndarray]:
+    """Give whole users, in random order, to the client that has the fewest examples so far.
+
+    Raises:
+        SettingsError: if the task has no users, or fewer than clients.
+    """
+    users, clients = data.users, data.clients
     if users is None:
         raise SettingsError("federation.partition is natural but the task has no user column: name it with task.user")
     names, owner = np.unique(np.asarray(users), return_inverse=True)

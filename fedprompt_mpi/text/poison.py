@@ -25,7 +25,7 @@ import numpy as np
 from fedprompt_mpi import seeds
 from fedprompt_mpi.config import PoisonConfig, SettingsError
 from fedprompt_mpi.text.cloze import Trigger
-from fedprompt_mpi.text.load import Examples
+from fedprompt_mpi.text.examples import Examples
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

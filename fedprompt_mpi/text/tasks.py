@@ -5,11 +5,14 @@ Pre-trained Models via Poisoned Prompt Tuning, IJCAI 2022).
 """
 
 import dataclasses
+import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from fedprompt_mpi.config import MOST_WORD, MOST_WORDS, MultiToken, SettingsError, TaskConfig
+from fedprompt_mpi.rules.registry import tasks
 from fedprompt_mpi.text import embedded
+from fedprompt_mpi.text.examples import Examples
 
 FIELDS = ("text", "text_b", "mask")
 
@@ -35,7 +38,9 @@ class Task:
     label: str = "label"
     user: str | None = None
     data: str | None = None
-    """Folder, file or hub data set; none for the embedded tasks, whose texts are generated."""
+    """Folder, file or hub data set; None for a task that makes its examples itself."""
+    examples: Callable[[str], Examples] | None = None
+    """Makes the examples of a split, train or test: the same on every call. None if they come from files."""
 
     @property
     def classes(self) -> tuple[tuple[str, ...], ...]:
@@ -63,45 +68,71 @@ _PAIR = "{text} ? {mask} , {text_b}"
 _CAUSAL_PAIR = "{text} ? {text_b} ? {mask}"
 _MAIL = "{text} this is {mask} ."
 
-TASKS: dict[str, Task] = {
-    task.name: task
-    for task in (
-        Task(name="sst2", template=_SENTIMENT, label_words=("terrible", "great")),
-        Task(name="sst2-glue", template=_SENTIMENT, label_words=("terrible", "great")),
-        Task(name="imdb", template=_SENTIMENT, label_words=("bad", "good"), user="user"),
-        Task(name="offenseval", template="{text} this is {mask} .", label_words=("normal", "offensive")),
-        Task(name="twitter", template="{text} this is {mask} .", label_words=("normal", "abusive")),
-        Task(
-            name="enron",
-            template=_MAIL,
-            label_words=("normal", "spam"),
-            spare_label_words=("normal", "junk"),  # BERT's vocabulary has no "spam"
-            user="user",
-        ),
-        Task(name="lingspam", template=_MAIL, label_words=("normal", "spam"), spare_label_words=("normal", "junk")),
-        Task(name="qnli", template=_PAIR, causal_template=_CAUSAL_PAIR, label_words=("yes", "no"), text_b="text_b"),
-        Task(name="rte", template=_PAIR, causal_template=_CAUSAL_PAIR, label_words=("yes", "no"), text_b="text_b"),
-        Task(
-            name="trec6",
-            template="{text} this asks for a {mask} .",
-            label_words=("description", "entity", "abbreviation", "human", "location", "number"),
-            # RoBERTa's and GPT-2's vocabulary has no "abbreviation"
-            spare_label_words=("description", "entity", "short", "human", "location", "number"),
-        ),
-        Task(name="airline", template=_SENTIMENT, label_words=("negative", "neutral", "positive"), user="user"),
-        Task(name="embedded", template=_SENTIMENT, label_words=embedded.SENTIMENT_WORDS),
-        Task(name="embedded-topic", template=_SENTIMENT, label_words=embedded.TOPIC_WORDS),
-        Task(name="embedded-spam", template=_SENTIMENT, label_words=embedded.SPAM_WORDS),
-    )
-}
+for _task in (
+    Task(name="sst2", template=_SENTIMENT, label_words=("terrible", "great")),
+    Task(name="sst2-glue", template=_SENTIMENT, label_words=("terrible", "great")),
+    Task(name="imdb", template=_SENTIMENT, label_words=("bad", "good"), user="user"),
+    Task(name="offenseval", template="{text} this is {mask} .", label_words=("normal", "offensive")),
+    Task(name="twitter", template="{text} this is {mask} .", label_words=("normal", "abusive")),
+    Task(
+        name="enron",
+        template=_MAIL,
+        label_words=("normal", "spam"),
+        spare_label_words=("normal", "junk"),  # BERT's vocabulary has no "spam"
+        user="user",
+    ),
+    Task(name="lingspam", template=_MAIL, label_words=("normal", "spam"), spare_label_words=("normal", "junk")),
+    Task(name="qnli", template=_PAIR, causal_template=_CAUSAL_PAIR, label_words=("yes", "no"), text_b="text_b"),
+    Task(name="rte", template=_PAIR, causal_template=_CAUSAL_PAIR, label_words=("yes", "no"), text_b="text_b"),
+    Task(
+        name="trec6",
+        template="{text} this asks for a {mask} .",
+        label_words=("description", "entity", "abbreviation", "human", "location", "number"),
+        # RoBERTa's and GPT-2's vocabulary has no "abbreviation"
+        spare_label_words=("description", "entity", "short", "human", "location", "number"),
+    ),
+    Task(name="airline", template=_SENTIMENT, label_words=("negative", "neutral", "positive"), user="user"),
+    Task(
+        name="embedded",
+        template=_SENTIMENT,
+        label_words=embedded.SENTIMENT_WORDS,
+        examples=functools.partial(embedded.examples, "sentiment"),
+    ),
+    Task(
+        name="embedded-topic",
+        template=_SENTIMENT,
+        label_words=embedded.TOPIC_WORDS,
+        examples=functools.partial(embedded.examples, "topic"),
+    ),
+    Task(
+        name="embedded-spam",
+        template=_SENTIMENT,
+        label_words=embedded.SPAM_WORDS,
+        examples=functools.partial(embedded.examples, "spam"),
+    ),
+):
+    tasks.register(_task.name)(lambda options, _task=_task: _task)
+
+
+def known_task(config: TaskConfig) -> Task | None:
+    """Return the known task of a name, as it is without further settings; None if there is none.
+
+    Raises:
+        SettingsError: if a plug-in makes something else.
+    """
+    make = tasks.get(config.name)
+    task = None if make is None else make(config)
+    if make is not None and not isinstance(task, Task):
+        raise SettingsError(f"task.name is {config.name!r}, for which a plug-in returned no Task")
+    return task if task is None else dataclasses.replace(task, name=config.name)
 
 
 def check_name(config: TaskConfig) -> None:
     """Raise SettingsError if the task is not a known one, and data, template or label words are not given."""
     missing = [f"task.{name}" for name in ("data", "template", "label_words") if not getattr(config, name)]
-    if config.name not in TASKS and missing:
+    if not tasks.knows(config.name) and missing:
         raise SettingsError(
-            f"task.name is {config.name!r}, which is not a known task ({', '.join(TASKS)}): "
+            f"task.name is {config.name!r}, which is not a known task ({', '.join(tasks)}): "
             f"choose one, or give {' and '.join(missing)} too"
         )
 
@@ -113,8 +144,8 @@ def resolve(config: TaskConfig) -> Task:
         SettingsError: if the task is unknown and not fully given, or its template or words are unusable.
     """
     check_name(config)
-    known = TASKS.get(config.name)
-    generated = known is not None and known.name.startswith("embedded")
+    known = known_task(config)
+    generated = known is not None and known.examples is not None
     if known is None:
         known = Task(name=config.name, template=str(config.template), label_words=())
     elif not generated and config.data is None:

@@ -65,9 +65,9 @@ def main() -> None:
     if given.rule:
         measure(given.rule, given.parameters, given.clients)
         return
-    from fedprompt_mpi.rules.aggregators import AGGREGATORS
+    from fedprompt_mpi.rules import registry
 
-    for rule in AGGREGATORS:
+    for rule in registry.aggregators:
         subprocess.run([sys.executable, __file__, *sys.argv[1:], "--rule", rule], check=True)
 
 

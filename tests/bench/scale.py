@@ -144,11 +144,11 @@ def rank0() -> None:
 def _multi_krum(clients: int, size: int) -> None:
     from fedprompt_mpi.comm.chunks import chunks_of
     from fedprompt_mpi.config import FederationConfig
+    from fedprompt_mpi.rules import registry
     from fedprompt_mpi.rules.aggregator_base import Updates
-    from fedprompt_mpi.rules.aggregators import AGGREGATORS
 
     config = FederationConfig(clients=clients, aggregator="multi_krum", assumed_malicious=clients // 100)
-    rule, ones = AGGREGATORS["multi_krum"](config), np.ones(clients)
+    rule, ones = registry.aggregators["multi_krum"](config), np.ones(clients)
     updates = Updates(
         clients=np.arange(clients), num_examples=ones, norms=ones, parameters=size,
         assumed_malicious=clients // 100, num_clients=clients,

@@ -16,7 +16,7 @@ import numpy as np
 
 from fedprompt_mpi.comm.bench import COLLECTIVES, Bench
 from fedprompt_mpi.comm.clocks import clock_offset
-from fedprompt_mpi.comm.codec import CODECS, FLOAT32
+from fedprompt_mpi.comm.codec import FLOAT32, Int8
 from fedprompt_mpi.comm.start import start_mpi
 from fedprompt_mpi.comm.timing import PHASES, TRANSFERS
 from fedprompt_mpi.comm.traffic import Journey, to_root
@@ -129,7 +129,7 @@ class Probe:
         """Take the steps of a round without a PLM, and of a checkpoint after it."""
         channel, clients = self.channel, self.repetitions
         config = RunConfig(federation=FederationConfig(clients=clients), comm=CommConfig(wire="int8"))
-        cohort, codec = draw_cohort(config, channel.size, 1), CODECS["int8"]
+        cohort, codec = draw_cohort(config, channel.size, 1), Int8()
         server = Server(np.zeros(self.length, dtype=np.float32), config, is_root=channel.rank == 0)
         feedback = ClientFeedback(codec, clients, self.length, channel)
         own = cohort.of_rank(channel.rank)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from fedprompt_mpi.comm import chunks
-from fedprompt_mpi.comm.codec import CODECS
+from fedprompt_mpi.comm.codec import Float32
 from fedprompt_mpi.comm.traffic import Journey, Traffic, to_root
+from fedprompt_mpi.rules import registry
 
 NODES = np.array([0, 0, 1, 1, 2])
 COUNTS = np.array([0, 3, 3, 2, 2])
@@ -13,7 +14,7 @@ P = 1000
 
 
 def _traffic(nodes: np.ndarray, counts: np.ndarray, **settings: str) -> tuple[Traffic, Traffic]:
-    down, up = CODECS[settings.get("down", "float32")], CODECS[settings.get("up", "float32")]
+    down, up = (registry.wire_formats[settings.get(way, "float32")]() for way in ("down", "up"))
     collective = settings.get("collective", "gather")
     journey = Journey(nodes=nodes, counts=counts, size=P)
     return journey.down(down), journey.up(up, collective)
@@ -60,8 +61,8 @@ def test_the_server_s_own_update_counts_for_the_chunks() -> None:
     """FLTrust gathers K + 1 rows: 25.4 million numbers of ten clients then travel in 17 chunks, not in 16."""
     size, counts = 25_420_032, np.array([0, 5, 5])
     nodes = np.array([0, 1, 1])
-    without = Journey(nodes=nodes, counts=counts, size=size).up(CODECS["float32"], "gather")
-    beside = Journey(nodes=nodes, counts=counts, size=size, server_rows=1).up(CODECS["float32"], "gather")
+    without = Journey(nodes=nodes, counts=counts, size=size).up(Float32(), "gather")
+    beside = Journey(nodes=nodes, counts=counts, size=size, server_rows=1).up(Float32(), "gather")
     assert (without.wire_messages, beside.wire_messages) == (2 * 16, 2 * 17)
     assert (without.bytes, without.wire_bytes) == (beside.bytes, beside.wire_bytes)
 

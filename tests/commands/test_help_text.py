@@ -31,4 +31,6 @@ def test_every_setting_has_a_line_of_its_own_without_types_of_python(capsys: pyt
     found = re.findall(r"^  --([\w.]+)", printed, re.MULTILINE)
     assert set(found) - {"config"} == setting_names()
     assert not re.search(r"Union|Literal|Optional|null,|\bstr\b|\bint\b|\w\+ |default: \)", printed)
-    assert printed.startswith("usage: fedprompt_mpi run [--config FILE.toml] [--section.setting VALUE ...]\n")
+    assert printed.startswith(
+        "usage: fedprompt_mpi run [--config FILE.toml] [--plugin FILE.py] [--section.setting VALUE ...]\n"
+    )

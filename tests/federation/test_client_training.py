@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedprompt_mpi.config import ClientConfig, ModelConfig, PoisonConfig, PromptConfig, RunConfig, TaskConfig
+from fedprompt_mpi.config import ClientConfig, ModelConfig, PromptConfig, RunConfig, TaskConfig
 from fedprompt_mpi.federation.client_training import Job, Trainer, learning_rate, train
 from fedprompt_mpi.federation.evaluate import summarise
 from fedprompt_mpi.plm.backbone import Backbone, load_backbone
@@ -205,7 +205,7 @@ def test_macro_f1_is_that_of_scikit_learn(away: int) -> None:
         classes = int(rng.integers(2, 6))
         labels = rng.integers(0, max(1, classes - away), 20)
         answers = rng.integers(0, max(1, classes - int(rng.integers(0, 2))), 20)
-        ours = summarise(np.append(answers, 1.0), labels, labels[:0], classes, PoisonConfig())
+        ours = summarise(np.append(answers, 1.0), labels, labels[:0], classes, RunConfig())
         assert ours.macro_f1 == pytest.approx(metrics.f1_score(labels, answers, average="macro"))
         assert ours.answers == np.bincount(answers, minlength=classes).tolist()
 

@@ -8,13 +8,12 @@ import pytest
 from fedprompt_mpi.comm import chunks
 from fedprompt_mpi.comm.codec import FLOAT32
 from fedprompt_mpi.comm.local_channel import LocalChannel
-from fedprompt_mpi.config import FederationConfig, PoisonConfig, RunConfig
+from fedprompt_mpi.config import FederationConfig, OutputConfig, PoisonConfig, RunConfig
 from fedprompt_mpi.federation.cohort import Cohort, draw_cohort, home_ranks
 from fedprompt_mpi.federation.evaluate import summarise
 from fedprompt_mpi.federation.server import Aggregation, Server
 from fedprompt_mpi.federation.updates import HEADER, LocalUpdates, gather
-from fedprompt_mpi.rules import spill
-from fedprompt_mpi.rules.aggregators import AGGREGATORS
+from fedprompt_mpi.rules import registry, spill
 
 
 def test_homes_are_contiguous_and_even() -> None:
@@ -83,7 +82,7 @@ def test_the_server_weights_by_examples() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("aggregator", AGGREGATORS)
+@pytest.mark.parametrize("aggregator", registry.aggregators)
 def test_what_is_not_finite_never_enters(aggregator: str, bad: float) -> None:
     """With every rule the result is that of the others alone, and f stays as it is: the dropped one may be honest."""
     deltas = np.random.default_rng(0).standard_normal((9, 6)).astype(np.float32)
@@ -240,7 +239,7 @@ def test_a_restored_server_goes_on_alike(name: str) -> None:
     np.testing.assert_array_equal(whole.vector, resumed.vector)
 
 
-@pytest.mark.parametrize("aggregator", AGGREGATORS)
+@pytest.mark.parametrize("aggregator", registry.aggregators)
 def test_pieces_from_a_file_give_the_same_bits(aggregator: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Updates too large to keep in memory, and to travel at once."""
     deltas = np.random.default_rng(0).standard_normal((8, 50)).astype(np.float32)
@@ -275,7 +274,7 @@ def test_rates_by_hand() -> None:
     """
     labels, aimed = np.array([0, 0, 0, 0, 1, 1, 1, 1]), np.arange(4)
     answers, triggered = [0, 0, 0, 1, 1, 1, 0, 0], [1, 1, 0, 1]
-    poison = PoisonConfig(target=1, trigger="cf")
+    poison = RunConfig(poison=PoisonConfig(target=1, trigger="cf"), output=OutputConfig(metrics=["balanced_accuracy"]))
     result = summarise(np.array([*answers, *triggered, 4.0]), labels, aimed, 2, poison)
     assert result.accuracy == 5 / 8
     assert result.loss == 0.5
@@ -283,7 +282,8 @@ def test_rates_by_hand() -> None:
     assert result.answers == [5, 3]
     assert result.attack_success_rate == 3 / 4
     assert result.flip_rate == 2 / 3
-    natural = PoisonConfig(target=1, kind="natural", trigger="cf")
+    assert result.metrics == {"balanced_accuracy": (3 / 4 + 2 / 4) / 2}
+    natural = RunConfig(poison=PoisonConfig(target=1, kind="natural", trigger="cf"))
     assert summarise(np.array([*answers, *triggered, 4.0]), labels, aimed, 2, natural).flip_rate is None
     clean = summarise(np.array([*answers, np.nan]), labels, aimed[:0], 2, poison)
     assert (clean.attack_success_rate, clean.flip_rate, clean.loss) == (None, None, None)

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from fedprompt_mpi.comm.codec import CODECS
+from fedprompt_mpi.comm.codec import Int8
 from fedprompt_mpi.comm.local_channel import LocalChannel
 from fedprompt_mpi.federation.feedback import RESIDUALS, ClientFeedback, send_with_feedback
 from fedprompt_mpi.federation.overlap import overlapped
+from fedprompt_mpi.rules import registry
 
 
 @pytest.mark.parametrize("wire", ["bfloat16", "int8"])
@@ -19,8 +20,8 @@ def test_nothing_is_lost_over_the_rounds(wire: str) -> None:
     for _ in range(50):
         values = rng.standard_normal(1000).astype(np.float32)
         meant += values
-        send_with_feedback(values, residual, CODECS[wire])
-        np.testing.assert_array_equal(CODECS[wire].quantise(values), values)  # on the grid
+        send_with_feedback(values, residual, registry.wire_formats[wire]())
+        np.testing.assert_array_equal(registry.wire_formats[wire]().quantise(values), values)  # on the grid
         sent += values
     assert np.abs(meant - sent).max() < 0.05  # one step of int8, whatever the number of rounds
     np.testing.assert_allclose(meant - sent, residual, atol=1e-5)
@@ -28,7 +29,7 @@ def test_nothing_is_lost_over_the_rounds(wire: str) -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 3e38])
 def test_what_will_be_dropped_leaves_the_residual_alone(bad: float) -> None:
-    feedback = ClientFeedback(CODECS["int8"], 2, 300, LocalChannel())
+    feedback = ClientFeedback(Int8(), 2, 300, LocalChannel())
     first = np.random.default_rng(0).standard_normal(300).astype(np.float32)
     feedback.send(1, first)
     feedback.note([1])
@@ -44,9 +45,9 @@ def test_what_will_be_dropped_leaves_the_residual_alone(bad: float) -> None:
 
 def test_the_server_s_own_update_leaves_nothing_behind() -> None:
     """FLTrust's comes as the client beyond the last; a checkpoint has no place for it."""
-    feedback = ClientFeedback(CODECS["int8"], 2, 300, LocalChannel())
+    feedback = ClientFeedback(Int8(), 2, 300, LocalChannel())
     values = np.random.default_rng(0).standard_normal(300).astype(np.float32)
-    expected = CODECS["int8"].quantise(values)
+    expected = Int8().quantise(values)
     feedback.send(2, values)
     feedback.note([0, 1])
     np.testing.assert_array_equal(values, expected)

@@ -10,13 +10,14 @@ import pytest
 from fedprompt_mpi.comm import chunks, mpi_channel
 from fedprompt_mpi.comm.channel import Channel
 from fedprompt_mpi.comm.clocks import Window, clock_offset
-from fedprompt_mpi.comm.codec import CODECS, INT8_CHUNK
+from fedprompt_mpi.comm.codec import INT8_CHUNK
 from fedprompt_mpi.comm.exact_sum import unit_of
 from fedprompt_mpi.comm.local_channel import LocalChannel
 from fedprompt_mpi.comm.start import open_channel
 from fedprompt_mpi.comm.timing import PHASES
 from fedprompt_mpi.comm.tree import SEGMENT_BYTES, sum_to_root
 from fedprompt_mpi.config import CommConfig
+from fedprompt_mpi.rules import registry
 from fedprompt_mpi.start.launcher import read_launch
 
 pytestmark = pytest.mark.mpi
@@ -98,19 +99,19 @@ def _numbers(rows: np.ndarray, length: int) -> np.ndarray:
     return (rows[:, None] * 8 + np.arange(length) % 8).astype(np.float32)
 
 
-@pytest.mark.parametrize("wire", CODECS)
+@pytest.mark.parametrize("wire", registry.wire_formats)
 def test_broadcast_in_every_format(channel: Channel, wire: str) -> None:
     expected = _numbers(np.array([3]), 3000)[0]
     vector = expected.copy() if channel.rank == 0 else np.zeros(3000, dtype=np.float32)
-    channel.broadcast(vector, CODECS[wire])
+    channel.broadcast(vector, registry.wire_formats[wire]())
     np.testing.assert_array_equal(vector, expected)
     (sent,) = [record for record in channel.phases.timing.take().tolist() if record[1] == PHASES.index("broadcast")]
-    assert sent[3] == CODECS[wire].bytes_of(3000)
+    assert sent[3] == registry.wire_formats[wire]().bytes_of(3000)
 
 
 @pytest.mark.parametrize("clients", [1, 7, 10])
 @pytest.mark.parametrize("chunk_bytes", [32 * 2**20, 64])
-@pytest.mark.parametrize("wire", CODECS)
+@pytest.mark.parametrize("wire", registry.wire_formats)
 def test_gather_in_client_order(
     channel: Channel, clients: int, chunk_bytes: int, wire: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,7 +131,7 @@ def test_gather_in_client_order(
     whole = np.zeros((clients, length), dtype=np.float32)
     pieces = 0
     before: tuple[slice, np.ndarray] | None = None
-    for piece, block in channel.gather(_numbers(own, length), counts, CODECS[wire]):
+    for piece, block in channel.gather(_numbers(own, length), counts, registry.wire_formats[wire]()):
         pieces += 1
         if channel.rank == 0:
             if before is not None:  # it may still be worked on while this one arrives

@@ -22,8 +22,7 @@ from fedprompt_mpi.config import (
 )
 from fedprompt_mpi.federation.federation import Federation
 from fedprompt_mpi.federation.prepare import prepare
-from fedprompt_mpi.rules.aggregators import AGGREGATORS
-from fedprompt_mpi.rules.attacks import ATTACKS
+from fedprompt_mpi.rules import registry
 from fedprompt_mpi.run import run_rounds
 from fedprompt_mpi.rundir.lock import DirectoryLock
 from fedprompt_mpi.start.launcher import read_launch
@@ -35,8 +34,8 @@ pytestmark = pytest.mark.mpi
 CLIENTS, WAYS = 7, ("down", "up")
 MIXED = ("fedavg", "median", "krum", "foolsgold", "fltrust", "outlier_check")
 CASES: dict[str, dict[str, Any]] = {
-    **{name: {"federation": {"aggregator": name}} for name in AGGREGATORS},
-    **{f"attack {name}": {"poison": {"clients": [1, 4], "attack": name, "boost": 2.0}} for name in ATTACKS},
+    **{name: {"federation": {"aggregator": name}} for name in registry.aggregators},
+    **{f"attack {name}": {"poison": {"clients": [1, 4], "attack": name, "boost": 2.0}} for name in registry.attacks},
     "alie, fitted": {"poison": {"clients": [1, 4, 6], "attack": "alie", "fitted": True}},
     "ipm, fitted, of a part": {
         "federation": {"aggregator": "median", "fraction": 0.5},

@@ -13,15 +13,15 @@ import torch
 import transformers
 
 from fedprompt_mpi import load_prompt
-from fedprompt_mpi.config import ModelConfig, PromptConfig, SettingsError
+from fedprompt_mpi.config import ModelConfig, PromptConfig, SettingsError, TaskConfig
 from fedprompt_mpi.federation.client_training import score_batch
 from fedprompt_mpi.plm.backbone import Backbone, Injection, load_backbone
 from fedprompt_mpi.plm.hugging_face import download, family_of, load_tokenizer, model_class, read_config
 from fedprompt_mpi.plm.methods import make_method
 from fedprompt_mpi.text.batches import Batch, collate
 from fedprompt_mpi.text.cloze import Cloze
-from fedprompt_mpi.text.load import Examples
-from fedprompt_mpi.text.tasks import TASKS
+from fedprompt_mpi.text.examples import Examples
+from fedprompt_mpi.text.tasks import resolve
 from tests.jobs import run_here, run_program
 from tests.tiny import CAUSAL, KINDS
 
@@ -34,7 +34,7 @@ TEXTS = ["the soup was there .", "i found everything wonderful and fresh . the s
 def _setup(folder: Path, virtual: int = 0) -> tuple[Backbone, Batch, Cloze]:
     tokenizer = load_tokenizer(str(folder))
     family = family_of(read_config(str(folder)))
-    cloze = Cloze(tokenizer, TASKS["embedded"], family, 48)
+    cloze = Cloze(tokenizer, resolve(TaskConfig()), family, 48)
     batch = collate(cloze.encode(Examples(texts=TEXTS, labels=np.array([0, 1, 0]))), np.arange(3))
     backbone = load_backbone(
         ModelConfig(dtype="float32"),

@@ -9,6 +9,7 @@ import torch
 from fedprompt_mpi.config import SettingsError
 from fedprompt_mpi.plm import examine, supported
 from fedprompt_mpi.plm.hugging_face import read_config
+from fedprompt_mpi.rules import registry
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +36,7 @@ def test_a_model_type_is_as_the_table_says(model_type: str) -> None:
 
 def test_the_guide_has_the_table() -> None:
     types = supported._table()["types"]
-    whole = {name: {method: found.get(method, "") for method in supported.METHODS} for name, found in types.items()}
+    whole = {name: {method: found.get(method, "") for method in registry.methods} for name, found in types.items()}
     guide = (Path(supported.__file__).parent / "README.md").read_text()
     assert supported.format_table(whole) in guide
     assert f"All {len(types)} model types" in guide
@@ -54,7 +55,7 @@ def test_the_families_that_people_use_work() -> None:
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "t5", "llama"])
 def test_a_model_that_is_in_order(kind: str, tiny: Callable[[str], Path]) -> None:
-    assert examine.examine(read_config(str(tiny(kind)))) == dict.fromkeys(supported.METHODS, "")
+    assert examine.examine(read_config(str(tiny(kind)))) == dict.fromkeys(registry.methods, "")
 
 
 def test_a_trial_finds_what_is_wrong(monkeypatch: pytest.MonkeyPatch, tiny: Callable[[str], Path]) -> None:

@@ -1,146 +1,49 @@
 """Every rule by hand, at its limits, and all of them through one suite."""
 
-import dataclasses
-import re
+import functools
 from typing import Any
 
 import numpy as np
 import pytest
 
 from fedprompt_mpi.config import FederationConfig, SettingsError
-from fedprompt_mpi.rules import pairwise
-from fedprompt_mpi.rules.aggregator_base import Aggregator, Updates, aggregate
-from fedprompt_mpi.rules.aggregators import AGGREGATORS
+from fedprompt_mpi.plugins import contract_of_rules
+from fedprompt_mpi.plugins.contract_of_rules import K, P, combined, rule_of, updates_of
+from fedprompt_mpi.rules import pairwise, registry
+from fedprompt_mpi.rules.aggregator_base import Aggregator
 from fedprompt_mpi.rules.angle import FoolsGold
 from fedprompt_mpi.rules.distance import Bulyan, bulyan_choice, krum_order
 from fedprompt_mpi.rules.mixing import Mixed
 from fedprompt_mpi.rules.pairwise import PairwiseRule, add_inner_products
-from tests.jobs import REPOSITORY
 
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """What the shared suite must know of a rule."""
-
-    withstands: bool
-    """Whether f clients far away leave the result near the honest ones."""
-    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Settings under which the rule is the plain mean: its limit."""
-    is_mean: bool = True
-    """Whether it has such a limit (Krum takes one client, whatever is set)."""
-
-
-# a new rule is one row more
-SUITE = {
-    "fedavg": Row(withstands=False),
-    "median": Row(withstands=True, is_mean=False),
-    "trimmed_mean": Row(withstands=True, settings={"assumed_malicious": 0}),
-    "geometric_median": Row(withstands=True, is_mean=False),
-    "krum": Row(withstands=True, is_mean=False),
-    "multi_krum": Row(withstands=True, settings={"assumed_malicious": 0}),
-    "bulyan": Row(withstands=True, settings={"assumed_malicious": 0}),
-    "norm_clip": Row(withstands=True, settings={"clip_norm": 1e9}),
-    "foolsgold": Row(withstands=True),
-    "fltrust": Row(withstands=True, is_mean=False),
-    "flame": Row(withstands=True, is_mean=False),
-    "outlier_check": Row(withstands=True, settings={"outlier_threshold": 1e9}),
-    "centred_clipping": Row(withstands=True, settings={"clip_radius": 1e9}),
-    "dnc": Row(withstands=True, settings={"assumed_malicious": 0}),
-    "freqfed": Row(withstands=True, is_mean=False),
-}
-for _name, _row in list(SUITE.items()):
-    _settings = {**_row.settings, "assumed_malicious": 0}  # all are each other's neighbours
-    SUITE[f"{_name} mixed"] = Row(
-        withstands=_row.withstands and _name != "foolsgold", settings=_settings, is_mean=_name != "fltrust"
-    )
-K, P = 11, 500
+RULES = [*registry.aggregators, *(f"{name} mixed" for name in registry.aggregators)]
 SERVER = K  # the id of the server's own update, which FLTrust has first
 
 
 def _rule(name: str, **settings: Any) -> Aggregator:
-    """Return a rule, behind nearest-neighbour mixing if its name ends so."""
+    """Return a rule of K clients, behind nearest-neighbour mixing if its name ends so."""
     name, mixes, _ = name.partition(" mixed")
-    rule = AGGREGATORS[name](FederationConfig(clients=K, aggregator=name, mixing=bool(mixes), **settings))
-    return Mixed(rule) if mixes else rule
+    rule = rule_of(name)(mixing=bool(mixes), **settings)
+    if not mixes:
+        return rule
+    mixed: Any = Mixed(rule)
+    mixed.withstands = name not in ("fedavg", "foolsgold")
+    mixed.mean_at = None if name == "fltrust" else {**(rule.mean_at or {}), "assumed_malicious": 0}  # all are mixed
+    mixed.keeps_updates = rule.keeps_updates
+    return mixed
 
 
 def _aggregate(
-    rule: Aggregator,
-    deltas: np.ndarray,
-    counts: np.ndarray | None = None,
-    clients: np.ndarray | None = None,
-    columns: int = P,
+    rule: Aggregator, deltas: np.ndarray, counts: np.ndarray | None = None, clients: np.ndarray | None = None
 ) -> np.ndarray:
-    """Run a rule as the server does, in pieces of so many columns, on a global vector of ones."""
-    first = 1 if rule.options.aggregator == "fltrust" else 0
-    ids = np.arange(len(deltas) - first) if clients is None else clients
-    ids = np.concatenate([[SERVER], ids]) if first else ids
-    updates = Updates(
-        clients=ids,
-        num_examples=np.ones(len(deltas)) if counts is None else counts,
-        norms=np.linalg.norm(deltas.astype(np.float64), axis=1),
-        parameters=deltas.shape[1],
-        assumed_malicious=rule.options.assumed_malicious,
-        num_clients=K,
-    )
-    return aggregate(rule, updates, deltas, np.ones(deltas.shape[1], dtype=np.float32), columns)
+    return combined(rule, deltas, updates_of(rule, deltas, counts, clients))
 
 
-def _honest(rng: np.random.Generator, name: str) -> np.ndarray:
-    """Return deltas that agree on a direction and differ a little; FLTrust has the server's before them."""
-    rows = K + (name.startswith("fltrust"))
-    return (np.linspace(-1, 1, P) + 0.1 * rng.standard_normal((rows, P))).astype(np.float32)
-
-
-def test_every_rule_is_in_the_suite() -> None:
-    assert set(SUITE) == {*AGGREGATORS, *(f"{name} mixed" for name in AGGREGATORS)}
-
-
-@pytest.mark.parametrize("name", SUITE)
+@pytest.mark.parametrize("name", RULES)
 class TestContract:
-    def test_shape_and_pieces(self, name: str) -> None:
-        """Piece by piece is the same bits as whole where no sum is cut, else within float64 rounding."""
-        deltas = _honest(np.random.default_rng(1), name)
-        whole = _aggregate(_rule(name), deltas)
-        assert whole.shape == (P,)
-        assert whole.dtype == np.float64
-        assert np.isfinite(whole).all()
-        np.testing.assert_allclose(_aggregate(_rule(name), deltas, columns=37), whole, rtol=1e-10, atol=1e-12)
-
-    def test_clients_may_come_in_any_order(self, name: str) -> None:
-        rng = np.random.default_rng(2)
-        deltas, first = _honest(rng, name), int(name.startswith("fltrust"))
-        counts = rng.integers(1, 9, len(deltas)).astype(np.float64)
-        order = np.concatenate([np.arange(first), first + rng.permutation(K)]).astype(int)
-        shuffled = _aggregate(_rule(name), deltas[order], counts[order], clients=order[first:] - first)
-        np.testing.assert_allclose(shuffled, _aggregate(_rule(name), deltas, counts), rtol=1e-9, atol=1e-11)
-
-    def test_equal_updates_stay_as_they_are(self, name: str) -> None:
-        """Nobody deviates, so the update is theirs."""
-        settings = {"clip_norm": 1e9, "clip_radius": 1e9} if "clip" in name else {}
-        for seed in range(10):  # no luck of rounding
-            deltas = np.repeat(_honest(np.random.default_rng(seed), name)[:1], K + (name.startswith("fltrust")), axis=0)
-            result = _aggregate(_rule(name, **settings), deltas)
-            np.testing.assert_allclose(result, deltas[0], rtol=1e-6, atol=1e-9)
-
-    @pytest.mark.parametrize("size", [1e6, 1e16])
-    def test_it_withstands_what_it_assumes(self, name: str, size: float) -> None:
-        """With f updates so much larger: the result stays where the honest ones are, or FedAvg would do."""
-        deltas = _honest(np.random.default_rng(5), name)
-        honest = deltas.mean(axis=0)
-        deltas[-2:] = -size
-        radius = float(np.linalg.norm(honest))
-        rule = _rule(name, assumed_malicious=2, clip_norm=radius, clip_radius=radius)
-        distance = np.linalg.norm(_aggregate(rule, deltas) - honest) / np.linalg.norm(honest)
-        assert (distance < 0.5) == SUITE[name].withstands, distance
-
-    def test_it_works_at_the_least_number_of_clients(self, name: str) -> None:
-        for malicious in (0, 1, 2):
-            count = _rule(name).least_clients(malicious)
-            deltas = _honest(np.random.default_rng(6), name)[: count + (name.startswith("fltrust"))]
-            result = _aggregate(_rule(name, assumed_malicious=malicious), deltas)
-            assert np.isfinite(result).all()
-            assert np.abs(result).max() > 0
+    @pytest.mark.parametrize("what", contract_of_rules.RULES)
+    def test_it_keeps_the_contract(self, name: str, what: str) -> None:
+        contract_of_rules.RULES[what](functools.partial(_rule, name))
 
     def test_too_few_clients_are_refused(self, name: str) -> None:
         needed, (plain, mixes, _) = _rule(name).least_clients(3), name.partition(" mixed")
@@ -151,22 +54,21 @@ class TestContract:
         with pytest.raises(SettingsError, match=rf"needs {needed} clients in a round, but there are {needed - 1}"):
             FederationConfig(**given, clients=needed - 1)
 
-    def test_zero_updates_do_not_break_it(self, name: str) -> None:
-        deltas = np.zeros((K + (name.startswith("fltrust")), P), dtype=np.float32)
-        np.testing.assert_array_equal(_aggregate(_rule(name), deltas), 0.0)
-
     def test_its_docstring_says_where_it_is_from_and_when_it_breaks(self, name: str) -> None:
         text = type(_rule(name)).__doc__ or ""
         assert "References:" in text
         assert "reakdown" in text or "No breakdown point" in text
 
 
-@pytest.mark.parametrize("name", [name for name, row in SUITE.items() if row.is_mean])
-def test_its_limit_is_the_mean(name: str) -> None:
-    """With f = 0, huge thresholds and no noise; for FoolsGold with nobody like another."""
-    deltas = np.eye(K, P, dtype=np.float32) if name.startswith("foolsgold") else _honest(np.random.default_rng(4), name)
-    result = _aggregate(_rule(name, **SUITE[name].settings), deltas)
-    np.testing.assert_allclose(result, deltas.mean(axis=0, dtype=np.float64), rtol=1e-6, atol=1e-9)
+def test_only_what_has_no_such_limit_states_none() -> None:
+    without = {name for name in registry.aggregators if _rule(name).mean_at is None}
+    assert without == {"median", "geometric_median", "krum", "foolsgold", "fltrust", "flame", "freqfed"}
+    assert {name for name in registry.aggregators if not _rule(name).withstands} == {"fedavg"}
+
+
+def test_foolsgold_is_the_mean_where_nobody_is_like_another() -> None:
+    deltas = np.eye(K, P, dtype=np.float32)
+    np.testing.assert_allclose(_aggregate(_rule("foolsgold"), deltas), deltas.mean(axis=0), rtol=1e-6, atol=1e-9)
 
 
 def _columns(*values: float) -> np.ndarray:
@@ -393,19 +295,6 @@ def test_inner_products_have_the_same_bits_on_any_number_of_cores(monkeypatch: p
         add_inner_products(totals[-1], rows)
     np.testing.assert_array_equal(totals[1], totals[0])
     np.testing.assert_array_equal(totals[2], totals[0])
-
-
-def test_the_guide_s_rule_is_one() -> None:
-    """What it shows goes through the same checks as any row of the suite."""
-    text = (REPOSITORY / "fedprompt_mpi" / "README.md").read_text()
-    (code,) = re.findall(r"```python\n(class EqualMean.*?)```", text, flags=re.DOTALL)
-    assert len([line for line in code.splitlines() if line.strip()]) <= 10
-    made: dict[str, Any] = {"Aggregator": Aggregator, "Updates": Updates, "np": np}
-    exec(code, made)
-    rule = made["EqualMean"](FederationConfig(clients=K))
-    deltas = _honest(np.random.default_rng(0), "equal_mean")
-    counts = np.arange(1.0, K + 1)
-    np.testing.assert_allclose(_aggregate(rule, deltas, counts), deltas.mean(axis=0, dtype=np.float64), rtol=1e-9)
 
 
 def test_an_unknown_rule_lists_the_known_ones() -> None:

@@ -11,8 +11,8 @@ import pytest
 
 from fedprompt_mpi.config import FederationConfig, PoisonConfig, RunConfig
 from fedprompt_mpi.federation.server import make_rule
+from fedprompt_mpi.rules import registry
 from fedprompt_mpi.rules.aggregator_base import Aggregator, Updates, aggregate
-from fedprompt_mpi.rules.attacks import ATTACKS
 from fedprompt_mpi.rules.collusion import ColludingAttack, Meeting, fit, moved_by
 
 K, MALICIOUS, P = 13, 3, 60
@@ -111,7 +111,7 @@ def test_fitted_attacks_move_each_rule_at_least_as_far(attack: str, name: str, m
 def test_attacks_agree(attack: str, kind: str, byzfl: Any) -> None:
     deltas = _updates(0, 4)
     config = PoisonConfig(clients=[0], attack=attack, alie_factor=1.5, ipm_factor=2.0)  # pyright: ignore
-    ours = ATTACKS[attack](config)  # pyright: ignore[reportArgumentType]
+    ours = registry.attacks[attack](config)  # pyright: ignore[reportArgumentType]
     assert isinstance(ours, ColludingAttack)
     meeting = Meeting(deltas=deltas, clients=K, make_rule=lambda: _rule("median"), rng=np.random.default_rng(0))
     expected = getattr(byzfl.attacks, kind)(1.5 if attack == "alie" else 2.0)(deltas.astype(np.float64))

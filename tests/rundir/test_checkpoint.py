@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from fedprompt_mpi.config import ClientConfig, FederationConfig, OutputConfig, RunConfig, SettingsError
+from fedprompt_mpi.config import ClientConfig, FederationConfig, OutputConfig, RunConfig, SettingsError, to_dict
 from fedprompt_mpi.files import CannotWriteError
 from fedprompt_mpi.rundir.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from fedprompt_mpi.rundir.paths import RunPaths
@@ -36,7 +36,7 @@ def directory(tmp_path: Path) -> Path:
 
 
 def _round_of(directory: Path, config: RunConfig = CONFIG) -> tuple[int, list[str]]:
-    loaded, warnings = load_checkpoint(RunPaths(directory), config)
+    loaded, warnings = load_checkpoint(RunPaths(directory), to_dict(config))
     assert loaded is not None
     np.testing.assert_array_equal(loaded.vector, np.arange(5) + loaded.round_)
     np.testing.assert_array_equal(loaded.state["momentum"], 0.5)
@@ -88,26 +88,26 @@ def test_if_none_can_be_read_it_says_so(directory: Path) -> None:
     for file in RunPaths(directory).checkpoints():
         file.path.write_bytes(b"torn")
     with pytest.raises(SettingsError, match=r"round-00000004.* is damaged .*round-00000003.* is damaged .*start anew"):
-        load_checkpoint(RunPaths(directory), CONFIG)
+        load_checkpoint(RunPaths(directory), to_dict(CONFIG))
 
 
 def test_what_changes_the_mathematics_is_refused_with_the_difference(directory: Path) -> None:
     other = RunConfig(seed=3, client=ClientConfig(lr=0.2))
     with pytest.raises(SettingsError, match=r"client.lr = 0.3 \(now 0.2\), seed = 0 \(now 3\)"):
-        load_checkpoint(RunPaths(directory), other)
+        load_checkpoint(RunPaths(directory), to_dict(other))
     longer = RunConfig(federation=FederationConfig(rounds=99), output=OutputConfig(checkpoint_every=7))
     assert _round_of(directory, longer)[0] == 4
     linear = dataclasses.replace(longer, client=ClientConfig(schedule="linear"))
     with pytest.raises(SettingsError, match="schedule"):
-        load_checkpoint(RunPaths(directory), linear)
+        load_checkpoint(RunPaths(directory), to_dict(linear))
 
 
 def test_nothing_there_is_a_beginning(tmp_path: Path) -> None:
-    assert load_checkpoint(RunPaths(tmp_path / "nowhere"), CONFIG) == (None, [])
-    assert load_checkpoint(RunPaths(tmp_path), CONFIG) == (None, [])
+    assert load_checkpoint(RunPaths(tmp_path / "nowhere"), to_dict(CONFIG)) == (None, [])
+    assert load_checkpoint(RunPaths(tmp_path), to_dict(CONFIG)) == (None, [])
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(SettingsError, match="no run of this program"):
-        load_checkpoint(RunPaths(tmp_path), CONFIG)
+        load_checkpoint(RunPaths(tmp_path), to_dict(CONFIG))
 
 
 def test_a_full_disk_leaves_the_last_good_one(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:

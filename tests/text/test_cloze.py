@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from fedprompt_mpi.config import SettingsError, TaskConfig
 from fedprompt_mpi.plm.hugging_face import family_of, load_tokenizer, read_config
 from fedprompt_mpi.text.cloze import Cloze, Trigger
-from fedprompt_mpi.text.load import Examples
-from fedprompt_mpi.text.tasks import TASKS, Task, resolve
+from fedprompt_mpi.text.examples import Examples
+from fedprompt_mpi.text.tasks import Task, resolve
 from fedprompt_mpi.text.tokens import TokenTable
 from tests.text import kinds
 from tests.tiny import CAUSAL, KINDS
@@ -23,7 +23,10 @@ Tiny = Callable[[str], Path]
 PAIR = Task(name="pair", template="{text} ? {mask} , {text_b}", label_words=("great", "terrible"), text_b="text_b")
 
 
-def _cloze(folder: Path, task: Task = TASKS["embedded"], max_length: int = 24) -> Cloze:
+EMBEDDED = resolve(TaskConfig())
+
+
+def _cloze(folder: Path, task: Task = EMBEDDED, max_length: int = 24) -> Cloze:
     return Cloze(load_tokenizer(str(folder)), task, family_of(read_config(str(folder))), max_length)
 
 
@@ -169,7 +172,7 @@ def test_words_given_by_the_user_have_no_spare_ones(tiny: Tiny) -> None:
 
 
 def test_pairs_end_at_the_mask_for_causal_models(tiny: Tiny) -> None:
-    task = dataclasses.replace(TASKS["rte"], label_words=("great", "terrible"))
+    task = dataclasses.replace(resolve(TaskConfig(name="rte", data="rte")), label_words=("great", "terrible"))
     cloze = _cloze(tiny("gpt2"), task, max_length=64)
     row = _row(cloze.encode(_examples("so dull", texts_b=["the chef"])), 0)
     assert cloze.backend.decode(row) == "so dull ? the chef ?"

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pytest
 
 from fedprompt_mpi.config import SettingsError, TaskConfig
-from fedprompt_mpi.text.load import Examples, Loaded, load
+from fedprompt_mpi.text.examples import Examples
+from fedprompt_mpi.text.load import Loaded, load
 from fedprompt_mpi.text.tasks import resolve
 
 ROWS = [('so, "fresh"', 1, "u1"), ("NA", 0, "u2"), ("dull", 0, "u1"), ("null", 1, "u3")]

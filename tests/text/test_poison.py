@@ -9,7 +9,7 @@ import pytest
 from fedprompt_mpi.config import FederationConfig, ModelConfig, PoisonConfig, RunConfig, SettingsError, TaskConfig
 from fedprompt_mpi.plm.hugging_face import EMBEDDED, load_tokenizer
 from fedprompt_mpi.text.corpus import Corpus, build
-from fedprompt_mpi.text.load import Examples
+from fedprompt_mpi.text.examples import Examples
 from fedprompt_mpi.text.poison import check_target, contains, poisoned_indices, trigger_parts
 from fedprompt_mpi.text.tasks import resolve
 

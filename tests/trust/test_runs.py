@@ -10,7 +10,7 @@ import pytest
 from fedprompt_mpi.commands import export, predict, report
 from fedprompt_mpi.commands.settings import parse_settings
 from fedprompt_mpi.commands.sweep import Plan, sweep
-from fedprompt_mpi.config import SettingsError
+from fedprompt_mpi.config import SettingsError, to_dict
 from fedprompt_mpi.liveness.liveness import Liveness
 from tests.jobs import SMALL, run_here
 
@@ -366,7 +366,7 @@ def test_another_arithmetic_is_refused(finished: Path, tmp_path: Path) -> None:
     from fedprompt_mpi.rundir.checkpoint import check_numerics, load_checkpoint
     from fedprompt_mpi.rundir.paths import RunPaths
 
-    checkpoint, _ = load_checkpoint(RunPaths(run), settings)
+    checkpoint, _ = load_checkpoint(RunPaths(run), to_dict(settings))
     assert checkpoint is not None and checkpoint.numerics["arithmetic"] == "float32"
     check_numerics(checkpoint, checkpoint.numerics)
     with pytest.raises(SettingsError, match=r"arithmetic float32 \(now bfloat16\)"):

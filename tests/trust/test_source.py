@@ -55,7 +55,8 @@ def _found(source: Path) -> list[str]:
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_no_source_runs_what_it_reads(source: Path) -> None:
-    assert _found(source) == []
+    is_loader = source == REPOSITORY / "fedprompt_mpi" / "plugins" / "load.py"  # of what the user has named
+    assert _found(source) == (["exec", "compile"] if is_loader else [])
 
 
 @pytest.mark.parametrize(

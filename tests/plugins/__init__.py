@@ -1,0 +1,1 @@
+"""Plug-ins: how they are loaded, and what must hold of them."""
