@@ -39,7 +39,7 @@ usage: mpirun -n N python -m fedprompt_mpi [run] [--config FILE.toml] [--section
                    python -m fedprompt_mpi sync RUN... --to mlflow
                    python -m fedprompt_mpi check MODEL [--method METHOD]
                    python -m fedprompt_mpi check --plugin FILE.py [--launch 'mpirun -n 4']
-                   python -m fedprompt_mpi cost MODEL [--num_virtual_tokens V] [--prefix_hidden_size M]
+                   python -m fedprompt_mpi cost MODEL [--num_virtual_tokens V] [--prefix_hidden_size M] [--lora_rank R]
 
 run     federated prompt tuning; rank 0 aggregates, the other ranks hold the clients
         (without mpirun, or with -n 1, one process does everything)

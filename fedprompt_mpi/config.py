@@ -112,18 +112,34 @@ class ModelConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class LoRAConfig:
+    """Options of the method lora."""
+
+    rank: int = setting(8, at_least=1, at_most=10**5)
+    """Rank r of what is added to a matrix."""
+    alpha: float = setting(8.0, above=0)
+    """What is added is multiplied by alpha / rank, as PEFT's lora_alpha."""
+    targets: list[str] | None = setting(None)
+    """Names of the matrices, or their ends, as PEFT's target_modules; not given, those of queries and values."""
+
+    def __post_init__(self) -> None:
+        check("prompt.lora", self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class PromptConfig:
     """The trainable parameters, which travel between server and clients."""
 
     method: str = setting("soft", names=registry.methods)
-    """soft (virtual tokens), p_tuning (virtual tokens through an LSTM), prefix (keys and values of every layer),
-    full (the whole model, the baseline)."""
+    """soft (virtual tokens), p_tuning (virtual tokens through an LSTM), prefix (keys and values of every layer), lora
+    (what is added to matrices, of low rank), bitfit (the biases), full (the whole model, the baseline)."""
     num_virtual_tokens: int = setting(20, at_least=1, at_most=10**5)
     """Length of the prompt in tokens."""
     init: str = setting("vocab")
     """vocab (embeddings of random words), random, or the prompt.safetensors (or run directory) of an earlier run."""
     prefix_hidden_size: int = setting(512, at_least=1, at_most=10**6)
     """Width of the prefix method's two-layer perceptron."""
+    lora: LoRAConfig = setting(factory=LoRAConfig)
 
     def __post_init__(self) -> None:
         check("prompt", self)
@@ -472,9 +488,10 @@ class RunConfig:
                 f"client.batched is {self.client.batched} but prompt.method is full: "
                 "whole models cannot share one pass, use auto or 1"
             )
-        if self.model.checkpoint_activations and self.prompt.method == "prefix":
+        if self.model.checkpoint_activations and self.prompt.method in ("prefix", "lora", "bitfit"):
             raise SettingsError(
-                "model.checkpoint_activations is true but prompt.method is prefix, which a second pass does not see: "
+                f"model.checkpoint_activations is true but prompt.method is {self.prompt.method}, which a second pass "
+                "does not see: "
                 "leave it out, and take smaller parts (client.accumulate)"
             )
         if self.output.backdoor_snr and (not self.poison.has_trigger or self.prompt.method == "full"):
@@ -482,10 +499,10 @@ class RunConfig:
                 f"output.backdoor_snr is true, poison.trigger is {self.poison.trigger_text!r} and prompt.method is "
                 f"{self.prompt.method}: it needs a trigger, and another method than full"
             )
-        if self.federation.filter_round is not None and self.prompt.method == "full":
+        if self.federation.filter_round is not None and self.prompt.method in ("lora", "bitfit", "full"):
             raise SettingsError(
                 f"federation.filter_round is {self.federation.filter_round}, which compares gradients of a prompt, but "
-                "prompt.method is full: leave it out, or take another method"
+                f"prompt.method is {self.prompt.method}: leave it out, or take another method"
             )
         if self.federation.filter_round is not None and self.privacy.mechanism != "none":
             raise SettingsError(

@@ -97,12 +97,12 @@ def _agree_on_vectors(channel: Channel, model: str, prompt: PromptConfig, direct
 
 
 def _vectors(model: str, prompt: PromptConfig) -> dict[str, int]:
-    """Return the bytes of every method's vector, and of LoRA adapters, ascending."""
-    from fedprompt_mpi.commands.cost import count_parameters, lora_parameters
+    """Return the bytes of every method's vector, ascending."""
+    from fedprompt_mpi.commands.cost import count_parameters
     from fedprompt_mpi.plm.hugging_face import read_config
 
     config = read_config(model)
-    counts = {**count_parameters(config, prompt), "LoRA (rank 8)": lora_parameters(config)}
+    counts = count_parameters(config, prompt)
     return {name: 4 * count for name, count in sorted(counts.items(), key=lambda item: item[1])}
 
 

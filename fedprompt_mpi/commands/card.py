@@ -49,12 +49,12 @@ def card(run: Exported) -> str:
 ---
 library_name: peft
 base_model: {json.dumps(model)}
-tags: [prompt-tuning, federated-learning]
+tags: [{"lora" if config.prompt.method == "lora" else "prompt-tuning"}, federated-learning]
 ---
 
-# {markdown(task.name)}: a prompt tuned by federated learning
+# {markdown(task.name)}: {"a LoRA" if config.prompt.method == "lora" else "a prompt"} tuned by federated learning
 
-{config.prompt.num_virtual_tokens} virtual tokens ({config.prompt.method}) for {markdown_code(model)}, tuned with
+{_what(config)} for {markdown_code(model)}, tuned with
 fedprompt_mpi after FedPrompt (Zhao et al., arXiv:2208.12268).
 
 | | |
@@ -77,6 +77,13 @@ fedprompt_mpi after FedPrompt (Zhao et al., arXiv:2208.12268).
 The classes' scores are the label words' logits {ANSWERS[family]}.
 PEFT task type: `{TASK_TYPES[family]}`. Settings in full: `config.toml` of the run.
 """
+
+
+def _what(config: RunConfig) -> str:
+    """Return what was trained."""
+    if config.prompt.method == "lora":
+        return f"LoRA of rank {config.prompt.lora.rank}, alpha {config.prompt.lora.alpha:g},"
+    return f"{config.prompt.num_virtual_tokens} virtual tokens ({config.prompt.method})"
 
 
 def _rates(run: Exported) -> str:
@@ -160,7 +167,7 @@ _CUT_OF_PAIRS = ("    assert len(ids) <= LONGEST  # the run cut the longer text 
 def _logits(run: Exported) -> list[str]:
     """Return the lines that read the logits at the answer's place."""
     config = run.config
-    shift = 0 if config.prompt.method == "prefix" else config.prompt.num_virtual_tokens
+    shift = config.prompt.num_virtual_tokens if config.prompt.method in ("soft", "p_tuning") else 0
     if run.family == "seq2seq":
         decoder = [getattr(run.plm, "decoder_start_token_id", None) or 0, int(run.cloze.mask_id)]
         return [

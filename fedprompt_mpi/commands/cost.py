@@ -1,10 +1,11 @@
 """The command cost: parameters and bytes of every method per client and round, from a model's config alone."""
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
 from fedprompt_mpi.commands.settings import add_sizes, command_parser, model_of, parse, prompt_of
-from fedprompt_mpi.config import PromptConfig
+from fedprompt_mpi.config import PromptConfig, SettingsError
 from fedprompt_mpi.liveness.liveness import Liveness
 from fedprompt_mpi.rules import registry
 
@@ -18,7 +19,7 @@ def main(arguments: Sequence[str], liveness: Liveness) -> None:
 
 
 def count_parameters(config: Any, prompt: PromptConfig) -> dict[str, int]:
-    """Return the trainable parameters of every method for a PLM.
+    """Return the trainable parameters of every method that can be laid out for a PLM.
 
     Args:
         config: a transformers config; the model is built on the meta device, so nothing is allocated.
@@ -32,30 +33,11 @@ def count_parameters(config: Any, prompt: PromptConfig) -> dict[str, int]:
     with as_one_message("the model cannot be built from its config"):
         model = on_meta(lambda: built_by.from_config(config))
         geometry = geometry_of(config, model)
-        return {
-            name: make_method(PromptConfig(**{**sizes, "method": name}), geometry, model).layout.size
-            for name in registry.methods
-        }
-
-
-def lora_parameters(config: Any, rank: int = 8) -> int:
-    """Return the parameters of LoRA adapters of a rank on the query and value projections of every attention.
-
-    A decoder's layer beside an encoder (T5) has two: to itself and to the encoder.
-
-    They are listed for comparison; this program does not train them.
-
-    References:
-        Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, 2021, arXiv:2106.09685, Section 4.2.
-    """
-    from fedprompt_mpi.plm.hugging_face import geometry_of
-
-    geometry = geometry_of(config)
-    width = config.get_text_config(decoder=True).hidden_size
-    heads = config.get_text_config(decoder=True).num_attention_heads
-    query, value = heads * geometry.head_width, geometry.kv_heads * geometry.head_width
-    attentions = config.num_layers + 2 * geometry.layers if config.is_encoder_decoder else geometry.layers
-    return rank * attentions * (2 * width + query + value)
+        counts = {}
+        for name in registry.methods:
+            with contextlib.suppress(SettingsError):
+                counts[name] = make_method(PromptConfig(**{**sizes, "method": name}), geometry, model).layout.size
+        return counts
 
 
 def format_cost(name: str, prompt: PromptConfig) -> str:
@@ -74,13 +56,14 @@ def format_cost(name: str, prompt: PromptConfig) -> str:
     counts = count_parameters(config, prompt)
     lines = [
         f"{name}: {counts['full']:,} parameters; {prompt.num_virtual_tokens} virtual tokens, "
-        f"prefix hidden size {prompt.prefix_hidden_size}; float32, per client and round, one way",
+        f"prefix hidden size {prompt.prefix_hidden_size}, LoRA of rank {prompt.lora.rank}; float32, per client and "
+        "round, one way",
         f"{'method':<10}{'parameters':>16}{'share of the PLM':>20}{'bytes':>18}",
     ]
-    lines += [
-        f"{method:<10}{count:>16,}{count / counts['full']:>20.4%}{4 * count:>18,}"
-        if not outcome[method]
-        else f"{method:<10}{'-':>16}{'-':>20}{'-':>18}   {outcome[method]}"
-        for method, count in counts.items()
-    ]
+    for method, reason in outcome.items():
+        count = counts.get(method)
+        if reason or count is None:
+            lines.append(f"{method:<10}{'-':>16}{'-':>20}{'-':>18}   {reason}")
+        else:
+            lines.append(f"{method:<10}{count:>16,}{count / counts['full']:>20.4%}{4 * count:>18,}")
     return "\n".join(lines)

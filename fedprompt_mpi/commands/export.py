@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from fedprompt_mpi.liveness.liveness import Liveness
 from fedprompt_mpi.plugins.load import load_plugins
 from fedprompt_mpi.rundir.paths import RunPaths
 from fedprompt_mpi.rundir.records import Closing, Summary, read_partition, read_record, read_rounds, summarise
+
+if TYPE_CHECKING:
+    from fedprompt_mpi.plm.adapter import Adapter
 
 
 def main(arguments: Sequence[str], liveness: Liveness) -> None:
@@ -35,7 +38,6 @@ def export(run: Path, directory: Path) -> Path:
     Raises:
         SettingsError: if there is no such run, its prompt cannot be a PEFT adapter, or the folder is not empty.
     """
-    from fedprompt_mpi.plm.adapter import make_adapter
     from fedprompt_mpi.plm.hugging_face import download, read_config
 
     prompt, paths = load_prompt(run), RunPaths(run)
@@ -52,19 +54,32 @@ def export(run: Path, directory: Path) -> Path:
         raise SettingsError(f"{directory} is not empty: name a new folder for the adapter")
     plm = read_config(download(config.model.name))
     check_window(plm, config)
-    if prompt.effective is not None:
-        _check_effective(prompt.effective, config, paths)
-    elif config.prompt.method != "full":
-        raise SettingsError(f"{paths.prompt} has no effective_prompt: name a run directory as a run has written it")
-    adapter = make_adapter(
-        prompt.effective if prompt.effective is not None else prompt.vector,
-        method=config.prompt.method,
-        plm=plm,
-        base_model=config.model.name,
-    )
+    adapter = _adapter(prompt, plm, paths)
     exported = Exported(config=config, summary=summary, partition=partition, cloze=prompt.cloze, plm=plm)
     adapter.write(directory, card(exported))
     return directory
+
+
+def _adapter(prompt: Prompt, plm: Any, paths: RunPaths) -> "Adapter":
+    """Return what a run has trained as an adapter.
+
+    Raises:
+        SettingsError: if PEFT has nothing like it, or the run's file is not as a run has written it.
+    """
+    from fedprompt_mpi.plm.adapter import make_adapter, make_lora_adapter
+
+    config = prompt.config
+    if config.prompt.method == "lora":
+        transposed = prompt.keeps_matrices_transposed
+        return make_lora_adapter(
+            prompt.named, config.prompt.lora, plm=plm, base_model=config.model.name, is_transposed=transposed
+        )
+    if prompt.effective is not None:
+        _check_effective(prompt.effective, config, paths)
+    elif config.prompt.method in ("soft", "p_tuning", "prefix"):
+        raise SettingsError(f"{paths.prompt} has no effective_prompt: name a run directory as a run has written it")
+    values = prompt.effective if prompt.effective is not None else prompt.vector
+    return make_adapter(values, method=config.prompt.method, plm=plm, base_model=config.model.name)
 
 
 def _summary_so_far(prompt: Prompt, paths: RunPaths) -> Summary:

@@ -30,7 +30,7 @@ from fedprompt_mpi.text.tasks import resolve
 
 if TYPE_CHECKING:  # torch is imported when something is predicted
     from fedprompt_mpi.plm.backbone import Backbone
-    from fedprompt_mpi.plm.methods import Method
+    from fedprompt_mpi.plm.method_base import Method
     from fedprompt_mpi.text.cloze import Cloze
 
 
@@ -94,6 +94,22 @@ class Prompt:
         return self._model[0]
 
     @property
+    def named(self) -> dict[str, np.ndarray]:
+        """The trainable parameters by name, as the method lays them out."""
+        import torch
+
+        layout = self._model[2].layout
+        return {name: view.numpy() for name, view in layout.views(torch.from_numpy(self.vector)).items()}
+
+    @property
+    def keeps_matrices_transposed(self) -> bool:
+        """True if the model keeps the matrices that LoRA adds to as `[in, out]`, as GPT-2 does."""
+        from transformers.pytorch_utils import Conv1D
+
+        modules = dict(self._model[1].model.named_modules())
+        return any(isinstance(modules[name.rpartition(".")[0]], Conv1D) for name in self.named)
+
+    @property
     def plm_parameters(self) -> int:
         """Parameters of the model."""
         return self._model[1].num_parameters
@@ -139,11 +155,11 @@ class Prompt:
             raise SettingsError("a text to predict holds NUL or bytes that are no UTF-8: give another")
         table = cloze.encode(Examples(texts=texts, texts_b=texts_b, labels=np.zeros(len(texts), dtype=np.int64)))
         check_fit(self.config, backbone, max(table.largest_id, int(cloze.verbalizer.ids.max())))
-        clients = method.leaves(to_device(self.vector, backbone.device)[None])
         probabilities = np.empty((len(texts), len(cloze.verbalizer.words)))
         with torch.no_grad():
+            injection = method.inject(method.leaves(to_device(self.vector, backbone.device)[None]))
             for rows in evaluation_batches(table, self.config.prompt.num_virtual_tokens if method.adds_tokens else 0):
-                logits = score_batch(backbone, collate(table, rows), method, clients, None)
+                logits = score_batch(backbone, collate(table, rows), injection)
                 probabilities[rows] = torch.softmax(logits.double(), dim=1).cpu().numpy()
         names = self.class_names
         return [

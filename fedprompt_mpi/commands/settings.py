@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedprompt_mpi.config import (
+    LoRAConfig,
     PromptConfig,
     RunConfig,
     SettingsError,
@@ -225,6 +226,7 @@ def add_sizes(parser: Any) -> None:
     add_model(parser)
     parser.add_argument("--num_virtual_tokens", type=int, default=20, help="length of the prompt in tokens")
     parser.add_argument("--prefix_hidden_size", type=int, default=512, help="width of the prefix method's perceptron")
+    parser.add_argument("--lora_rank", type=int, default=8, help="rank of the method lora")
 
 
 def add_model(parser: Any) -> None:
@@ -246,4 +248,5 @@ def model_of(parsed: Any) -> str:
 
 def prompt_of(parsed: Any) -> PromptConfig:
     """Return the sizes of the prompt from the flags of `add_sizes`."""
-    return PromptConfig(num_virtual_tokens=parsed.num_virtual_tokens, prefix_hidden_size=parsed.prefix_hidden_size)
+    sizes = {"num_virtual_tokens": parsed.num_virtual_tokens, "prefix_hidden_size": parsed.prefix_hidden_size}
+    return PromptConfig(**sizes, lora=LoRAConfig(rank=parsed.lora_rank))

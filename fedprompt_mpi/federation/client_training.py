@@ -18,10 +18,13 @@ import torch
 
 from fedprompt_mpi.comm.device import Vector, is_on_host
 from fedprompt_mpi.config import ClientConfig
-from fedprompt_mpi.plm.backbone import Backbone
-from fedprompt_mpi.plm.methods import Method, Parameters
+from fedprompt_mpi.plm.backbone import Backbone, Injection
+from fedprompt_mpi.plm.method_base import Method, Parameters
 from fedprompt_mpi.plm.quantised import keep_kernels_out
 from fedprompt_mpi.text.batches import Batch
+
+ROWS_OF_A_PIECE = 16
+"""Rows of several clients that go through the PLM at once on a CPU."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,26 +221,41 @@ def _mean_losses(
         owners: `[B]` int64, the client of each row.
         sizes: k numbers of rows over which the means are taken.
     """
-    device = trainer.backbone.device
-    owners = owners.to(device)
-    logits = score_batch(trainer.backbone, batch, trainer.method, clients, owners)
-    losses = torch.nn.functional.cross_entropy(logits, to_device(batch.labels, device), reduction="none")
-    shares = torch.tensor([1 / size for size in sizes], device=device)[owners]
-    return torch.zeros(len(clients), device=device).index_add(0, owners, losses * shares)
+    device, injection = trainer.backbone.device, trainer.method.inject(clients)
+    means, shares = torch.zeros(len(clients), device=device), torch.tensor([1 / size for size in sizes], device=device)
+    for rows in _pieces(trainer.backbone, batch, len(clients)):
+        piece, own = batch.take(rows), owners[torch.from_numpy(rows)].to(device)
+        logits = score_batch(trainer.backbone, piece, injection, own if len(clients) > 1 else None)
+        losses = torch.nn.functional.cross_entropy(logits, to_device(piece.labels, device), reduction="none")
+        means = means.index_add(0, own, losses * shares[own])
+    return means
+
+
+def _pieces(backbone: Backbone, batch: Batch, clients: int) -> list[np.ndarray]:
+    """Return the rows of a batch in pieces that go through the PLM one after the other.
+
+    The texts of one client are of similar length, those of several are not: on a CPU, padding all to the longest costs
+    more than several passes do.
+    """
+    if clients == 1 or backbone.device.type != "cpu" or backbone.recomputes:
+        return [np.arange(len(batch.labels))]
+    order = np.argsort(batch.mask.sum(axis=1), kind="stable")
+    return np.array_split(order, -(-len(order) // ROWS_OF_A_PIECE))
 
 
 def score_batch(
-    backbone: Backbone, batch: Batch, method: Method, clients: list[Parameters], owners: torch.Tensor | None
+    backbone: Backbone, batch: Batch, injection: Injection, owners: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Return the label words' logits `[B, C]` of a padded batch under the clients' injections."""
-    device = backbone.device
-    return backbone.score(
-        to_device(batch.ids, device),
-        to_device(batch.mask, device),
-        to_device(batch.answers, device),
-        method.inject(clients),
-        owners if len(clients) > 1 else None,
-    )
+    """Return the label words' logits `[B, C]` of a padded batch under the injection of K clients.
+
+    Args:
+        backbone: the PLM.
+        batch: B rows.
+        injection: of K clients.
+        owners: `[B]` int64, the client of each row; None if K is 1.
+    """
+    ids, mask, answers = (to_device(part, backbone.device) for part in (batch.ids, batch.mask, batch.answers))
+    return backbone.score(ids, mask, answers, injection, owners)
 
 
 def to_device(array: Vector, device: torch.device) -> torch.Tensor:

@@ -127,12 +127,12 @@ def score(
     """
     backbone, method = setup.backbone, setup.method
     answers, loss = np.zeros(len(table.labels)), 0.0
-    clients = method.leaves(to_device(vector, backbone.device)[None])
+    injection = method.inject(method.leaves(to_device(vector, backbone.device)[None]))
     virtual = method.config.num_virtual_tokens if method.adds_tokens else 0
     index, shards = shard
     for rows in evaluation_batches(table, virtual)[index::shards]:
         batch = collate(table, rows)
-        logits = score_batch(backbone, batch, method, clients, None).cpu()
+        logits = score_batch(backbone, batch, injection).cpu()
         labels = torch.from_numpy(batch.labels)
         loss += float(torch.nn.functional.cross_entropy(logits.double(), labels, reduction="sum"))
         answers[rows] = logits.argmax(dim=1).numpy()

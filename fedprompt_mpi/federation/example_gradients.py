@@ -102,7 +102,7 @@ def example_gradients(setup: Setup, vector: Vector, rows: np.ndarray) -> np.ndar
     own = shared["virtual_tokens"].detach().repeat(len(rows), 1, 1).requires_grad_()
     clients = [{**shared, "virtual_tokens": tokens} for tokens in own]
     batch = collate(setup.corpus.train, rows)
-    logits = score_batch(setup.backbone, batch, method, clients, torch.arange(len(rows)).to(device))
+    logits = score_batch(setup.backbone, batch, method.inject(clients), torch.arange(len(rows)).to(device))
     torch.nn.functional.cross_entropy(logits, to_device(batch.labels, device), reduction="sum").backward()
     assert own.grad is not None
     return to_host(own.grad)

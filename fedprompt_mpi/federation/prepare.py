@@ -41,7 +41,7 @@ from fedprompt_mpi.text.tasks import Task
 
 if TYPE_CHECKING:  # torch is imported late, while this rank waits for its data anyway
     from fedprompt_mpi.plm.backbone import Backbone
-    from fedprompt_mpi.plm.methods import Method
+    from fedprompt_mpi.plm.method_base import Method
 
 Result = TypeVar("Result")
 MODEL_FOLDER = "model_folder.txt"
@@ -175,7 +175,7 @@ def _find_start(config: RunConfig, task: Task, channel: Channel) -> _Start:
             print(printable(f"fedprompt_mpi: warning: {warning}"), file=sys.stderr, flush=True)
     if found is not None:
         check_records(paths, found.round_, config)
-    if found is None and config.prompt.init not in ("vocab", "random"):
+    if found is None and config.prompt.init not in ("vocab", "random") and not _is_lora_adapter(config):
         found = Checkpoint(vector=_read_vector(config.prompt.init), round_=0, record=RoundRecord(round=0))
     return _Start(paths=paths, existing=existing, checkpoint=found, clean_rates=read_clean_run(config))
 
@@ -232,6 +232,13 @@ def _read_vector(path: str) -> np.ndarray:
     from fedprompt_mpi.plm.adapter import is_adapter, read_adapter
 
     return read_adapter(path).ravel() if is_adapter(path) else read_prompt(path)[0]["vector"]
+
+
+def _is_lora_adapter(config: RunConfig) -> bool:
+    """Return whether the run starts from LoRA that PEFT has saved: its order is known once the model is loaded."""
+    from fedprompt_mpi.plm.adapter import is_adapter
+
+    return config.prompt.method == "lora" and is_adapter(config.prompt.init)
 
 
 def _make_data(config: RunConfig, task: Task, channel: Channel, folder: Path) -> None:
@@ -323,7 +330,12 @@ def _first_state(
     size = method.layout.size
     if channel.rank:
         return Checkpoint(vector=_buffer(config, backbone, size), round_=0, record=RoundRecord(round=0))
-    if found is None:
+    if found is None and _is_lora_adapter(config):
+        from fedprompt_mpi.plm.adapter import read_lora_adapter
+
+        vector = read_lora_adapter(config.prompt.init, method.layout, config.prompt.lora)
+        found = Checkpoint(vector=vector, round_=0, record=RoundRecord(round=0))
+    elif found is None:
         vector = method.initial(backbone.word_embeddings(), seeds.generator(config.seed, "initial vector"))
         found = Checkpoint(vector=vector, round_=0, record=RoundRecord(round=0))
     _check_vector(found.vector, size, config)

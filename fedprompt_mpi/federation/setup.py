@@ -11,7 +11,7 @@ from fedprompt_mpi.text.tasks import Task
 
 if TYPE_CHECKING:  # torch is imported late, while this rank waits for its data anyway
     from fedprompt_mpi.plm.backbone import Backbone
-    from fedprompt_mpi.plm.methods import Method
+    from fedprompt_mpi.plm.method_base import Method
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,7 +38,7 @@ def backdoor_direction(setup: Setup, vector: Vector) -> np.ndarray:
         batches = [rows[at : at + size] for rows in evaluation_batches(table, 0) for at in range(0, len(rows), size)]
         for rows in batches[index::shards]:
             batch = collate(table, rows)
-            logits = score_batch(setup.backbone, batch, setup.method, [leaves], None)
+            logits = score_batch(setup.backbone, batch, setup.method.inject([leaves]))
             labels = to_device(batch.labels, device)
             torch.nn.functional.cross_entropy(logits, labels, reduction="sum").backward()
             channel.phases.liveness.step()

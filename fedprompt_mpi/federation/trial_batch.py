@@ -11,7 +11,7 @@ from fedprompt_mpi.federation.client_training import score_batch
 from fedprompt_mpi.files import NO_MEMORY
 from fedprompt_mpi.plm.backbone import Backbone
 from fedprompt_mpi.plm.hugging_face import first_line
-from fedprompt_mpi.plm.methods import Method
+from fedprompt_mpi.plm.method_base import Method
 from fedprompt_mpi.text.batches import Batch, collate
 from fedprompt_mpi.text.corpus import Corpus
 
@@ -48,7 +48,7 @@ def _step(backbone: Backbone, method: Method, batch: Batch) -> None:
     else:
         clients = method.leaves(torch.zeros(1, method.layout.size, device=backbone.device))
     try:
-        loss = score_batch(backbone, batch, method, clients, None).sum()
+        loss = score_batch(backbone, batch, method.inject(clients)).sum()
         torch.autograd.grad(loss, list(clients[0].values()), allow_unused=True)
     finally:
         if method.trains_model:

@@ -10,7 +10,7 @@ their label words, K clients, L layers, H key-value heads, d width of a head.
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,13 @@ from torch.utils.checkpoint import checkpoint
 
 from fedprompt_mpi.config import Family, ModelConfig, RunConfig, SettingsError
 from fedprompt_mpi.plm import own_dtype, shortcuts
+from fedprompt_mpi.plm.adapting import Adapting, LowRank
 from fedprompt_mpi.plm.hugging_face import as_one_message, family_of, geometry_of, model_class, read_config
 from fedprompt_mpi.plm.late_imports import with_shapes
 from fedprompt_mpi.plm.model_folder import Weights
 from fedprompt_mpi.plm.own_dtype import has_plain_weight
 from fedprompt_mpi.plm.quantised import is_quantised, keep_one_arithmetic, one_place
+from fedprompt_mpi.rules import registry
 
 WORDS_AT_ONCE = 1 << 14
 BF16_PAYS_FROM_WIDTH = 256  # below, casting costs more than the faster arithmetic gains
@@ -39,6 +41,10 @@ class Injection:
     """`[K, V, D]`: put in front of the text's embeddings."""
     prefix: torch.Tensor | None = None
     """`[L, 2, K, H, V, d]`: keys and values put in front of each layer's own."""
+    low_rank: Mapping[str, LowRank] = dataclasses.field(default_factory=dict)
+    """Name of a module -> A `[K, r, in]` and B `[K, out, r]`, whose product is added to its matrix."""
+    shifts: Mapping[str, torch.Tensor] = dataclasses.field(default_factory=dict)
+    """Name of a module -> `[K, out]`, added to its output."""
 
 
 class LabelWordHead(nn.Module):
@@ -90,9 +96,12 @@ class Backbone:
         self._rates: list[tuple[Any, str, float]] = []  # of dropout, which layers that compute again have set to 0
         self._answers = torch.zeros(0, dtype=torch.long)
         self._virtual_tokens = 0
+        self.recomputes = False
+        """True if the backward pass computes activations again: then it must follow the forward pass at once."""
+        self._adapting = Adapting(self.model)
         self._shortcuts = family == "masked" and shortcuts.applies_to(self.model)
         if self._shortcuts:
-            shortcuts.narrow_last_layer(self.model, lambda: self._answers)
+            shortcuts.narrow_last_layer(self.model, lambda: self._answers, self._adapting)
             shortcuts.spare_first_layer(self.model, lambda: self._virtual_tokens)
         start = getattr(model.config, "decoder_start_token_id", None)
         self._decoder_ids = torch.tensor([[start or 0, sentinel]], device=self.device)
@@ -134,6 +143,7 @@ class Backbone:
                 f"model.checkpoint_activations is true, which a {self.model.config.model_type} model cannot do: "
                 "leave it out, and take smaller parts (client.accumulate)"
             )
+        self.recomputes = True
         for layer in layers:
             for name, value in list(vars(layer).items()):
                 if "dropout" in name and isinstance(value, float):
@@ -194,7 +204,8 @@ class Backbone:
                 mask = nn.functional.pad(mask, (virtual.shape[1], 0), value=True)
                 answers = answers + virtual.shape[1]
             prefix = _of_rows(injection.prefix, owners, len(ids), axis=2)
-            logits = self._logits(embeddings, mask, answers, prefix).float()
+            with self._adapting.adding(injection.low_rank, injection.shifts, owners, len(ids)):
+                logits = self._logits(embeddings, mask, answers, prefix).float()
         return logits if self._shares is None else logits @ self._shares
 
     def _logits(
@@ -300,7 +311,7 @@ def check_fit(config: RunConfig, backbone: Backbone, largest_id: int) -> None:
     Raises:
         SettingsError: if they have more tokens than the model has positions, or an id without an embedding.
     """
-    virtual = config.prompt.num_virtual_tokens if config.prompt.method != "full" else 0
+    virtual = config.prompt.num_virtual_tokens if registry.methods[config.prompt.method].takes_positions else 0
     positions, rows = backbone.geometry.max_positions, backbone.vocabulary
     if positions is not None and config.model.max_length + virtual > positions:
         longest = f"a max_length of at most {positions - virtual}" if positions > virtual else "fewer virtual tokens"

@@ -12,6 +12,7 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from fedprompt_mpi.config import Family, PromptConfig, SettingsError
@@ -97,7 +98,7 @@ def examine_all() -> dict[str, dict[str, str]]:
 def _why(trial: Callable[[], None]) -> str:
     try:
         trial()
-    except (_Mismatch, PrefixNotSeenError) as found:
+    except (_Mismatch, PrefixNotSeenError, SettingsError) as found:
         return str(found)
     except Exception as error:  # whatever a model's code does
         return f"{type(error).__name__}: {first_line(error)[:120]}"
@@ -261,6 +262,8 @@ def _try_method(plain: _Plain, method: str) -> None:
         _try_prefix(plain, backbone)
     elif method == "full":
         _try_full(plain, backbone)
+    elif method in ("lora", "bitfit"):
+        _try_added(plain, backbone, method)
     else:
         _try_virtual_tokens(plain, backbone)
 
@@ -306,6 +309,45 @@ def _try_full(plain: _Plain, backbone: Backbone) -> None:
             _same(_ask(backbone, plain, Injection(), 0, 1), plain.padded(None), "logits of a padded batch")
     finally:
         plain.model.requires_grad_(False)
+
+
+def _try_added(plain: _Plain, backbone: Backbone, name: str) -> None:
+    """Compare what is added to the outputs of matrices with the same added to the matrices themselves."""
+    from fedprompt_mpi.config import LoRAConfig
+
+    prompt = PromptConfig(method=name, lora=LoRAConfig(rank=2))
+    method = make_method(prompt, backbone.geometry, backbone.model)
+    start = torch.from_numpy(method.initial(np.zeros((1, 1), dtype=np.float32), np.random.default_rng(0)))
+    noise = torch.randn(2, len(start), generator=torch.Generator().manual_seed(2))
+    clients = method.leaves(start + 0.3 * noise)
+    injection = method.inject(clients[:1])
+    merged = copy.copy(plain)
+    merged.model = copy.deepcopy(plain.model)
+    _merge(dict(merged.model.named_modules()), injection)
+    scores = _ask(backbone, plain, injection, 0)[0]
+    gradients = ()
+    if scores.requires_grad:
+        gradients = torch.autograd.grad(scores.sum(), list(clients[0].values()), allow_unused=True, retain_graph=True)
+    if not any(gradient is not None and gradient.isfinite().all() and gradient.any() for gradient in gradients):
+        raise _Mismatch("gradients do not reach what is added")
+    with torch.no_grad():
+        _same(scores.detach(), merged.logits(0), "logits with what is added")
+        _same(_ask(backbone, plain, injection, 0, 1), merged.padded(None), "logits of a padded batch")
+        alone = [_ask(backbone, plain, method.inject([client]), 0)[0] for client in clients]
+        ids, mask = _pad([plain.ids[0], plain.ids[0]])
+        answers, owners = torch.tensor([plain.answers[0]] * 2), torch.arange(2)
+        both = backbone.score(ids, mask, answers, method.inject(clients), owners)
+        _same(both, torch.stack(alone), "logits of two clients in one pass")
+
+
+def _merge(modules: Mapping[str, Any], injection: Injection) -> None:
+    """Add to the matrices and biases of a plain model what an injection of one client adds to their outputs."""
+    with torch.no_grad():
+        for name, (a, b) in injection.low_rank.items():
+            product = b[0] @ a[0]
+            modules[name].weight += product if modules[name].weight.shape == product.shape else product.T
+        for name, shift in injection.shifts.items():
+            modules[name].bias += shift[0]
 
 
 def _try_prefix(plain: _Plain, backbone: Backbone) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from fedprompt_mpi.plm.adapting import Adapting
 from fedprompt_mpi.plm.own_dtype import multiply
 from fedprompt_mpi.plm.quantised import is_quantised
 
@@ -32,16 +33,18 @@ def applies_to(model: Any) -> bool:
     return is_known and not is_quantised(model.config)
 
 
-def narrow_last_layer(model: Any, answers: Callable[[], torch.Tensor]) -> None:
+def narrow_last_layer(model: Any, answers: Callable[[], torch.Tensor], adapting: Adapting) -> None:
     """Let the last layer compute the answer position alone; hidden states then are `[B, 1, D]`.
 
     Args:
         model: a model that this `applies_to`.
         answers: returns the answer positions `[B]` of the forward pass in progress.
+        adapting: what is added to its keys and values, whose matrices are not multiplied by the text here.
     """
     layer = model.base_model.encoder.layer[-1]
     attention = layer.attention.self
     heads, width = attention.num_attention_heads, attention.attention_head_size
+    key, value = (adapting.name_of(part) for part in (attention.key, attention.value))
 
     def forward(hidden: torch.Tensor, attention_mask: torch.Tensor | None = None, *_: Any, **__: Any) -> torch.Tensor:
         here = hidden[torch.arange(len(hidden), device=hidden.device), answers()]  # [B, D]
@@ -49,11 +52,20 @@ def narrow_last_layer(model: Any, answers: Callable[[], torch.Tensor]) -> None:
         key_matrix = attention.key.weight.to(query.dtype).view(heads, width, -1)
         value_matrix = attention.value.weight.to(query.dtype).view(heads, width, -1)
         into_text = torch.einsum("bhd,hdw->bhw", query, key_matrix)
+        if (added := adapting.product_of(key)) is not None:
+            low = torch.einsum("bhd,bhdr->bhr", query, added[1].unflatten(1, (heads, width)).to(query.dtype))
+            into_text = into_text + low @ added[0].to(query.dtype)
         scores = into_text @ hidden.to(query.dtype).transpose(1, 2)  # [B, H, T]
         if attention_mask is not None:  # every position sees the same ones
             scores = scores.masked_fill(~attention_mask[:, 0, :1], -torch.inf)
         mean = functional.softmax(scores, dim=-1).to(query.dtype) @ hidden.to(query.dtype)  # [B, H, D]
-        seen = torch.einsum("bhw,hdw->bhd", mean, value_matrix).flatten(1) + attention.value.bias
+        seen = torch.einsum("bhw,hdw->bhd", mean, value_matrix)
+        if (added := adapting.product_of(value)) is not None:
+            low = mean @ added[0].to(mean.dtype).mT
+            seen = seen + torch.einsum("bhr,bhdr->bhd", low, added[1].unflatten(1, (heads, width)).to(mean.dtype))
+        seen = seen.flatten(1) + attention.value.bias
+        if (shift := adapting.shift_of(value)) is not None:
+            seen = seen + shift
         return layer.feed_forward_chunk(layer.attention.output(seen, here)).unsqueeze(1)
 
     layer.forward = forward

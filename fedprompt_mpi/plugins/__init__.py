@@ -27,7 +27,7 @@ from fedprompt_mpi.rules.setting import SettingsError, setting
 if TYPE_CHECKING:
     from fedprompt_mpi.comm.codec import Codec
     from fedprompt_mpi.plm.backbone import Injection
-    from fedprompt_mpi.plm.methods import Method
+    from fedprompt_mpi.plm.method_base import Method
     from fedprompt_mpi.text.examples import Examples
     from fedprompt_mpi.text.partition import ToDealOut
     from fedprompt_mpi.text.tasks import Task
@@ -40,7 +40,7 @@ __all__ = [
 
 _LATE = {
     "Codec": "comm.codec", "Examples": "text.examples", "Injection": "plm.backbone",
-    "Method": "plm.methods", "Task": "text.tasks", "ToDealOut": "text.partition",
+    "Method": "plm.method_base", "Task": "text.tasks", "ToDealOut": "text.partition",
 }  # fmt: skip
 """Classes of modules that a plug-in of another kind does not need: PyTorch takes seconds."""
 

@@ -10,7 +10,8 @@ from fedprompt_mpi import seeds
 from fedprompt_mpi.config import ModelConfig, TaskConfig
 from fedprompt_mpi.plm import hugging_face
 from fedprompt_mpi.plm.backbone import Backbone, Injection, load_backbone
-from fedprompt_mpi.plm.methods import Method, make_method
+from fedprompt_mpi.plm.method_base import Method
+from fedprompt_mpi.plm.methods import make_method
 from fedprompt_mpi.plugins.contract_base import expect, expect_same, settings
 from fedprompt_mpi.text.batches import Batch, collate
 from fedprompt_mpi.text.cloze import Cloze

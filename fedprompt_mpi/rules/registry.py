@@ -236,7 +236,11 @@ server_optimizers: Registry[Any] = Registry(
     base="rules.server_optimizers:ServerOptimizer",
 )
 methods: Registry[Any] = Registry(
-    "method", "prompt.method", "plm.methods", base="plm.methods:Method", late=("soft", "p_tuning", "prefix", "full")
+    "method",
+    "prompt.method",
+    "plm.methods",
+    base="plm.method_base:Method",
+    late=("soft", "p_tuning", "prefix", "lora", "bitfit", "full"),
 )
 partitions: Registry[Any] = Registry("partition", "federation.partition", "text.partition")
 tasks: Registry[Any] = Registry("task", "task.name", "text.tasks")

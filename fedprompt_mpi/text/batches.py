@@ -30,6 +30,13 @@ class Batch:
     labels: np.ndarray
     """`[B]` int64."""
 
+    def take(self, rows: np.ndarray) -> "Batch":
+        """Return some of the rows, padded to the longest of them."""
+        mask = self.mask[rows]
+        longest = int(mask.sum(axis=1).max())
+        ids = self.ids[rows, :longest]
+        return Batch(ids=ids, mask=mask[:, :longest], answers=self.answers[rows], labels=self.labels[rows])
+
 
 def collate(table: TokenTable, rows: np.ndarray) -> Batch:
     """Pad the examples at `rows` to the longest of them."""

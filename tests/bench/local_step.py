@@ -57,7 +57,7 @@ def our_step(backbone: Backbone, prompt: torch.Tensor) -> Callable[[Batch], torc
     method = make_method(PromptConfig(num_virtual_tokens=prompt.shape[0]), backbone.geometry)
 
     def loss(batch: Batch) -> torch.Tensor:
-        logits = score_batch(backbone, batch, method, [{"virtual_tokens": prompt}], None)
+        logits = score_batch(backbone, batch, method.inject([{"virtual_tokens": prompt}]))
         return torch.nn.functional.cross_entropy(logits, torch.from_numpy(batch.labels))
 
     return loss

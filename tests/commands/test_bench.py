@@ -87,7 +87,7 @@ def test_the_command(tmp_path: Path) -> None:
         assert 0 < row["transfer"]["median"] <= row["call"]["median"]
         assert row["ratio"] == pytest.approx(row["transfer"]["median"] / row["raw"]["median"])
     assert result["predictions"][0]["name"] == "soft"
-    assert "LoRA (rank 8)" in finished.out
+    assert "lora" in finished.out
     assert (tmp_path / "bench" / "bench.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (tmp_path / "bench" / "bench.svg").read_text()
     assert "No intervals: they need 6 launches or more" in finished.out

@@ -16,7 +16,8 @@ from fedprompt_mpi.federation.client_training import Job, Trainer, learning_rate
 from fedprompt_mpi.federation.evaluate import summarise
 from fedprompt_mpi.plm.backbone import Backbone, load_backbone
 from fedprompt_mpi.plm.hugging_face import load_tokenizer
-from fedprompt_mpi.plm.methods import Method, make_method
+from fedprompt_mpi.plm.method_base import Method
+from fedprompt_mpi.plm.methods import make_method
 from fedprompt_mpi.text.batches import Own, collate, local_steps
 from fedprompt_mpi.text.corpus import Corpus, build
 from fedprompt_mpi.text.tasks import resolve

@@ -50,7 +50,7 @@ def _ours(prompt: Prompt) -> tuple[TokenTable, np.ndarray, np.ndarray]:
     clients = method.leaves(to_device(prompt.vector, backbone.device)[None])
     rows = np.arange(TEXTS)
     with torch.no_grad():
-        logits = score_batch(backbone, collate(table, rows), method, clients, None).numpy()
+        logits = score_batch(backbone, collate(table, rows), method.inject(clients)).numpy()
     return table, logits, cloze.verbalizer.ids
 
 

@@ -165,7 +165,7 @@ def test_every_method_has_gradients_in_every_family(kind: str, method: str, tiny
     rng = np.random.default_rng(0)
     vector = made.initial(backbone.word_embeddings(), rng) + rng.normal(0, 0.3, made.layout.size).astype("f4")
     clients = made.leaves(torch.from_numpy(vector)[None])
-    logits = score_batch(backbone, batch, made, clients, None)
+    logits = score_batch(backbone, batch, made.inject(clients))
     (logits[:, 0] - logits[:, 1]).sum().backward()
     for name, leaf in clients[0].items():
         assert leaf.grad is not None and leaf.grad.abs().max() > 0, name
@@ -177,7 +177,7 @@ def test_every_method_has_gradients_in_every_family(kind: str, method: str, tiny
     def value(step: float) -> float:
         moved = made.leaves((torch.from_numpy(vector) + step * direction)[None])
         with torch.no_grad():
-            scores = score_batch(backbone, batch, made, moved, None).double()
+            scores = score_batch(backbone, batch, made.inject(moved)).double()
         return float((scores[:, 0] - scores[:, 1]).sum())
 
     measured = (value(1e-3) - value(-1e-3)) / 2e-3

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from transformers import BertConfig, LlamaConfig, RobertaConfig, T5Config
 
-from fedprompt_mpi.commands.cost import count_parameters, lora_parameters
+from fedprompt_mpi.commands.cost import count_parameters
 from fedprompt_mpi.config import PromptConfig
 
 PAPER_UNUSED_SOFT_ROW = 768  # the paper's template for BERT and RoBERTa holds a padding row that no text uses
@@ -35,9 +35,15 @@ def test_paper_table(config: Any, full: int) -> None:
 
 
 @pytest.mark.parametrize(("config", "expected"), [(bert_base(), 294_912), (t5_base(), 884_736)])
-def test_lora_for_comparison(config: Any, expected: int) -> None:
+def test_lora_of_rank_8(config: Any, expected: int) -> None:
     """12 layers x 2 projections x 2 x 768 x 8; T5 has 12 + 2 x 12 attentions (PEFT counts as many)."""
-    assert lora_parameters(config) == expected
+    assert count_parameters(config, PromptConfig())["lora"] == expected
+
+
+def test_biases() -> None:
+    """BERT-base: a layer has 7 vectors of 768 and one of 3072; the embeddings one, the head two. T5 has none."""
+    assert count_parameters(bert_base(), PromptConfig())["bitfit"] == 12 * (7 * 768 + 3072) + 3 * 768
+    assert "bitfit" not in count_parameters(t5_base(), PromptConfig())
 
 
 def test_prefix_on_the_decoder_of_t5() -> None:

@@ -109,7 +109,7 @@ def test_no_adapter_without_its_card(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """The card is written first: where it cannot be, nothing else is."""
     import numpy as np
 
-    made = Adapter(config={}, embeddings=np.zeros((2, 3), dtype=np.float32))
+    made = Adapter(config={}, tensors={"tokens": np.zeros((2, 3), dtype=np.float32)})
     (tmp_path / "README.md").mkdir()
     with contextlib.suppress(CannotWriteError):
         made.write(tmp_path, "card")

@@ -1,0 +1,154 @@
+"""LoRA and BitFit: as many parameters, the same logits and the same files as PEFT; several clients in one pass."""
+
+import contextlib
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PEFT_DEFAULTS
+
+from fedprompt_mpi import SettingsError, load_prompt
+from fedprompt_mpi.commands.export import export
+from fedprompt_mpi.config import LoRAConfig, PromptConfig
+from fedprompt_mpi.plm.hugging_face import geometry_of, model_class, read_config
+from fedprompt_mpi.plm.late_imports import on_meta
+from fedprompt_mpi.plm.lora import targets_of
+from fedprompt_mpi.plm.methods import make_method
+from tests.jobs import run_here
+from tests.plm.test_adapter import SHORT, _ours, _theirs
+from tests.tiny import KINDS
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+Tiny = Callable[[str], Path]
+TARGETS = {"albert": ["query", "value"], "distilbert": ["q_lin", "v_lin"]}
+"""Of model types for which PEFT has no default."""
+
+
+def _small(model_type: str) -> Any:
+    """Return a model of a type on the meta device, with two layers."""
+    from transformers import CONFIG_MAPPING
+
+    config = CONFIG_MAPPING[model_type]()
+    return on_meta(lambda: model_class(config).from_config(config))
+
+
+@pytest.mark.parametrize("model_type", sorted(PEFT_DEFAULTS))
+def test_the_default_targets_are_pefts(model_type: str) -> None:
+    """For every type that PEFT has a default for, transformers a model, and we support."""
+    named = PEFT_DEFAULTS[model_type]
+    model = None
+    with contextlib.suppress(Exception):
+        model = _small(model_type)
+    if model is None or not isinstance(named, list) or model_type in ("blip-2", "llama4", "t5gemma"):
+        pytest.skip("no language model of this type in transformers, or a pattern")
+    ends = {name.rpartition(".")[2] for name in targets_of(model, None)}
+    assert ends == {name for name in named if any(module.endswith(name) for module, _ in model.named_modules())}
+
+
+@pytest.mark.parametrize("rank", [1, 4])
+@pytest.mark.parametrize("kind", KINDS)
+def test_as_many_parameters_as_peft(kind: str, rank: int, tiny: Tiny) -> None:
+    model = model_class(read_config(str(tiny(kind)))).from_pretrained(tiny(kind))
+    method = make_method(
+        PromptConfig(method="lora", lora=LoRAConfig(rank=rank)), geometry_of(model.config, model), model
+    )
+    theirs: Any = get_peft_model(model, LoraConfig(r=rank, target_modules=TARGETS.get(kind)))
+    assert method.layout.size == theirs.get_nb_trainable_parameters()[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "targets"),
+    [*((kind, TARGETS.get(kind)) for kind in KINDS), ("bert", ["key", "dense"]), ("t5", ["k", "wo"])],
+)
+def test_there_and_back_with_the_same_logits(kind: str, targets: list[str] | None, tiny: Tiny, tmp_path: Path) -> None:
+    """PEFT's weights give PEFT's logits here; and what a run exports gives its logits in PEFT."""
+    base = model_class(read_config(str(tiny(kind)))).from_pretrained(tiny(kind)).eval()
+    config = LoraConfig(r=3, lora_alpha=5, target_modules=targets, init_lora_weights=False)
+    torch.manual_seed(0)
+    saved = get_peft_model(base, config).eval()
+    saved.save_pretrained(str(tmp_path / "peft"))
+    flags = [f"--model.name={tiny(kind)}", "--prompt.method=lora", "--prompt.lora.rank=3", "--prompt.lora.alpha=5"]
+    flags += ["--federation.rounds=0", "--task.max_test=100", f"--prompt.init={tmp_path / 'peft'}"]
+    flags += [] if targets is None else [f"--prompt.lora.targets={json.dumps(targets)}"]
+    run_here(tmp_path / "run", *flags)
+    prompt = load_prompt(tmp_path / "run")
+    table, ours, label_ids = _ours(prompt)
+    backbone = prompt._model[1]
+    theirs = _theirs(saved, backbone.family, table, 0, backbone._decoder_ids)[:, label_ids].numpy()
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    with saved.disable_adapter():
+        plain = _theirs(saved, backbone.family, table, 0, backbone._decoder_ids)[:, label_ids].numpy()
+    assert np.abs(ours - plain).max() > 1e-3
+    base = model_class(read_config(str(tiny(kind)))).from_pretrained(tiny(kind)).eval()
+    loaded = PeftModel.from_pretrained(base, str(export(tmp_path / "run", tmp_path / "adapter"))).eval()
+    again = _theirs(loaded, backbone.family, table, 0, backbone._decoder_ids)[:, label_ids].numpy()
+    np.testing.assert_allclose(again, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["lora", "bitfit"])
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+def test_clients_in_one_pass_train_as_one_by_one(kind: str, method: str, tiny: Tiny, tmp_path: Path) -> None:
+    vectors = []
+    for batched in (1, 10):
+        flags = [f"--model.name={tiny(kind)}", f"--prompt.method={method}", f"--client.batched={batched}"]
+        run_here(tmp_path / str(batched), *flags, *SHORT, "--client.optimizer=sgd", "--client.lr=1")
+        vectors.append(load_prompt(tmp_path / str(batched)).vector)
+    np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-5)
+    first = run_here(tmp_path / "before", *flags, "--federation.rounds=0", "--task.max_test=8")
+    assert first["parameters"] == len(vectors[0])
+    assert np.abs(vectors[0] - load_prompt(tmp_path / "before").vector).max() > 1e-3
+
+
+def test_bitfit_trains_biases_alone(tiny: Tiny, tmp_path: Path) -> None:
+    """Untrained, it is the model; its parameters are the model's own biases."""
+    flags = [f"--model.name={tiny('bert')}", "--prompt.method=bitfit", "--federation.rounds=0", "--task.max_test=100"]
+    run_here(tmp_path / "run", *flags)
+    prompt = load_prompt(tmp_path / "run")
+    model = model_class(read_config(str(tiny("bert")))).from_pretrained(tiny("bert")).eval()
+    named = dict(model.named_parameters())
+    for name, values in prompt.named.items():
+        np.testing.assert_array_equal(values, named[name].detach().numpy())
+    assert {name for name in named if name.endswith(".bias")} - set(prompt.named) == {"cls.predictions.bias"}
+    table, ours, label_ids = _ours(prompt)
+    theirs = _theirs(model, "masked", table, 0, torch.zeros(0))[:, label_ids].numpy()
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    with pytest.raises(SettingsError, match="PEFT has nothing for biases alone"):
+        export(tmp_path / "run", tmp_path / "adapter")
+
+
+WRONG = {
+    "a rank of 0": (["--prompt.lora.rank=0"], "prompt.lora.rank is 0"),
+    "a rank above the matrix": (["--prompt.lora.rank=500"], r"prompt.lora.rank is 500, but bert\.encoder.*at most"),
+    "a target that is not there": (["--prompt.lora.targets=[\"nosuch\"]"], "names 'nosuch', which the model does not"),
+    "a target that is no matrix": (["--prompt.lora.targets=[\"attention\"]"], "is no matrix"),
+    "no biases": (["--prompt.method=bitfit", "--model.name={t5}"], "has no biases"),
+    "the example filter": (["--federation.filter_round=1"], "prompt.method is lora: leave it out"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_bad_input_is_one_message(what: str, tiny: Tiny, tmp_path: Path) -> None:
+    flags, message = WRONG[what]
+    named = [flag.format(t5=tiny("t5")) for flag in flags]
+    with pytest.raises(SettingsError, match=message):
+        run_here(tmp_path / "run", f"--model.name={tiny('bert')}", "--prompt.method=lora", *named)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_adapter_of_another_kind_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    base = model_class(read_config(str(tiny("bert")))).from_pretrained(tiny("bert"))
+    get_peft_model(base, LoraConfig(r=2, target_modules=["key"])).save_pretrained(str(tmp_path / "peft"))
+    flags = [f"--model.name={tiny('bert')}", "--prompt.method=lora", f"--prompt.init={tmp_path / 'peft'}"]
+    for more, message in (
+        ([], "has r 2 and lora_alpha 8, but prompt.lora.rank is 8"),
+        (["--prompt.lora.rank=2"], "is of other modules than prompt.lora.targets: it has no bert"),
+        (["--prompt.method=soft"], "is a PEFT adapter of type LORA"),
+    ):
+        with pytest.raises(SettingsError, match=re.escape(message)):
+            run_here(tmp_path / "run", *flags, *more)
