@@ -33,6 +33,8 @@ _CLEAN, _RESUME, _SEEDS, _SWEEP = Comparison.CLEAN_RUN, Comparison.RESUME, Compa
 _SAME_BITS = _RESUME | _SWEEP | _CLEAN
 
 
+PROMPTS = ("soft", "p_tuning", "prefix")
+"""Methods whose virtual tokens the example filter compares the gradients of."""
 MOST_WORDS, MOST_WORD = 1000, 200
 """Label words of a task, and characters of one: a model's answer is one token."""
 
@@ -124,6 +126,8 @@ class LoRAConfig:
 
     def __post_init__(self) -> None:
         check("prompt.lora", self)
+        if self.targets is not None and not self.targets:
+            raise SettingsError("prompt.lora.targets is []: name a matrix, or leave it out")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -488,7 +492,7 @@ class RunConfig:
                 f"client.batched is {self.client.batched} but prompt.method is full: "
                 "whole models cannot share one pass, use auto or 1"
             )
-        if self.model.checkpoint_activations and self.prompt.method in ("prefix", "lora", "bitfit"):
+        if self.model.checkpoint_activations and self.prompt.method not in ("soft", "p_tuning", "full"):
             raise SettingsError(
                 f"model.checkpoint_activations is true but prompt.method is {self.prompt.method}, which a second pass "
                 "does not see: "
@@ -499,7 +503,7 @@ class RunConfig:
                 f"output.backdoor_snr is true, poison.trigger is {self.poison.trigger_text!r} and prompt.method is "
                 f"{self.prompt.method}: it needs a trigger, and another method than full"
             )
-        if self.federation.filter_round is not None and self.prompt.method in ("lora", "bitfit", "full"):
+        if self.federation.filter_round is not None and self.prompt.method not in PROMPTS:
             raise SettingsError(
                 f"federation.filter_round is {self.federation.filter_round}, which compares gradients of a prompt, but "
                 f"prompt.method is {self.prompt.method}: leave it out, or take another method"

@@ -11,6 +11,7 @@ from fedprompt_mpi.federation.federation import Federation, StopRound
 from fedprompt_mpi.federation.prepare import prepare
 from fedprompt_mpi.liveness.liveness import Liveness
 from fedprompt_mpi.liveness.stop import Stopped
+from fedprompt_mpi.plugins.load import loaded
 from fedprompt_mpi.recovery import run_with_recovery
 from fedprompt_mpi.rundir.lock import DirectoryLock
 from fedprompt_mpi.rundir.paths import RunPaths
@@ -62,6 +63,8 @@ def run(config: RunConfig | None = None, *, liveness: Liveness | None = None) ->
     """
     started = Origin.since or time.perf_counter()
     config, launch = config or RunConfig(), read_launch()
+    if not config.plugin and (plugins := loaded()):  # imported in Python
+        config = dataclasses.replace(config, plugin=[plugin.name for plugin in plugins])
     task = resolve(config.task)
     if launch.size is not None:
         check_ranks(config, launch.size)

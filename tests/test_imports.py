@@ -26,7 +26,7 @@ ALLOWED = {
     "federation": {"rundir", "plugins", "comm", "liveness", "plm", "text", "files", "config", "rules", "seeds"},
     "report": {"rundir", "comm", "liveness", "files", "config", "rules"},
     "recovery": {"federation", "rundir"},
-    "run": {"recovery", "report", "federation", "rundir", "comm", "liveness", "text", "config", "start"},
+    "run": {"plugins", "recovery", "report", "federation", "rundir", "comm", "liveness", "text", "config", "start"},
     "commands": {
         "run", "report", "federation", "rundir", "plugins", "comm", "liveness", "plm", "text", "files", "config",
         "rules", "start",

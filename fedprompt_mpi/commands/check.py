@@ -16,6 +16,8 @@ def main(arguments: Sequence[str], liveness: Liveness) -> None:
     add_plugins(parser)
     parser.add_argument("--launch", default="mpirun -n 4", help="for plug-ins: starts several ranks; empty: do not")
     parsed = parse(parser, arguments)
+    if parsed.plugin and (parsed.name or parsed.model or parsed.method):
+        raise SettingsError("check takes a model, or --plugin: give one of them")
     if parsed.plugin:
         from fedprompt_mpi.commands.check_plugins import check_plugins
 

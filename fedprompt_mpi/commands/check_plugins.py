@@ -20,8 +20,9 @@ from fedprompt_mpi.rundir.prompt import read_prompt
 from fedprompt_mpi.rundir.records import read_rounds
 
 SMALL = (
-    "--federation.rounds=2", "--federation.clients=5", "--client.steps=2", "--client.batched=1",
+    "--federation.rounds=2", "--client.steps=2", "--client.batched=1",
     "--task.max_train=100", "--task.max_test=40", "--output.report=false", "--federation.alpha=100",
+    "--federation.server_examples=8",
 )  # fmt: skip
 """A run of seconds, on the data and the model inside the package."""
 WIDTH = 26
@@ -45,7 +46,8 @@ def check_plugins(named: Sequence[str], launch: str) -> None:
         for name in one.of_plugins():
             print(f"{one.kind} {name}")
             results = [(f.what, f.holds, f.found) for f in findings(one.kind, name)]
-            if launch and not (one.kind == "task" and not _makes_examples(name)):
+            can_run = all(holds for _, holds, _ in results) and (one.kind != "task" or _makes_examples(name))
+            if launch and can_run:
                 results.append(_on_ranks(one.kind, name, named, launch))
             for what, holds, found in results:
                 print(f"  {'holds ' if holds else 'FAILS '} {what:<{WIDTH}}{found}", flush=True)
@@ -86,6 +88,8 @@ def same_bits(kind: str, name: str, plugins: Sequence[str], launch: str) -> str:
     setting = next(one.setting for one in registry.REGISTRIES if one.kind == kind)
     flags = [*(f"--plugin={plugin}" for plugin in plugins), *SMALL]
     flags.append(f'--{setting}=["{name}"]' if kind == "metric" else f"--{setting}={name}")
+    needed = registry.aggregators[name].least_clients(1) if kind == "aggregator" else 0
+    flags.append(f"--federation.clients={max(5, needed)}")
     if kind == "attack":
         flags.append("--poison.clients=[1, 4]")
     with tempfile.TemporaryDirectory(prefix="fedprompt-check-") as folder:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fedprompt_mpi.commands.settings import add_sizes, command_parser, model_of, parse, prompt_of
-from fedprompt_mpi.config import PromptConfig, SettingsError
+from fedprompt_mpi.config import PromptConfig
 from fedprompt_mpi.liveness.liveness import Liveness
 from fedprompt_mpi.rules import registry
 
@@ -27,6 +27,7 @@ def count_parameters(config: Any, prompt: PromptConfig) -> dict[str, int]:
     """
     from fedprompt_mpi.plm.hugging_face import as_one_message, geometry_of, model_class
     from fedprompt_mpi.plm.late_imports import on_meta
+    from fedprompt_mpi.plm.lora import NotThereError
     from fedprompt_mpi.plm.methods import make_method
 
     sizes, built_by = vars(prompt), model_class(config)
@@ -35,7 +36,7 @@ def count_parameters(config: Any, prompt: PromptConfig) -> dict[str, int]:
         geometry = geometry_of(config, model)
         counts = {}
         for name in registry.methods:
-            with contextlib.suppress(SettingsError):
+            with contextlib.suppress(NotThereError):  # no biases, or no queries and values of a known name
                 counts[name] = make_method(PromptConfig(**{**sizes, "method": name}), geometry, model).layout.size
         return counts
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from fedprompt_mpi.commands.settings import parse_settings
 from fedprompt_mpi.config import RunConfig, SettingsError
 from fedprompt_mpi.liveness.liveness import Liveness
+from fedprompt_mpi.plugins.load import loaded
 from fedprompt_mpi.rules.setting import OwnFileError
 from fedprompt_mpi.start.launcher import read_launch
 
@@ -27,8 +28,8 @@ def _settings(arguments: Sequence[str], liveness: Liveness) -> RunConfig:
     launch = read_launch()
     try:
         return parse_settings(arguments)
-    except OwnFileError as error:
-        if launch.is_alone:
+    except SettingsError as error:
+        if launch.is_alone or not (loaded() or isinstance(error, OwnFileError)):
             raise
         from fedprompt_mpi.comm.start import open_channel
 

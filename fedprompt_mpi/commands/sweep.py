@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from fedprompt_mpi.commands.settings import command_parser, parse, parse_settings
+from fedprompt_mpi.commands.settings import add_plugins, command_parser, parse, parse_settings
 from fedprompt_mpi.config import RunConfig, SettingsError, from_dict, to_dict
 from fedprompt_mpi.files import RunFile, open_to_append, read_toml
 from fedprompt_mpi.liveness.exit import end_process
@@ -56,11 +56,12 @@ def main(arguments: Sequence[str], liveness: Liveness) -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--seeds", type=list[int], default=[], help="run each recipe with each of these seeds")
     parser.add_argument("--data", help="folder that has a folder for each task, named after it")
+    add_plugins(parser)
     settings = [argument for argument in arguments if argument.startswith("--") and "." in argument.split("=")[0]]
     if any("=" not in setting for setting in settings):
         raise SettingsError("sweep wants settings with an equals sign: --section.setting=VALUE")
-    axes = [axis(setting) for setting in settings]
     parsed = parse(parser, [argument for argument in arguments if argument not in settings])
+    axes = [axis(setting) for setting in [*(f"--plugin={name}" for name in parsed.plugin), *settings]]
     if len(set(parsed.seeds)) < len(parsed.seeds):
         raise SettingsError(f"--seeds is {parsed.seeds}: give each seed once")
     try:

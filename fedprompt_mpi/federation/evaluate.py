@@ -164,9 +164,13 @@ def summarise(scored: np.ndarray, labels: np.ndarray, aimed: np.ndarray, classes
     return Rates(
         accuracy=accuracy(found, config.output),
         macro_f1=macro_f1(found, config.output),
-        metrics={name: float(registry.metrics[name](found, config.output)) for name in config.output.metrics},
+        metrics={name: _finite(registry.metrics[name](found, config.output)) for name in config.output.metrics},
         loss=loss / count if math.isfinite(loss) else None,
         answers=np.bincount(answers, minlength=classes).tolist(),
         attack_success_rate=float(hits.mean()) if len(hits) else None,
         flip_rate=float(hits[was_right].mean()) if has_flips else None,
     )
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

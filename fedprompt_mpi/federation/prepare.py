@@ -26,7 +26,7 @@ from fedprompt_mpi.federation.setup import Setup
 from fedprompt_mpi.federation.state import check_state
 from fedprompt_mpi.files import CannotWriteError, RunFile
 from fedprompt_mpi.liveness.output import printable
-from fedprompt_mpi.plugins.load import loaded
+from fedprompt_mpi.plugins.load import hashes
 from fedprompt_mpi.rundir.checkpoint import Checkpoint, check_numerics, load_checkpoint
 from fedprompt_mpi.rundir.clean_run import read_clean_run
 from fedprompt_mpi.rundir.directory import check_directory, check_records, check_writable, make_directory
@@ -78,7 +78,7 @@ def prepare(
         SettingsError: on every rank, with the message of the lowest rank that found something wrong.
     """
     start = run_on_all_ranks(channel, lambda: _find_start(config, task, channel))
-    everyone = channel.collect(json.dumps({plugin.name: plugin.sha256 for plugin in loaded()}).encode())
+    everyone = channel.collect(json.dumps(hashes()).encode())
     run_on_all_ranks(channel, lambda: check_same(everyone))
     with channel.node_folder() as folder:
         run_on_all_ranks(channel, lambda: _make_data(config, task, channel, folder))
@@ -86,7 +86,7 @@ def prepare(
         threads, backbone, method = run_on_all_ranks(channel, lambda: _load_model(config, channel, corpus, folder))
         if config.prompt.method != "full":
             share_bf16(channel, backbone, folder / "bf16.safetensors")
-    plugins = {f"plugin {plugin.name}": plugin.sha256 for plugin in loaded()}
+    plugins = {f"plugin {name}": sha256 for name, sha256 in hashes().items()}
     numerics = {**numeric_versions(), "arithmetic": _arithmetic(channel, backbone), **plugins}
 
     def first_state() -> Checkpoint:

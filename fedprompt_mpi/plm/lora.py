@@ -31,6 +31,10 @@ OTHERS = {
 A, B = "lora_A", "lora_B"
 
 
+class NotThereError(SettingsError):
+    """The model has nothing that the method could train."""
+
+
 def targets_of(model: Any, named: Sequence[str] | None) -> dict[str, tuple[int, int]]:
     """Return the modules that get a product of two matrices, by name, with the sizes of their outputs and inputs.
 
@@ -52,7 +56,7 @@ def targets_of(model: Any, named: Sequence[str] | None) -> dict[str, tuple[int, 
         named = next((group for group in groups if any(name in matrices for end in group for name in ending(end))), ())
         found = {name: sizes for name, sizes in matrices.items() if any(name in ending(end) for end in named)}
         if not found:
-            raise SettingsError(
+            raise NotThereError(
                 f"a {kind} model has no queries and values of a known name: name its matrices by prompt.lora.targets"
             )
         return found
@@ -148,7 +152,7 @@ class BitFit(Method):
         """
         self._biases = biases_of(model)
         if not self._biases:
-            raise SettingsError(f"a {model.config.model_type} model has no biases, which prompt.method bitfit trains")
+            raise NotThereError(f"a {model.config.model_type} model has no biases, which prompt.method bitfit trains")
         super().__init__(config, geometry, {name: tuple(bias.shape) for name, bias in self._biases.items()})
 
     def initial(self, embeddings: np.ndarray, rng: np.random.Generator) -> np.ndarray:

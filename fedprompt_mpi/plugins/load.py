@@ -18,7 +18,7 @@ from pathlib import Path
 from fedprompt_mpi.config import run_config
 from fedprompt_mpi.files import read_text
 from fedprompt_mpi.rules.registry import REGISTRIES
-from fedprompt_mpi.rules.setting import OwnFileError, SettingsError
+from fedprompt_mpi.rules.setting import OwnFileError, SettingsError, check, typed
 
 GROUP = "fedprompt_mpi.plugins"
 """Entry points by which installed packages announce plug-ins."""
@@ -52,24 +52,42 @@ def load_plugins(named: Sequence[str]) -> None:
         OwnFileError: if there is no such plug-in, it fails, or it registers nothing; the message names file and line.
     """
     for name in named:
-        if name in _loaded:
+        place = str(Path(name).resolve()) if name.endswith(".py") else name
+        if place in _loaded:
             continue
         try:
             module = _import_file(Path(name)) if name.endswith(".py") else _import_module(name)
-            run_config()  # its options have tables of their own
+            _check_options()
         except SettingsError as error:
             _forget(name)
             raise OwnFileError(f"plugin {name}{_line(error, name)}: {error}") from error
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             _forget(name)
             raise OwnFileError(f"plugin {name}{_line(error, name)}: {type(error).__name__}: {error}") from error
-        _loaded[name] = module
         if not any(_is_of(entry.module, module) for one in REGISTRIES for entry in one.of_plugins().values()):
             raise OwnFileError(f"plugin {name} registers nothing: see the guide of plug-ins")
+        _loaded[place] = module
+
+
+def _check_options() -> None:
+    """Check that the options of plug-ins have defaults that their own types and bounds accept, and tables of their own.
+
+    Raises:
+        SettingsError: if they do not.
+    """
+    for registry in REGISTRIES:
+        for name, entry in registry.of_plugins().items():
+            if entry.options is not None:
+                defaults = dataclasses.asdict(entry.options())
+                try:
+                    check(f"{registry.section}.{name}", typed(entry.options, defaults, f"{registry.section}.{name}"))
+                except ValueError as error:
+                    raise SettingsError(f"a default of {registry.kind} {name}: {error}") from error
+    run_config()
 
 
 def _module_name(path: Path) -> str:
-    return f"fedprompt_plugin_{hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:12]}_{path.stem}"
+    return f"fedprompt_plugin_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}_{path.stem}"
 
 
 def _import_file(path: Path) -> types.ModuleType:
@@ -81,10 +99,10 @@ def _import_file(path: Path) -> types.ModuleType:
         raise SettingsError(f"it cannot be read ({why}): name a file of Python, or a module") from error
     name = _module_name(path)
     module = types.ModuleType(name)
-    module.__file__ = str(path.absolute())
+    module.__file__ = str(path.resolve())
     module.__dict__["__sha256__"] = hashlib.sha256(source).hexdigest()
     sys.modules[name] = module  # dataclasses look it up
-    exec(compile(source, str(path.absolute()), "exec"), module.__dict__)
+    exec(compile(source, str(path.resolve()), "exec"), module.__dict__)
     return module
 
 
@@ -126,6 +144,16 @@ def loaded() -> list[Plugin]:
     ]
 
 
+def hashes() -> dict[str, str]:
+    """Return the SHA-256 of the plug-ins by name, and by what they register if two have the same name."""
+    plugins = loaded()
+    names = [plugin.name for plugin in plugins]
+    return {
+        name if names.count(name) == 1 else f"{name} ({', '.join(plugin.registers)})": plugin.sha256
+        for name, plugin in zip(names, plugins, strict=True)
+    }
+
+
 def _top(module: str) -> str:
     return module.partition(".")[0]
 
@@ -165,9 +193,9 @@ def place_of(error: BaseException) -> str:
 def _line(error: BaseException, name: str) -> str:
     """Return the line of a plug-in that is being loaded at which an exception was raised, such as ", line 7"."""
     if isinstance(error, SyntaxError):
-        return f", line {error.lineno}"
+        return f", line {error.lineno}" if error.lineno else ""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if frame.filename == str(Path(name).absolute())]
+    own = [frame for frame in frames if frame.filename == str(Path(name).resolve())]
     if own:
         return f", line {own[-1].lineno}"
     last = frames[-1] if not name.endswith(".py") else None

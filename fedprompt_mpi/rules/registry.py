@@ -23,6 +23,7 @@ from typing import Any, Generic, TypeVar
 from fedprompt_mpi.rules.setting import Comparison, SettingsError
 
 PACKAGE = __name__.split(".")[0]
+NAME = re.compile(r"[a-z][a-z0-9_-]{0,59}")
 Thing = TypeVar("Thing")
 Registered = TypeVar("Registered")
 
@@ -86,7 +87,7 @@ class Registry(Mapping[str, Thing]):
         return add
 
     def _check(self, name: str, entry: "Entry[Any]") -> None:
-        if not re.fullmatch(r"[a-z][a-z0-9_-]{0,59}", name):
+        if not NAME.fullmatch(name):
             raise SettingsError(f"{name[:60]!r} is no name of a {self.kind}: take lower-case letters, digits, - and _")
         if not entry.is_built_in:
             self._load()
@@ -97,6 +98,8 @@ class Registry(Mapping[str, Thing]):
             module, _, kind = self._base.partition(":")
             if not (isinstance(entry.thing, type) and issubclass(entry.thing, base_class(module, kind))):
                 raise SettingsError(f"the {self.kind} {name!r} is no class derived from {kind}")
+            if getattr(entry.thing, "trains_model", False):
+                raise SettingsError(f"the {self.kind} {name!r} trains the model itself, which a plug-in's cannot")
         elif not callable(entry.thing):
             raise SettingsError(f"the {self.kind} {name!r} cannot be called")
         if entry.options is not None and not entry.is_built_in:
@@ -138,7 +141,7 @@ class Registry(Mapping[str, Thing]):
 
     def knows(self, name: object) -> bool:
         """Return True if something has a name, or if names of plug-ins that are not here are let pass."""
-        return name in self or _lets_pass.get()
+        return name in self or (_lets_pass.get() and NAME.fullmatch(str(name)) is not None)
 
     def __contains__(self, name: object) -> bool:
         """Return True if something has a name."""

@@ -126,6 +126,7 @@ WRONG = {
     "a rank of 0": (["--prompt.lora.rank=0"], "prompt.lora.rank is 0"),
     "a rank above the matrix": (["--prompt.lora.rank=500"], r"prompt.lora.rank is 500, but bert\.encoder.*at most"),
     "a target that is not there": (["--prompt.lora.targets=[\"nosuch\"]"], "names 'nosuch', which the model does not"),
+    "no target": (["--prompt.lora.targets=[]"], r"prompt.lora.targets is \[\]"),
     "a target that is no matrix": (["--prompt.lora.targets=[\"attention\"]"], "is no matrix"),
     "no biases": (["--prompt.method=bitfit", "--model.name={t5}"], "has no biases"),
     "the example filter": (["--federation.filter_round=1"], "prompt.method is lora: leave it out"),

@@ -7,21 +7,34 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from fedprompt_mpi import load_prompt, run
 from fedprompt_mpi.commands.settings import parse_settings
-from fedprompt_mpi.config import SettingsError, from_dict, to_dict
+from fedprompt_mpi.config import SettingsError, from_dict, from_record, to_dict
 from fedprompt_mpi.federation.prepare import check_same
-from fedprompt_mpi.plugins.load import loaded, place_of
+from fedprompt_mpi.plugins.load import hashes, load_plugins, loaded, place_of
 from tests.jobs import SMALL, find_mpirun, launch, read_rounds, run_here, run_program
-from tests.plugins.conftest import EXAMPLES
+from tests.plugins.conftest import EXAMPLES, forgotten
 
 Write = Callable[..., str]
 HEAD = "from fedprompt_mpi.plugins import Aggregator, aggregators, setting\n"
 RULE = '@aggregators.register("mine")\nclass Mine(Aggregator):\n    pass\n'
 WRONG = {
     "a typing error": ("def f(:\n", r"wrong\.py, line 1: SyntaxError"),
+    "its own end": ("import sys\nsys.exit(4)\n", r"wrong\.py, line 2: SystemExit: 4"),
+    "a default of another type": (
+        "import dataclasses\n" + HEAD + "@dataclasses.dataclass\nclass Options:\n    a: int = setting('abc')\n"
+        + RULE.replace('"mine"', '"mine", options=Options'),
+        r"a default of aggregator mine: federation\.mine\.a is 'abc'",
+    ),
+    "a default out of bounds": (
+        "import dataclasses\n" + HEAD + "@dataclasses.dataclass\nclass Options:\n    a: int = setting(1, at_least=2)\n"
+        + RULE.replace('"mine"', '"mine", options=Options'),
+        r"a default of aggregator mine: federation\.mine\.a is 1: give",
+    ),
     "an exception": ("\n1 / 0\n", r"wrong\.py, line 2: ZeroDivisionError"),
     "nothing": ("x = 1\n", "registers nothing"),
     "no such name": (HEAD + "from fedprompt_mpi.plugins import aggregator\n", "line 2: ImportError"),
@@ -61,6 +74,61 @@ def test_two_of_one_name(write: Write) -> None:
     first, second = write("first.py", HEAD + RULE), write("second.py", HEAD + RULE)
     with pytest.raises(SettingsError, match=r"second.py.*two of the name 'mine' for federation.aggregator"):
         parse_settings([f"--plugin={first}", f"--plugin={second}"])
+
+
+def test_one_file_by_several_names_is_loaded_once(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin = Path(write("equal_power.py"))
+    monkeypatch.chdir(plugin.parent)
+    for name in ("equal_power.py", "./equal_power.py", str(plugin), f"../{plugin.parent.name}/equal_power.py"):
+        load_plugins([name])
+    assert len(loaded()) == 1
+
+
+def test_two_files_of_one_name_have_a_hash_each(write: Write, tmp_path: Path) -> None:
+    load_plugins([write("mine.py", HEAD + RULE)])
+    (tmp_path / "other").mkdir()
+    load_plugins([write("other/mine.py", HEAD + RULE.replace("mine", "yours"))])
+    assert set(hashes()) == {"mine.py (aggregator mine)", "mine.py (aggregator yours)"}
+
+
+def test_a_plugin_that_was_imported_is_named_in_the_run(write: Write, tmp_path: Path) -> None:
+    """As in Python: the run has it in its settings, and can be read without it."""
+    load_plugins([write("equal_power.py")])
+    run(from_dict({**to_dict(parse_settings([*SMALL, f"--output.dir={tmp_path / 'run'}"])), "plugin": []}))
+    assert "equal_power.py" in (tmp_path / "run" / "config.toml").read_text()
+    with forgotten():
+        pass
+    assert load_prompt(tmp_path / "run").config.plugin == ["equal_power.py"]
+
+
+def test_a_stranger_is_a_name(tmp_path: Path) -> None:
+    """What a run names need not be here, but it is no text of any kind: it would stand in cards and pages."""
+    tables: dict[str, Any] = {**to_dict(parse_settings(["--output.dir=x"])), "plugin": ["x.py"]}
+    tables["federation"]["aggregator"] = "their_rule"
+    assert from_record(tables).federation.aggregator == "their_rule"
+    tables["federation"]["aggregator"] = "<script>"
+    with pytest.raises(SettingsError, match="choose one of"):
+        from_record(tables)
+
+
+@pytest.mark.skipif(find_mpirun() is None, reason="no mpirun")
+@pytest.mark.parametrize("what", ["'other' if rank else 'mine'", "'mine' if not rank else sys.exit(3)"])
+def test_a_rank_whose_file_does_other_things_ends_all(what: str, write: Write, tmp_path: Path) -> None:
+    """Ranks that cannot parse their settings tell those that can, which wait for them."""
+    source = "import sys\nfrom fedprompt_mpi.start.launcher import read_launch\nrank = read_launch().rank\n" + HEAD
+    source += RULE.replace('"mine"', what)
+    done = run_program(3, tmp_path / "run", f"--plugin={write('mine.py', source)}", "--federation.aggregator=mine")
+    assert done.status == 2, done
+    assert done.err.count("fedprompt_mpi: error") == 1
+    assert "rank 1 on" in done.err
+
+
+def test_sweep_passes_it_on(write: Write, tmp_path: Path) -> None:
+    flags = [f"--plugin={write('equal_power.py')}", "--federation.equal_power.power=[0.0, 1.0]"]
+    settings = [f"{flag}" for flag in SMALL] + ["--federation.aggregator=equal_power"]
+    done = launch(1, "-m", "fedprompt_mpi", "sweep", *flags, *settings, f"--runs={tmp_path}")
+    assert done.status == 0, done
+    assert sorted(path.name for path in tmp_path.glob("*/summary.json")) == ["summary.json"] * 2
 
 
 def test_its_options_are_settings(write: Write, tmp_path: Path) -> None:
