@@ -96,10 +96,9 @@ class Prompt:
     @property
     def named(self) -> dict[str, np.ndarray]:
         """The trainable parameters by name, as the method lays them out."""
-        import torch
-
-        layout = self._model[2].layout
-        return {name: view.numpy() for name, view in layout.views(torch.from_numpy(self.vector)).items()}
+        named = self._model[2].named(self.vector)
+        named.pop("effective_prompt", None)
+        return named
 
     @property
     def keeps_matrices_transposed(self) -> bool:

@@ -234,8 +234,7 @@ def _mean_losses(
 def _pieces(backbone: Backbone, batch: Batch, clients: int) -> list[np.ndarray]:
     """Return the rows of a batch in pieces that go through the PLM one after the other.
 
-    The texts of one client are of similar length, those of several are not: on a CPU, padding all to the longest costs
-    more than several passes do.
+    A CPU computes a few rows of similar length in less time than all of several clients at once.
     """
     if clients == 1 or backbone.device.type != "cpu" or backbone.recomputes:
         return [np.arange(len(batch.labels))]

@@ -78,7 +78,8 @@ def prepare(
         SettingsError: on every rank, with the message of the lowest rank that found something wrong.
     """
     start = run_on_all_ranks(channel, lambda: _find_start(config, task, channel))
-    everyone = channel.collect(json.dumps(hashes()).encode())
+    plugins = hashes()
+    everyone = channel.collect(json.dumps(plugins).encode())
     run_on_all_ranks(channel, lambda: check_same(everyone))
     with channel.node_folder() as folder:
         run_on_all_ranks(channel, lambda: _make_data(config, task, channel, folder))
@@ -86,8 +87,8 @@ def prepare(
         threads, backbone, method = run_on_all_ranks(channel, lambda: _load_model(config, channel, corpus, folder))
         if config.prompt.method != "full":
             share_bf16(channel, backbone, folder / "bf16.safetensors")
-    plugins = {f"plugin {name}": sha256 for name, sha256 in hashes().items()}
-    numerics = {**numeric_versions(), "arithmetic": _arithmetic(channel, backbone), **plugins}
+    numerics = {**numeric_versions(), "arithmetic": _arithmetic(channel, backbone)}
+    numerics |= {f"plugin {name}": sha256 for name, sha256 in plugins.items()}
 
     def first_state() -> Checkpoint:
         if start.checkpoint is not None and not config.output.other_versions:

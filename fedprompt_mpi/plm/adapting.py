@@ -25,7 +25,7 @@ class Adapting:
         self._low_rank: Mapping[str, LowRank] = {}
         self._shifts: Mapping[str, torch.Tensor] = {}
         self._owners: torch.Tensor | None = None
-        self._rows = 0
+        self._rows, self._grouped = 0, False
 
     @contextlib.contextmanager
     def adding(
@@ -47,6 +47,8 @@ class Adapting:
             self._modules[name].register_forward_hook(self._hook_of(name))
             self._hooked.add(name)
         self._low_rank, self._shifts, self._owners, self._rows = low_rank, shifts, owners, rows
+        if owners is not None and low_rank:
+            self._grouped = _by_client(owners, len(next(iter(low_rank.values()))[0]), rows)
         try:
             yield
         finally:
@@ -85,11 +87,9 @@ class Adapting:
             given = given.to(a.dtype)
         if self._owners is None:
             return torch.nn.functional.linear(torch.nn.functional.linear(given, a[0]), b[0])
-        grouped = _by_client(self._owners, len(a), self._rows)
-        owners = torch.arange(len(a), device=a.device) if grouped else self._owners
-        rows = given.reshape(len(owners), -1, given.shape[-1])  # [K or B, ., in]
-        if not grouped:
-            a, b = a[owners], b[owners]
+        if not self._grouped:
+            a, b = a[self._owners], b[self._owners]
+        rows = given.reshape(len(a), -1, given.shape[-1])  # [K or B, ., in]
         return (rows @ a.mT @ b.mT).reshape(*given.shape[:-1], -1)
 
     def _of_rows(self, shift: torch.Tensor, output: torch.Tensor) -> torch.Tensor:

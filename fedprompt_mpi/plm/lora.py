@@ -45,32 +45,34 @@ def targets_of(model: Any, named: Sequence[str] | None) -> dict[str, tuple[int, 
     Raises:
         SettingsError: if the model has none of a name, or one is no matrix.
     """
-    modules = {name: module for name, module in model.named_modules() if name}
-
-    def ending(target: str) -> list[str]:
-        return [name for name in modules if name == target or name.endswith(f".{target}")]
-
-    matrices = {name: sizes for name, module in modules.items() if (sizes := _sizes(module)) is not None}
+    sizes = {name: _sizes(module) for name, module in model.named_modules() if name}
+    matrices = {name: size for name, size in sizes.items() if size is not None}
     if named is None:
-        groups = [OTHERS[kind]] if (kind := model.config.model_type) in OTHERS else ATTENTION
-        named = next((group for group in groups if any(name in matrices for end in group for name in ending(end))), ())
-        found = {name: sizes for name, sizes in matrices.items() if any(name in ending(end) for end in named)}
-        if not found:
+        kind = model.config.model_type
+        groups = [OTHERS[kind]] if kind in OTHERS else ATTENTION
+        named = next((group for group in groups if any(_is_named(name, group) for name in matrices)), None)
+        if named is None:
             raise NotThereError(
                 f"a {kind} model has no queries and values of a known name: name its matrices by prompt.lora.targets"
             )
-        return found
+        return {name: size for name, size in matrices.items() if _is_named(name, named)}
     for target in named:
-        if not ending(target):
+        found = [name for name in sizes if _is_named(name, [target])]
+        if not found:
             ends = sorted({name.rpartition(".")[2] for name in matrices})
             raise SettingsError(
                 f"prompt.lora.targets names {target[:60]!r}, which the model does not have; its matrices are "
                 f"{', '.join(ends)[:300]}"
             )
-        for name in ending(target):
+        for name in found:
             if name not in matrices:
                 raise SettingsError(f"prompt.lora.targets names {target[:60]!r}, but {name} is no matrix: take it out")
-    return {name: sizes for name, sizes in matrices.items() if any(name in ending(target) for target in named)}
+    return {name: size for name, size in matrices.items() if _is_named(name, named)}
+
+
+def _is_named(module: str, targets: Sequence[str]) -> bool:
+    """Return whether a module has one of these names, or ends in one."""
+    return any(module == target or module.endswith(f".{target}") for target in targets)
 
 
 def _sizes(module: Any) -> tuple[int, int] | None:

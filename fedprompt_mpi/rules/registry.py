@@ -74,7 +74,7 @@ class Registry(Mapping[str, Thing]):
             options: dataclass of its options, each made by `setting` and followed by a docstring.
 
         Raises:
-            SettingsError: if the name is taken, or no name; if the options cannot be made without arguments.
+            SettingsError: if the name is taken, or no name; if the thing or its options are of another kind.
         """
 
         def add(thing: Registered) -> Registered:

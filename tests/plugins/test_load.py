@@ -22,17 +22,23 @@ from tests.plugins.conftest import EXAMPLES, forgotten
 Write = Callable[..., str]
 HEAD = "from fedprompt_mpi.plugins import Aggregator, aggregators, setting\n"
 RULE = '@aggregators.register("mine")\nclass Mine(Aggregator):\n    pass\n'
+
+
+def _with_option(option: str, name: str = "mine") -> str:
+    """Return a plug-in whose rule has an option."""
+    options = f"import dataclasses\n{HEAD}@dataclasses.dataclass\nclass Options:\n    {option}\n"
+    return options + RULE.replace('"mine"', f'"{name}", options=Options')
+
+
 WRONG = {
     "a typing error": ("def f(:\n", r"wrong\.py, line 1: SyntaxError"),
     "its own end": ("import sys\nsys.exit(4)\n", r"wrong\.py, line 2: SystemExit: 4"),
     "a default of another type": (
-        "import dataclasses\n" + HEAD + "@dataclasses.dataclass\nclass Options:\n    a: int = setting('abc')\n"
-        + RULE.replace('"mine"', '"mine", options=Options'),
+        _with_option("a: int = setting('abc')"),
         r"a default of aggregator mine: federation\.mine\.a is 'abc'",
     ),
     "a default out of bounds": (
-        "import dataclasses\n" + HEAD + "@dataclasses.dataclass\nclass Options:\n    a: int = setting(1, at_least=2)\n"
-        + RULE.replace('"mine"', '"mine", options=Options'),
+        _with_option("a: int = setting(1, at_least=2)"),
         r"a default of aggregator mine: federation\.mine\.a is 1: give",
     ),
     "an exception": ("\n1 / 0\n", r"wrong\.py, line 2: ZeroDivisionError"),
@@ -44,13 +50,11 @@ WRONG = {
     "another kind": (HEAD + '@aggregators.register("mine")\nclass Mine:\n    pass\n', "is no class derived from"),
     "options that are none": (HEAD + RULE.replace('"mine"', '"mine", options=int'), "int, which are no dataclass"),
     "an option that is not made by setting": (
-        "import dataclasses\n" + HEAD + "@dataclasses.dataclass\nclass Options:\n    a: int = 1\n"
-        + RULE.replace('"mine"', '"mine", options=Options'),
+        _with_option("a: int = 1"),
         r"option a, which is not made by setting",
     ),
     "an option of a setting's name": (
-        "import dataclasses\n" + HEAD + "@dataclasses.dataclass\nclass Options:\n    a: int = setting(1)\n"
-        + RULE.replace('"mine"', '"rounds", options=Options'),
+        _with_option("a: int = setting(1)", "rounds"),
         r"federation\.rounds, which is taken",
     ),
 }  # fmt: skip
