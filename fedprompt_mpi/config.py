@@ -123,11 +123,24 @@ class LoRAConfig:
     """What is added is multiplied by alpha / rank, as PEFT's lora_alpha."""
     targets: list[str] | None = setting(None)
     """Names of the matrices, or their ends, as PEFT's target_modules; not given, those of queries and values."""
+    aggregation: Literal["factors", "freeze_a", "product"] = setting("factors")
+    """What the server averages: factors (A and B each, which is not the average of their products), freeze_a (B alone,
+    of an A that stays as it was drawn: exact, half the bytes), product (the products, cut to the rank by SVD)."""
+    ranks: list[int] | None = setting(None)
+    """Ranks of the clients, dealt out in turn, for example '[2, 8]'; the largest is prompt.lora.rank. A smaller client
+    trains the first rows of A and columns of B; the others are zero."""
+    seed: int = setting(0, at_least=0)
+    """freeze_a: of A, which every rank draws alike, so that it need not be sent."""
 
     def __post_init__(self) -> None:
         check("prompt.lora", self)
         if self.targets is not None and not self.targets:
             raise SettingsError("prompt.lora.targets is []: name a matrix, or leave it out")
+        if self.ranks is not None and (not self.ranks or min(self.ranks) < 1 or max(self.ranks) != self.rank):
+            raise SettingsError(
+                f"prompt.lora.ranks is {self.ranks} and prompt.lora.rank {self.rank}: give ranks of at least 1, the "
+                "largest of which is prompt.lora.rank"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -514,6 +527,8 @@ class RunConfig:
                 f"gradients without noise, but privacy.mechanism is {self.privacy.mechanism}: leave one of them out"
             )
         self._check_transport()
+        if self.prompt.method == "lora":
+            self._check_lora()
 
     @property
     def malicious(self) -> list[int]:
@@ -530,6 +545,35 @@ class RunConfig:
     def drops_out(self) -> bool:
         """True if the model drops out in training."""
         return self.prompt.method == "full" if self.model.dropout == "auto" else self.model.dropout
+
+    def _check_lora(self) -> None:
+        """Check that the server can do with LoRA's factors what the settings say."""
+        if self.prompt.lora.ranks is not None and self.privacy.mechanism == "ldp":
+            raise SettingsError(
+                "prompt.lora.ranks is given, so that some clients have rows of zeros, to which privacy.mechanism ldp "
+                "would add noise: leave one of them out"
+            )
+        if self.prompt.lora.aggregation != "product":
+            return
+        rule = registry.aggregators.get(self.federation.aggregator)
+        for name, value, is_refused, why in (
+            ("comm.collective", "reduce", self.comm.collective == "reduce", "rank 0 must see each client's factors"),
+            ("privacy.mechanism", "dp_fedavg", self.privacy.mechanism == "dp_fedavg", "its noise bounds no product"),
+            (
+                "federation.aggregator", self.federation.aggregator,
+                rule is not None and not rule(self.federation).is_weighted_sum, "it gives no client a weight",
+            ),
+            (
+                "federation.server_optimizer", self.federation.server_optimizer,
+                self.federation.server_optimizer != "plain", "the factors of a product are no step to add up",
+            ),
+            ("federation.server_lr", self.federation.server_lr, self.federation.server_lr != 1, "they are no step"),
+            ("output.backdoor_snr", "true", self.output.backdoor_snr, "the factors of a product are no step"),
+        ):  # fmt: skip
+            if is_refused:
+                raise SettingsError(
+                    f"prompt.lora.aggregation is product and {name} is {value}, but {why}: leave one of them out"
+                )
 
     def _check_transport(self) -> None:
         """Check that the way in which vectors travel fits what is done to them."""

@@ -49,6 +49,9 @@ def _nonsense() -> Iterator[tuple[str, str]]:
             yield from ((name, value) for value in values)
 
 
+PRODUCT = ("--prompt.method=lora", "--prompt.lora.aggregation=product")
+
+
 def _flags(*flags: str) -> Make:
     return lambda root: list(flags)
 
@@ -171,6 +174,22 @@ CASES: dict[str, tuple[Make, str]] = {
     "no natural clients": (_flags("--federation.partition=natural"), "task.user"),
     "too long for the model": (_flags("--model.max_length=190"), "192 positions"),
     "no GPU": (_flags("--model.device=cuda"), "sees no GPU"),
+    "products of a rule without weights": (_flags(*PRODUCT, "--federation.aggregator=median"), "no client a weight"),
+    "products of a mixed rule without weights": (
+        _flags(*PRODUCT, "--federation.aggregator=trimmed_mean", "--federation.mixing=true"), "no client a weight"
+    ),
+    "products that are reduced": (_flags(*PRODUCT, "--comm.collective=reduce"), "each client's factors"),
+    "products with noise": (_flags(*PRODUCT, "--privacy.mechanism=dp_fedavg"), "bounds no product"),
+    "products with momentum": (_flags(*PRODUCT, "--federation.server_optimizer=momentum"), "no step"),
+    "products with a server's rate": (_flags(*PRODUCT, "--federation.server_lr=0.5"), "federation.server_lr is 0.5"),
+    "products with a signal": (
+        _flags(*PRODUCT, "--output.backdoor_snr=true", "--poison.trigger=cf"), "output.backdoor_snr is true"
+    ),
+    "ranks above the rank": (_flags("--prompt.method=lora", "--prompt.lora.ranks=[2, 16]"), "prompt.lora.rank 8"),
+    "ranks of nobody": (_flags("--prompt.method=lora", "--prompt.lora.ranks=[]"), "prompt.lora.ranks is []"),
+    "ranks with noise on their zeros": (
+        _flags("--prompt.method=lora", "--prompt.lora.ranks=[2, 8]", "--privacy.mechanism=ldp"), "rows of zeros"
+    ),
     "reduce with a rule that compares": (
         _flags("--comm.collective=reduce", "--federation.aggregator=krum"), "reduce"
     ),

@@ -134,6 +134,8 @@ def train(
     start_vector = to_device(global_vector, device)
     copy_s = _elapsed(start, device)
     vectors = start_vector.repeat(len(jobs), 1)
+    method.restrict(vectors, [job.client for job in jobs])
+    starts = vectors.clone() if config.proximal else vectors
     clients = method.leaves(vectors)
     optimizer = make_optimizer(config, clients)
     steps = max(len(job.steps) for job in jobs)
@@ -148,7 +150,7 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         step_losses = _backward(trainer, [clients[k] for k in active], rows)
         if config.proximal:
-            _pull_back([clients[k] for k in active], method.layout.views(start_vector), config.proximal)
+            _pull_back([(clients[k], method.layout.views(starts[k])) for k in active], config.proximal)
         if config.clip_norm is not None:
             for k in active:
                 torch.nn.utils.clip_grad_norm_(list(clients[k].values()), config.clip_norm)
@@ -174,14 +176,14 @@ def _elapsed(start: float, device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def _pull_back(clients: list[Parameters], start: Parameters, proximal: float) -> None:
-    """Add the gradient of mu / 2 * ||w - w_t||^2 to each client's.
+def _pull_back(clients: list[tuple[Parameters, Parameters]], proximal: float) -> None:
+    """Add the gradient of mu / 2 * ||w - w_t||^2 to each client's, of its parameters and those it began with.
 
     References:
         Li et al., Federated Optimization in Heterogeneous Networks, 2018, arXiv:1812.06127, Equation 2 (FedProx).
     """
     with torch.no_grad():
-        for client in clients:
+        for client, start in clients:
             for name, parameter in client.items():
                 if parameter.grad is not None:
                     parameter.grad.add_(parameter - start[name], alpha=proximal)

@@ -86,7 +86,7 @@ class Federation:
         config, channel = setup.config, setup.channel
         self.setup, self.config, self.channel, self.phases = setup, config, channel, channel.phases
         self.rounds_done = checkpoint.round_
-        self.server = Server(checkpoint.vector, config, is_root=setup.is_root)
+        self.server = Server(checkpoint.vector, config, is_root=setup.is_root, pairs=setup.method.pairs)
         self._first = checkpoint.state.get(FIRST)
         """The vector that the run began with, on rank 0, as long as it may begin again."""
         if keeps_first(config, self.rounds_done) and self._first is None and setup.is_root:
@@ -253,6 +253,7 @@ class Federation:
             shares=None if weights is None else weights[len(weights) - len(clients) :].tolist(),
             malicious_share=self.server.malicious_share(clients),
             backdoor_snr=self._backdoor_snr(),
+            lora_error=aggregation.lora_error,
             dropped=aggregation.dropped,
             aggregated=aggregation.aggregated,
             epsilon=spent.epsilon,
@@ -353,7 +354,8 @@ class Federation:
         self._began_again = True
         if self.setup.is_root:
             self.server.vector[:] = self._first
-        self.server = Server(self.server.vector, self.config, is_root=self.setup.is_root)
+        pairs = self.setup.method.pairs
+        self.server = Server(self.server.vector, self.config, is_root=self.setup.is_root, pairs=pairs)
         size = self.setup.method.layout.size
         self._feedback = ClientFeedback(self._codec, self.config.federation.clients, size, self.channel)
         self._observer = Observer(self.config.poison)

@@ -6,7 +6,7 @@ Legend: K clients of the round, P parameters.
 import collections
 import contextlib
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from fedprompt_mpi.federation.privacy import DPFedAvg
 from fedprompt_mpi.federation.updates import Gathered, Verdict, is_finite
 from fedprompt_mpi.rules import registry
 from fedprompt_mpi.rules.aggregator_base import Aggregator, Updates
+from fedprompt_mpi.rules.low_rank import Pair, ProductSums
 from fedprompt_mpi.rules.mixing import Mixed
 from fedprompt_mpi.rules.spill import SpilledChunks
 
@@ -36,6 +37,8 @@ class Aggregation:
     """False if too few updates were left for the rule; then the vector is unchanged. The same on every rank."""
     weights: np.ndarray | None = None
     """`[K]` weight of each update, on rank 0; None under a rule by coordinate, and if nothing was aggregated."""
+    lora_error: float | None = None
+    """How far LoRA's products are from their exact weighted sums, relative to the step; on rank 0."""
 
 
 RESIDUAL = "server_residual"
@@ -56,9 +59,10 @@ class Server:
     the server keeps. So all ranks always have the same vector.
     """
 
-    def __init__(self, vector: np.ndarray, config: RunConfig, *, is_root: bool) -> None:
-        """Start from `vector` `[P]` float32, which changes in place."""
-        self.vector = vector
+    def __init__(self, vector: np.ndarray, config: RunConfig, *, is_root: bool, pairs: Sequence[Pair] = ()) -> None:
+        """Start from `vector` `[P]` float32, which changes in place; `pairs` are LoRA's factors in it."""
+        self.vector, self._pairs = vector, pairs
+        self._multiplies = bool(pairs) and config.prompt.lora.aggregation == "product"
         self._config, self._is_root = config, is_root
         self._rule = make_rule(config)
         optimizer = registry.server_optimizers[config.federation.server_optimizer]
@@ -155,16 +159,18 @@ class Server:
             self._rule.begin(updates)
             everyone[kept] = self._rule.weights(updates)
             self._move(gathered.sums(everyone), phases, round_)
+            error = None
         else:
             complete = len(kept) == len(headers)
             chunks = ((chunk, deltas if complete else deltas[kept]) for chunk, deltas in gathered.chunks)
-            everyone[kept] = self._combine(chunks, updates, phases, round_)
-        return Aggregation(dropped=dropped, aggregated=True, weights=None if self._rule.coordinate_wise else everyone)
+            everyone[kept], error = self._combine(chunks, updates, phases, round_)
+        shares = None if self._rule.coordinate_wise else everyone
+        return Aggregation(dropped=dropped, aggregated=True, weights=shares, lora_error=error)
 
     def _combine(
         self, chunks: Iterable[tuple[slice, np.ndarray]], updates: Updates, phases: Phases, round_: int
-    ) -> np.ndarray:
-        """Move the vector by the rule's combination of the deltas `[K, chunk]`; return the weights `[K]`."""
+    ) -> tuple[np.ndarray, float | None]:
+        """Move the vector by the rule's combination of the deltas `[K, chunk]`; return weights `[K]`, LoRA's error."""
         with contextlib.closing(SpilledChunks(len(updates.clients), len(self.vector))) as spilled:
             self._rule.begin(updates)
             if self._rule.observes_first:
@@ -183,13 +189,12 @@ class Server:
                 chunks = spilled
             with phases.time("aggregate"):
                 weights = self._rule.weights(updates)
-            self._move(chunks, phases, round_, weights)
-        return weights
+            return weights, self._move(chunks, phases, round_, weights)
 
     def _move(
         self, chunks: Iterable[tuple[slice, np.ndarray]], phases: Phases, round_: int, weights: np.ndarray | None = None
-    ) -> None:
-        """Combine chunk after chunk, add the noise, and apply the optimiser's step.
+    ) -> float | None:
+        """Combine chunk after chunk, add the noise, and apply the optimiser's step; return LoRA's error.
 
         Args:
             chunks: all deltas `[K, chunk]`, or, without weights, their sum `[chunk]`.
@@ -200,13 +205,23 @@ class Server:
         noise_std = np.hypot(self._rule.noise_std, self._config.federation.noise_std)
         rng = seeds.generator(self._config.seed, "server noise", round_)
         target = self.vector if self._codec.exact else self._step
+        sums = None
+        if self._pairs and weights is not None and self._rule.is_weighted_sum:
+            sums = ProductSums(self._pairs, self.vector, weights)
+
+        def combined(chunk: slice, numbers: np.ndarray) -> Iterable[tuple[slice, np.ndarray]]:
+            if sums is not None and self._multiplies:
+                return sums.steps(chunk, numbers)
+            if sums is not None:
+                sums.measure(chunk, numbers)
+            return [(chunk, numbers if weights is None else self._rule.combine(chunk, numbers, weights))]
 
         def move(chunk: slice, numbers: np.ndarray) -> None:
             with phases.timing.time("aggregate"):  # in a second thread
-                delta = numbers if weights is None else self._rule.combine(chunk, numbers, weights)
-                if noise_std:
-                    delta += noise_std * rng.standard_normal(len(delta))
-                target[chunk] += self._optimizer.step(chunk, delta)
+                for place, delta in combined(chunk, numbers):
+                    if noise_std:
+                        delta += noise_std * rng.standard_normal(len(delta))
+                    target[place] += self._optimizer.step(place, delta)
                 phases.liveness.alive()
 
         overlapped(chunks, len(self.vector), move, lambda: phases.liveness.enter("aggregate", round_))
@@ -214,3 +229,4 @@ class Server:
             with phases.time("pack"):
                 send_with_feedback(self._step, self._residual, self._codec)
                 self.vector += self._step
+        return None if sums is None else sums.error

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from fedprompt_mpi import seeds
 from fedprompt_mpi.config import PromptConfig, SettingsError
 from fedprompt_mpi.plm.backbone import Injection
 from fedprompt_mpi.plm.hugging_face import Geometry
 from fedprompt_mpi.plm.method_base import Method, Parameters
+from fedprompt_mpi.rules.low_rank import Pair
 from fedprompt_mpi.rules.registry import methods
 
 ATTENTION = (
@@ -88,8 +90,13 @@ def _sizes(module: Any) -> tuple[int, int] | None:
 class LoRA(Method):
     """A product of two small matrices, added to each of some matrices: x W + alpha / r x A^T B^T.
 
+    With `prompt.lora.aggregation` freeze_a the vector holds B alone, and A is drawn from `prompt.lora.seed`.
+
     References:
         Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, 2021, arXiv:2106.09685, Section 4.1.
+        Sun et al., Improving LoRA in Privacy-preserving Federated Learning, ICLR 2024, arXiv:2403.12313 (FFA-LoRA).
+        Cho et al., Heterogeneous LoRA for Federated Fine-tuning of On-Device Foundation Models, EMNLP 2024,
+        arXiv:2401.06432 (clients of different ranks: truncation and zero-padding).
     """
 
     adds_tokens = takes_positions = False
@@ -110,29 +117,57 @@ class LoRA(Method):
         shapes: dict[str, tuple[int, ...]] = {}
         for name, (outputs, inputs) in self._targets.items():
             shapes |= {f"{name}.{A}": (rank, inputs), f"{name}.{B}": (outputs, rank)}
+        self._frozen: dict[str, torch.Tensor] = {}
+        if config.lora.aggregation == "freeze_a":
+            rng = seeds.generator(config.lora.seed, "lora A")
+            drawn = {name: _uniform(shape, rng) for name, shape in shapes.items() if name.endswith(A)}
+            self._frozen = {name: torch.from_numpy(a) for name, a in drawn.items()}
+            shapes = {name: shape for name, shape in shapes.items() if name.endswith(B)}
         super().__init__(config, geometry, shapes)
+        if not self._frozen:
+            starts = dict(zip(self.layout.names, self.layout.offsets[:-1], strict=True))
+            self.pairs = [
+                Pair(start=starts[f"{name}.{A}"], rank=rank, inputs=inputs, outputs=outputs)
+                for name, (outputs, inputs) in self._targets.items()
+            ]
 
     def _initial_parameter(
         self, name: str, shape: tuple[int, ...], embeddings: np.ndarray, rng: np.random.Generator
     ) -> np.ndarray:
-        """Return zeros for B, and for A what PEFT begins with: uniform in 1 / sqrt(in)."""
-        if name.endswith(B):
-            return np.zeros(shape, dtype=np.float32)
-        bound = 1 / math.sqrt(shape[1])
-        return rng.uniform(-bound, bound, shape).astype(np.float32)
+        """Return zeros for B, and for A what PEFT begins with."""
+        return np.zeros(shape, dtype=np.float32) if name.endswith(B) else _uniform(shape, rng)
+
+    def restrict(self, vectors: torch.Tensor, clients: Sequence[int]) -> None:
+        """Set to zero what is beyond each client's own rank: rows of A, columns of B. There no gradient moves them."""
+        ranks = self.config.lora.ranks
+        for vector, client in zip(vectors, clients, strict=True):
+            rank = ranks[client % len(ranks)] if ranks is not None else self.config.lora.rank
+            if rank < self.config.lora.rank:
+                for name, values in self.layout.views(vector).items():
+                    values.narrow(*((0, rank) if name.endswith(A) else (1, rank)), self.config.lora.rank - rank).zero_()
+
+    def named(self, vector: np.ndarray) -> dict[str, np.ndarray]:
+        """Return A and B of each module by name, an A that is not trained too."""
+        return super().named(vector) | {name: a.numpy(force=True) for name, a in self._frozen.items()}
 
     def inject(self, clients: list[Parameters]) -> Injection:
         """Return A `[K, r, in]` and B `[K, out, r]` of each module."""
         scale = self.config.lora.alpha / self.config.lora.rank
-        return Injection(
-            low_rank={
-                name: (
-                    torch.stack([client[f"{name}.{A}"] for client in clients]),
-                    scale * torch.stack([client[f"{name}.{B}"] for client in clients]),
-                )
-                for name in self._targets
-            }
-        )
+        b = {name: torch.stack([client[f"{name}.{B}"] for client in clients]) for name in self._targets}
+        return Injection(low_rank={name: (self._a(name, clients, b[name]), scale * b[name]) for name in b})
+
+    def _a(self, name: str, clients: list[Parameters], b: torch.Tensor) -> torch.Tensor:
+        """Return a module's A `[K, r, in]`, on the device of B."""
+        if not self._frozen:
+            return torch.stack([client[f"{name}.{A}"] for client in clients])
+        self._frozen[f"{name}.{A}"] = own = self._frozen[f"{name}.{A}"].to(b.device)
+        return own.expand(len(clients), -1, -1)
+
+
+def _uniform(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Return A `[r, in]` as PEFT begins with it: uniform within 1 / sqrt(in), float32."""
+    bound = 1 / math.sqrt(shape[1])
+    return rng.uniform(-bound, bound, shape).astype(np.float32)
 
 
 @methods.register("bitfit")

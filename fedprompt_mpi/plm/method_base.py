@@ -8,7 +8,7 @@ of a head.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from fedprompt_mpi.config import PromptConfig
 from fedprompt_mpi.plm.backbone import Injection
 from fedprompt_mpi.plm.flat import FlatLayout
 from fedprompt_mpi.plm.hugging_face import Geometry
+from fedprompt_mpi.rules.low_rank import Pair
 
 Parameters = dict[str, torch.Tensor]
 
@@ -32,6 +33,8 @@ class Method:
     """Whether the virtual tokens take some of the positions that the PLM has; a prefix does so too."""
     trains_model = False
     """Whether the parameters are the PLM's own."""
+    pairs: Sequence[Pair] = ()
+    """Where LoRA's factors stand in the vector, if the server may multiply them."""
 
     def __init__(self, config: PromptConfig, geometry: Geometry, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Lay out parameters of the given shapes."""
@@ -66,6 +69,14 @@ class Method:
 
     def _fan_in(self, name: str) -> int:
         raise KeyError(name)
+
+    def restrict(self, vectors: torch.Tensor, clients: Sequence[int]) -> None:
+        """Take from each client's copy of the global vector `[k, P]` what the client does not have, in place.
+
+        Args:
+            vectors: k copies.
+            clients: k ids.
+        """
 
     def leaves(self, vectors: torch.Tensor) -> list[Parameters]:
         """Return K sets of trainable parameters that are views into `vectors` `[K, P]`."""

@@ -30,7 +30,7 @@ from fedprompt_mpi.rundir.closing_table import (
 )
 from fedprompt_mpi.rundir.formats import format_count, format_rate, format_seconds
 from fedprompt_mpi.rundir.paths import RunPaths
-from fedprompt_mpi.rundir.records import Job, mean_malicious_share
+from fedprompt_mpi.rundir.records import Job, mean_of
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,7 +202,7 @@ def _attack(run: RunData) -> str:
     target = run.partition.names[poison.target] if poison.target < len(run.partition.names) else "-"
     parts = [words] if (words := poison_words(poison, target)) else []
     parts += [f"attack on the update: {', '.join(kinds)}"] if (kinds := attack_kinds(poison)) else []
-    share = mean_malicious_share(run.rounds)
+    share = mean_of(run.rounds, "malicious_share")
     weight = "" if share is None else f", with {share:.1%} of the weight"
     who = f"client{'s' if len(run.malicious) > 1 else ''} {named}"
     return f"Malicious: {who} of {run.clients}{weight}: {'; '.join(parts)}."

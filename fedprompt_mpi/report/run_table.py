@@ -9,7 +9,7 @@ from fedprompt_mpi.comm.statistics import wilson_interval
 from fedprompt_mpi.report.groups import Group, differing, shown_setting
 from fedprompt_mpi.report.run_data import RunData
 from fedprompt_mpi.report.tables import Table
-from fedprompt_mpi.rundir.records import mean_malicious_share
+from fedprompt_mpi.rundir.records import mean_of
 
 FIGURES = ("accuracy, %", "macro F1", "before, %", "ASR, %", "bytes", "seconds")
 NOISE, WEIGHT = "epsilon", "malicious weight, %"
@@ -76,7 +76,7 @@ def _figures(run: RunData) -> list[Cell]:
 
 def _weight(run: RunData) -> Cell:
     """Return what malicious clients count for before the rule, the mean over the rounds."""
-    share = mean_malicious_share(run.rounds)
+    share = mean_of(run.rounds, "malicious_share")
     return _number(None if share is None else 100 * share, "{:.2f}")
 
 

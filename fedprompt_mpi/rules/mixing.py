@@ -28,6 +28,11 @@ class Mixed(PairwiseRule):
         self.weighs_examples = rule.weighs_examples
 
     @property
+    def is_weighted_sum(self) -> bool:
+        """The rule's own: `weights` are those of the clients' own deltas."""
+        return self.rule.is_weighted_sum
+
+    @property
     def noise_std(self) -> float:
         """The rule's own."""
         return self.rule.noise_std

@@ -25,6 +25,7 @@ def closing_table(summary: Summary, partition: PartitionRecord, figures: dict[st
         *accuracy_rows(summary, partition),
         *attack_rows(summary, partition, config),
         *privacy_rows(summary, config),
+        *lora_rows(summary, config),
         ("parameters", f"{summary.parameters:,} of {summary.plm_parameters:,}, {summary.ratio:.4%}"),
         ("a client sends", f"{format_count(summary.bytes_per_client_round)} a round, and receives as much"),
         ("time", f"{summary.seconds_total:.1f} s, of which {summary.seconds_to_first_broadcast or 0:.1f} s until the "
@@ -201,6 +202,15 @@ def privacy_rows(summary: Summary, config: RunConfig) -> list[tuple[str, str]]:
             "epsilon cannot be derived: only client.optimizer sgd with steps, clip_norm and no weight decay bounds it"
         )
     return [("privacy", f"{privacy.mechanism}: {spent}")]
+
+
+def lora_rows(summary: Summary, config: RunConfig) -> list[tuple[str, str]]:
+    """Return the row about what the server made of LoRA's factors, if it is not the average of the products."""
+    if summary.lora_error is None:
+        return []
+    what = {"factors": "averaged factors", "product": "products cut to the rank"}[config.prompt.lora.aggregation]
+    off = f"{format_rate(summary.lora_error)} of the step away from the average of the products (mean of the rounds)"
+    return [("LoRA", f"{what}: {off}")]
 
 
 def format_figures(figures: dict[str, Any]) -> str:

@@ -133,6 +133,8 @@ class RoundRecord:
     backdoor_snr: float | None = None
     """Power of the server's step along the backdoor's direction to that of the rest, in decibels; None if it leads away
     from it."""
+    lora_error: float | None = None
+    """How far LoRA's products are from their exact weighted sums, relative to the step (Frobenius norms)."""
     dropped: list[int] = dataclasses.field(default_factory=list)
     """Clients whose update or loss was not finite."""
     aggregated: bool | None = None
@@ -314,6 +316,8 @@ class Summary(Closing):
     flip_rate: float | None = None
     malicious_share: float | None = None
     """What malicious clients' updates count for before the rule, as a share of all; the mean over the rounds."""
+    lora_error: float | None = None
+    """That of the rounds, their mean."""
     rounds: int
     dropped_updates: dict[str, int]
     """Client -> updates of it that were not finite."""
@@ -516,7 +520,8 @@ def summarise(rounds: list[RoundRecord], closing: Closing) -> Summary:
         macro_f1_before=first.macro_f1,
         answers=last.answers,
         flip_rate=last.flip_rate,
-        malicious_share=mean_malicious_share(rounds),
+        malicious_share=mean_of(rounds, "malicious_share"),
+        lora_error=mean_of(rounds, "lora_error"),
         rounds=last.round,
         dropped_updates=dict(collections.Counter(str(client) for record in rounds for client in record.dropped)),
         epsilon=last.epsilon,
@@ -532,10 +537,10 @@ def summarise(rounds: list[RoundRecord], closing: Closing) -> Summary:
     )
 
 
-def mean_malicious_share(rounds: Iterable[RoundRecord]) -> float | None:
-    """Return what malicious clients' updates count for before the rule, the mean over the rounds; None if not known."""
-    shares = [record.malicious_share for record in rounds if record.malicious_share is not None]
-    return sum(shares) / len(shares) if shares else None
+def mean_of(rounds: Iterable[RoundRecord], name: str) -> float | None:
+    """Return the mean of a figure over the rounds that have it; None if none has."""
+    known = [value for record in rounds if (value := getattr(record, name)) is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _lines(records: Iterable[RoundRecord]) -> str:

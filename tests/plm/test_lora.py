@@ -28,6 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::Deprecat
 Tiny = Callable[[str], Path]
 TARGETS = {"albert": ["query", "value"], "distilbert": ["q_lin", "v_lin"]}
 """Of model types for which PEFT has no default."""
+FREEZE_A = ("--prompt.method=lora", "--prompt.lora.aggregation=freeze_a")
 
 
 def _small(model_type: str) -> Any:
@@ -91,12 +92,56 @@ def test_there_and_back_with_the_same_logits(kind: str, targets: list[str] | Non
     np.testing.assert_allclose(again, theirs, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["lora", "bitfit"])
+def test_a_frozen_a_is_not_sent_but_exported(tiny: Tiny, tmp_path: Path) -> None:
+    """The vector is B alone; what is exported has the logits of a run's own model in PEFT."""
+    flags = [f"--model.name={tiny('bert')}", *FREEZE_A, *SHORT, "--client.lr=0.1"]
+    for seed in (0, 1):
+        run_here(tmp_path / str(seed), *flags, f"--seed={seed}")
+    prompts = [load_prompt(tmp_path / str(seed)) for seed in (0, 1)]
+    prompt, named = prompts[0], prompts[0].named
+    for name, values in prompts[1].named.items():
+        assert np.array_equal(values, named[name]) == name.endswith("lora_A")
+    assert prompt.vector.size == sum(values.size for name, values in named.items() if name.endswith("lora_B"))
+    table, ours, label_ids = _ours(prompt)
+    base = model_class(read_config(str(tiny("bert")))).from_pretrained(tiny("bert")).eval()
+    loaded = PeftModel.from_pretrained(base, str(export(tmp_path / "0", tmp_path / "adapter"))).eval()
+    theirs = _theirs(loaded, "masked", table, 0, torch.zeros(0))[:, label_ids].numpy()
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    with pytest.raises(SettingsError, match="freeze_a, where A is drawn"):
+        run_here(tmp_path / "again", *flags, f"--prompt.init={tmp_path / 'adapter'}")
+
+
+def test_a_client_of_a_smaller_rank_trains_its_own_rows_alone(tiny: Tiny) -> None:
+    config = PromptConfig(method="lora", lora=LoRAConfig(rank=4, ranks=[1, 4]))
+    model = model_class(read_config(str(tiny("bert")))).from_pretrained(tiny("bert"))
+    method = make_method(config, geometry_of(model.config, model), model)
+    vectors = torch.ones(3, method.layout.size)
+    method.restrict(vectors, [2, 5, 4])
+    for client, rank in zip(vectors, (1, 4, 1), strict=True):
+        for name, values in method.layout.views(client).items():
+            own, others = values.split([rank, 4 - rank], dim=0 if name.endswith("lora_A") else 1)
+            assert own.all()
+            assert not others.any()
+    (client, _, _) = method.leaves(vectors)
+    for a, b in method.inject([client]).low_rank.values():
+        (b @ a).square().sum().backward()
+    for name, values in client.items():
+        assert values.grad is not None
+        own, others = values.grad.split([1, 3], dim=0 if name.endswith("lora_A") else 1)
+        assert own.all()
+        assert not others.any()
+
+
+@pytest.mark.parametrize(
+    "method",
+    [["lora"], ["bitfit"], ["lora", "--prompt.lora.ranks=[2, 8]", "--client.proximal=0.1"], ["lora", *FREEZE_A[1:]]],
+)
 @pytest.mark.parametrize("kind", ["bert", "gpt2"])
-def test_clients_in_one_pass_train_as_one_by_one(kind: str, method: str, tiny: Tiny, tmp_path: Path) -> None:
+def test_clients_in_one_pass_train_as_one_by_one(kind: str, method: list[str], tiny: Tiny, tmp_path: Path) -> None:
     vectors = []
     for batched in (1, 10):
-        flags = [f"--model.name={tiny(kind)}", f"--prompt.method={method}", f"--client.batched={batched}"]
+        flags = [f"--model.name={tiny(kind)}", f"--client.batched={batched}"]
+        flags += [f"--prompt.method={method[0]}", *method[1:]]
         run_here(tmp_path / str(batched), *flags, *SHORT, "--client.optimizer=sgd", "--client.lr=1")
         vectors.append(load_prompt(tmp_path / str(batched)).vector)
     np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-5)
