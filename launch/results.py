@@ -4,8 +4,9 @@
     python launch/results.py tables                                             write the tables into the guides
     python launch/results.py tables --check                                     fail if a table is another
 
-launch/results/NAME.toml defines an experiment: rows and columns of settings, seeds, and perhaps, as start, the settings
-of a run whose prompt all others begin with. Each cell with each seed is a run in OUT, which experiments may share; once
+launch/results/NAME.toml defines an experiment: rows and columns of settings, seeds, perhaps the rows that a column has
+alone (only), as start the settings of a run whose prompt all others begin with, and the rounds and megabytes after which
+accuracies are compared. Each cell with each seed is a run in OUT, which experiments may share; once
 it is finished its figures become a line of launch/results/NAME.csv, which is committed. A line names the settings that
 it was made with by a hash, model and data left out. All FLAGS go to every run (where data and model are). A table in a
 guide stands between the lines <!-- results: NAME --> and <!-- end -->.
@@ -21,7 +22,7 @@ import json
 import re
 import statistics
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from fedprompt_mpi.files import read_toml
 from fedprompt_mpi.report.groups import flat
 from fedprompt_mpi.report.pairs import format_difference
 from fedprompt_mpi.rundir.paths import RunPaths
-from fedprompt_mpi.rundir.records import Summary, read_partition, read_record
+from fedprompt_mpi.rundir.records import Summary, read_partition, read_record, read_rounds
 
 FOLDER = Path(__file__).parent / "results"
 REPOSITORY = FOLDER.parents[1]
@@ -47,6 +48,8 @@ START = "start"
 """Key of an experiment's start, and folder of its run."""
 RATES, FILTER = ("accuracy", "attack_success_rate"), ("filter_recall", "filter_precision")
 COUNTS = ("texts", "triggered")
+CURVE = ("bytes_per_client_round", "accuracy_by_round")
+"""Further columns of an experiment that compares accuracies by rounds."""
 GUIDES = ("fedprompt_mpi", "launch")
 """Folders whose guides may have tables."""
 Line = dict[str, str]
@@ -139,8 +142,8 @@ def _say(line: str) -> None:
 
 
 def is_wanted(plan: dict[str, Any], row: str, column: str) -> bool:
-    """Return whether an experiment has a cell: `without` lists those that it does not have."""
-    return [row, column] not in plan.get("without", [])
+    """Return whether an experiment has a cell: `only` lists the rows that a column has, if not all."""
+    return row in plan.get("only", {}).get(column, [row])
 
 
 def settings(plan: dict[str, Any], row: str, column: str, seed: int) -> list[str]:
@@ -177,13 +180,15 @@ def add(name: str, cell: tuple[str, str, int], paths: RunPaths) -> None:
     assert split is not None
     values = [getattr(summary, figure) for figure in FIGURES]
     rounded = ["" if value is None else f"{value:.6g}" for value in values]
-    is_new = not file.exists()
+    plan, is_new, curve = read_toml(FOLDER / f"{name}.toml"), not file.exists(), []
+    if "rounds" in plan:
+        known = [(record.round, record.accuracy) for record in read_rounds(paths) if record.accuracy is not None]
+        curve = [summary.bytes_per_client_round, " ".join(f"{round_}:{accuracy:.4g}" for round_, accuracy in known)]
     with file.open("a", newline="") as out:
         writer = csv.writer(out, lineterminator="\n")
         if is_new:
-            writer.writerow([*KEYS, *FIGURES, *COUNTS])
-        made_with = hash_of(read_toml(FOLDER / f"{name}.toml"), *cell)
-        writer.writerow([*cell, made_with, *rounded, split.examples, split.triggered])
+            writer.writerow([*KEYS, *FIGURES, *COUNTS, *(CURVE if curve else ())])
+        writer.writerow([*cell, hash_of(plan, *cell), *rounded, split.examples, split.triggered, *curve])
 
 
 def tables_of(name: str) -> str:
@@ -196,6 +201,8 @@ def tables_of(name: str) -> str:
     parts.append(
         _table(plan, plan["columns"], lambda row, column: _means(by_cell.get((row, column), {})), plan["rows"])
     )
+    if "rounds" in plan:
+        parts += _curves(plan, lines)
     clean = plan.get("clean")
     if clean is not None:
         others = [column for column in plan["columns"] if column != clean]
@@ -218,6 +225,36 @@ def tables_of(name: str) -> str:
             _table(plan, columns, found, filtered),
         ]
     return "\n\n".join(parts)
+
+
+def _curves(plan: dict[str, Any], lines: list[Line]) -> list[str]:
+    """Return the tables of accuracy by rounds, and by what a client has sent, of the clean column."""
+    rows = [row for row in plan["rows"] if any(line["row"] == row for line in lines)]
+
+    def by(rounds_of: Callable[[Line], float]) -> Callable[[str, str], str]:
+        def cell(row: str, column: str) -> str:
+            of_row = [line for line in lines if (line["row"], line["column"]) == (row, plan["clean"])]
+            found = [_accuracy_after(line, rounds_of(line) * float(column)) for line in of_row]
+            known = [accuracy for accuracy in found if accuracy is not None]
+            return f"{100 * statistics.fmean(known):.1f} ({len(known)})" if known else "-"
+
+        return cell
+
+    by_rounds = by(lambda line: 1)
+    by_bytes = by(lambda line: 1e6 / int(line["bytes_per_client_round"]))
+    return [
+        "Accuracy, %, after so many rounds, means over the seeds (n):",
+        _table(plan, [str(count) for count in plan["rounds"]], by_rounds, rows),
+        "Accuracy, %, when each client has sent so many megabytes (-: less than the vector of a round), means (n):",
+        _table(plan, [str(count) for count in plan["megabytes"]], by_bytes, rows),
+    ]
+
+
+def _accuracy_after(line: Line, rounds: float) -> float | None:
+    """Return the accuracy of the last evaluation within a number of rounds; None if not even one is done."""
+    pairs = [pair.split(":") for pair in line["accuracy_by_round"].split()]
+    within = [float(accuracy) for round_, accuracy in pairs if 1 <= int(round_) <= rounds]
+    return within[-1] if within else None
 
 
 def _has_filter(lines: dict[str, Line]) -> bool:

@@ -20,7 +20,6 @@ seeds = [0, 1]
 clean = "clean"
 start = {SMALL_RUN}
 settings = {SMALL_RUN}
-without = [["krum", "two"]]
 [rows]
 "fedavg" = []
 "krum" = ["federation.aggregator=krum"]
@@ -28,6 +27,8 @@ without = [["krum", "two"]]
 "clean" = ["poison.trigger=cf"]
 "one" = ["poison.count=1"]
 "two" = ["poison.count=2"]
+[only]
+"two" = ["fedavg"]
 """
 
 
