@@ -4,17 +4,18 @@
     python launch/results.py tables                                             write the tables into the guides
     python launch/results.py tables --check                                     fail if a table is another
 
-launch/results/NAME.toml defines an experiment: rows and columns of settings, seeds, perhaps the rows that a column has
-alone (only), as start the settings of a run whose prompt all others begin with, and the rounds and megabytes after which
-accuracies are compared. Each cell with each seed is a run in OUT, which experiments may share; once
-it is finished its figures become a line of launch/results/NAME.csv, which is committed. A line names the settings that
-it was made with by a hash, model and data left out. All FLAGS go to every run (where data and model are). A table in a
+launch/results/NAME.toml defines an experiment: rows and columns of settings, seeds, and perhaps the rows that a column
+has alone (only), the settings of a run whose prompt all others begin with (start), and the rounds and megabytes after
+which accuracies are compared. Each cell with each seed is a run in OUT, which experiments may share; once it is
+finished its figures become a line of launch/results/NAME.csv, which is committed. A line names the settings that it was
+made with by a hash, model and data left out. All FLAGS go to every run (where data and model are). A table in a
 guide stands between the lines <!-- results: NAME --> and <!-- end -->.
 """
 
 import argparse
 import csv
 import dataclasses
+import functools
 import hashlib
 import io
 import itertools
@@ -99,7 +100,8 @@ class Runs:
         if START not in plan:
             return []
         own = [f"--{flag}" for flag in plan[START]]
-        return [Plan(directory=self.out / f"{START}-{_hash(own)}", flags=[*own, *self._data(own), *self.flags])]
+        directory = self.out / f"{START}-{_hash(changed(own))}"
+        return [Plan(directory=directory, flags=[*own, *self._data(own), *self.flags])]
 
     def _data(self, flags: list[str]) -> list[str]:
         config = parse_settings(flags)
@@ -117,7 +119,7 @@ def run_missing(runs: Runs, jobs: int = 1, seeds: list[int] | None = None) -> in
     name, plan = runs.name, read_toml(FOLDER / f"{runs.name}.toml")
     known = {tuple(line[key] for key in KEYS[:3]): line["settings"] for line in read(name)}
     for row, column, seed in known:
-        if known[row, column, seed] != hash_of(plan, row, column, int(seed)):
+        if known[row, column, seed] != hash_of(plan, row, column):
             raise SystemExit(f"{name}.csv: {row}, {column}, seed {seed} was made with other settings: remove the line")
     wanted: list[tuple[str, str, int]] = [
         (row, column, seed)
@@ -146,26 +148,34 @@ def is_wanted(plan: dict[str, Any], row: str, column: str) -> bool:
     return row in plan.get("only", {}).get(column, [row])
 
 
-def settings(plan: dict[str, Any], row: str, column: str, seed: int) -> list[str]:
+def settings(plan: dict[str, Any], row: str, column: str, seed: int = 0) -> list[str]:
     """Return the flags of a cell."""
     own = [*plan.get("settings", []), *plan["rows"][row], *plan["columns"][column]]
     return [f"--seed={seed}", *(f"--{flag}" for flag in own)]
 
 
-def hash_of(plan: dict[str, Any], row: str, column: str, seed: int) -> str:
-    """Return a hash of a cell's settings, as far as they are not the defaults; model and data are the machine's.
+def hash_of(plan: dict[str, Any], row: str, column: str) -> str:
+    """Return a hash of a cell's settings, as far as they are not the defaults and tell experiments apart.
 
     The settings of the run whose prompt it begins with are in it too.
     """
-    begins = {START: _hash([f"--{flag}" for flag in plan[START]])} if START in plan else {}
-    return _hash(settings(plan, row, column, seed), begins)
+    begins = {START: _hash(changed([f"--{flag}" for flag in plan[START]]))} if START in plan else {}
+    return _hash({**changed(settings(plan, row, column)), **begins})
 
 
-def _hash(flags: list[str], beside: dict[str, str] | None = None) -> str:
-    """Return a hash of the settings that are not the defaults, but for the model, and of what is beside them."""
-    ours, defaults = (flat(to_dict(parse_settings(some))) for some in (flags, []))
-    changed = {name: value for name, value in ours.items() if value != defaults.get(name) and name != "model.name"}
-    return hashlib.sha256(json.dumps({**changed, **(beside or {})}, sort_keys=True).encode()).hexdigest()[:12]
+def changed(flags: Sequence[str]) -> dict[str, Any]:
+    """Return the settings that are not the defaults, but for the model."""
+    ours, defaults = _flat(tuple(flags)), _flat(())
+    return {name: value for name, value in ours.items() if value != defaults.get(name) and name != "model.name"}
+
+
+@functools.cache
+def _flat(flags: tuple[str, ...]) -> dict[str, Any]:
+    return flat(to_dict(parse_settings(flags)))
+
+
+def _hash(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def read(name: str) -> list[Line]:
@@ -188,7 +198,7 @@ def add(name: str, cell: tuple[str, str, int], paths: RunPaths) -> None:
         writer = csv.writer(out, lineterminator="\n")
         if is_new:
             writer.writerow([*KEYS, *FIGURES, *COUNTS, *(CURVE if curve else ())])
-        writer.writerow([*cell, hash_of(plan, *cell), *rounded, split.examples, split.triggered, *curve])
+        writer.writerow([*cell, hash_of(plan, *cell[:2]), *rounded, split.examples, split.triggered, *curve])
 
 
 def tables_of(name: str) -> str:
