@@ -1,5 +1,6 @@
 """Several runs side by side: curves with mean and band over seeds, and the paper's tables; on one page."""
 
+import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,13 @@ from fedprompt_mpi.rundir.paths import RunPaths
 TABLES_FOLDER = "tables"
 STYLES = [(line, *look) for line in ("-", "--") for look in zip(theme.SERIES, theme.MARKERS, strict=True)]
 MOST_CURVES = len(STYLES)
-CURVES = {"accuracy": "Accuracy by round", "attack_success_rate": "Attack success rate by round"}
+BY_BYTES = "by bytes"
+CURVES = {
+    ("accuracy", ""): "Accuracy by round",
+    ("attack_success_rate", ""): "Attack success rate by round",
+    ("accuracy", BY_BYTES): "Accuracy by what each client has sent",
+}
+"""Rate and axis -> heading."""
 CAPTION = "In percent; where there are several seeds, their mean, and one standard deviation to each side."
 HOW_TO_READ = (
     "Small print: 95 % intervals (Wilson) for the number of texts that each rate is of. A click on a column's name "
@@ -61,14 +68,16 @@ def write_comparison(groups: Sequence[Group], out: Path) -> tuple[Path, str]:
     sections = [page.Section(name=listed.name, heading=listed.caption, table=shown, caption=HOW_TO_READ)]
     sections += [_section(table) for table in (*over_seeds, *paired)]
     with theme.style():
-        for key, heading in CURVES.items():
+        for (key, axis), heading in CURVES.items():
+            if axis and len({bytes_of(known) for known in groups}) == 1:
+                continue  # the same curves as by round
             for start in range(0, len(groups), MOST_CURVES):
                 some = slice(start, start + MOST_CURVES)
                 if not any(len(by_round(known, key)[0]) for known in groups[some]):
                     continue
-                name = f"{key.replace('_', '-')}-{start // MOST_CURVES + 1}"
-                svg = theme.save(curves(groups[some], names[some], key), name, RunPaths(out).figure)
-                numbers = _numbers(groups[some], names[some], key)
+                name = re.sub(r"\W|_", "-", f"{key} {axis}".strip()) + f"-{start // MOST_CURVES + 1}"
+                svg = theme.save(curves(groups[some], names[some], key, axis), name, RunPaths(out).figure)
+                numbers = None if axis else _numbers(groups[some], names[some], key)
                 sections.append(page.Section(name=name, heading=heading, svg=svg, caption=CAPTION, table=numbers))
     sections += [_section(table) for table in tables[1 + len(over_seeds) + len(paired) :]]
     html = page.render(
@@ -97,28 +106,44 @@ def _numbers(groups: Sequence[Group], names: Sequence[str], key: str) -> page.Nu
     return page.Numbers(head=["round", *names], rows=rows, caption="%")
 
 
-def curves(groups: Sequence[Group], names: Sequence[str], key: str) -> Any:
-    """Return a rate by round, a curve a group."""
+def curves(groups: Sequence[Group], names: Sequence[str], key: str, axis_of: str = "") -> Any:
+    """Return a rate by round, or by the bytes that a client has sent, a curve a group."""
     shown = ["\n".join(textwrap.wrap(name, MOST_LEGEND)) for name in names]
     made, axis = figure(2.6 + 0.22 * sum(name.count("\n") + 1 for name in shown))
     for known, name, (style, colour, marker) in zip(groups, shown, STYLES, strict=False):
         rounds, mean, deviation = by_round(known, key)
-        if not len(rounds):
+        places: np.ndarray = rounds
+        if axis_of:
+            trained = rounds > 0
+            rounds, mean, deviation = rounds[trained], mean[trained], deviation[trained]
+            places = rounds * (bytes_of(known) or 0)
+        if not len(places) or (axis_of and not places.any()):
             continue
-        (line,) = axis.plot(rounds, mean, style, color=colour, marker=marker, label=name)
+        (line,) = axis.plot(places, mean, style, color=colour, marker=marker, label=name)
         several = len(known.runs) > 1
         if several:
-            band = axis.fill_between(rounds, mean - deviation, mean + deviation, color=colour, alpha=0.2, linewidth=0)
+            band = axis.fill_between(places, mean - deviation, mean + deviation, color=colour, alpha=0.2, linewidth=0)
             mark_bar(made, band, name, "")
         texts = [
             f"{name}, round {round_}: {rate:.2f} %".replace("\n", " ") + (f" ± {off:.2f}" if several else "")
             for round_, rate, off in zip(rounds, mean, deviation, strict=True)
         ]
         mark_points(made, line, name, texts)
-    axis.set(xlabel="round", ylabel="%")
-    whole_numbers(axis)
+    axis.set(xlabel="sent by each client" if axis_of else "round", ylabel="%")
+    if axis_of:
+        from matplotlib.ticker import EngFormatter
+
+        axis.set_xscale("log")
+        axis.xaxis.set_major_formatter(EngFormatter(unit="B"))
+    else:
+        whole_numbers(axis)
     legend_above(made, axis)
     return made
+
+
+def bytes_of(known: Group) -> int | None:
+    """Return how many bytes a client of these runs sends in a round; None if no run is finished."""
+    return next((run.summary.bytes_per_client_round for run in known.runs if run.summary is not None), None)
 
 
 def by_round(known: Group, key: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

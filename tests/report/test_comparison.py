@@ -66,6 +66,10 @@ def test_the_tables(runs: list[Path], tmp_path: Path) -> None:
     for name in ("accuracy-1", "attack-success-rate-1"):
         section = source[source.index(f'<section id="{name}">') :]
         assert "<td>" in section[: section.index("</section>")]
+    section = source[source.index('<section id="accuracy-by-bytes-1">') :]
+    by_bytes = section[: section.index("</section>")]  # a prefix sends much more in two rounds than a soft prompt
+    assert by_bytes.count(", round 2: ") == len(CELLS)
+    assert ", round 0: " not in by_bytes
 
     def read(name: str) -> list[list[str]]:
         with (tmp_path / "tables" / f"{name}.csv").open(newline="") as file:
