@@ -19,7 +19,7 @@ from fedprompt_mpi.federation.adversary import attacking_clients
 from fedprompt_mpi.federation.example_gradients import sort_examples
 from fedprompt_mpi.federation.example_verdicts import Traffic, judge_groups, judge_kinds, part_in_two
 from fedprompt_mpi.federation.setup import Setup
-from fedprompt_mpi.rules.example_groups import opposite_labels
+from fedprompt_mpi.rules.example_groups import label_cosines, opposite_labels
 from fedprompt_mpi.rundir.filtered import FilterRecord, LeftOut
 
 
@@ -40,7 +40,8 @@ def filter_examples(setup: Setup, vector: Vector, round_: int) -> tuple[np.ndarr
     channel, corpus, start = setup.channel, setup.corpus, time.perf_counter()
     traffic = Traffic(setup.config.federation.clients)
     own, sums = sort_examples(setup, vector)
-    opposite = opposite_labels(sums)
+    cosines = label_cosines(sums)
+    opposite = opposite_labels(cosines)
     traffic.add_sum(sums)
     groups, records = judge_groups(setup, own, opposite, traffic)
     if any(opposite.values()):
@@ -60,6 +61,7 @@ def filter_examples(setup: Setup, vector: Vector, round_: int) -> tuple[np.ndarr
     restarts = setup.config.federation.filter_restart and bool(everyone.any())
     record = FilterRecord(
         round=round_,
+        label_cosines=cosines.tolist(),
         groups=records,
         bytes_up=traffic.up,
         bytes_down=traffic.down + (traffic.clients * 4 * setup.method.layout.size if restarts else 0),

@@ -185,14 +185,18 @@ def whole_sum(rows: np.ndarray) -> np.ndarray:
     )
 
 
-def opposite_labels(sums: np.ndarray) -> dict[int, list[int]]:
-    """Return for each label those that pull the prompt in the opposite direction.
+def label_cosines(sums: np.ndarray) -> np.ndarray:
+    """Return the cosines `[L, L]` between the mean directions of the labels.
 
     Args:
         sums: `[L, F]`, of the directions of each label's examples.
     """
     means = unit(sums)
-    cosines = exact_product(means, means.T)
+    return exact_product(means, means.T)
+
+
+def opposite_labels(cosines: np.ndarray) -> dict[int, list[int]]:
+    """Return for each label those that pull the prompt in the opposite direction, by `label_cosines`."""
     return {label: np.flatnonzero(row <= OPPOSITE).tolist() for label, row in enumerate(cosines)}
 
 

@@ -44,6 +44,8 @@ class FilterRecord:
     """Share of what is left out that is poisoned; None if nothing is."""
     f1: float | None
     """Harmonic mean of the two; None if nothing is poisoned."""
+    label_cosines: list[list[float]] = dataclasses.field(default_factory=list)
+    """Between the mean directions of the labels: at -0.8 and below two labels are opposite. [] in an older file."""
     groups: list[GroupRecord]
     """Label by label: those without an opposite label, the largest first; then the kinds of the others."""
     left_out: list[LeftOut]

@@ -17,6 +17,7 @@ from fedprompt_mpi.rules.example_groups import (
     local_groups,
     low_frequencies,
     nearer_to_odd,
+    label_cosines,
     opposite_labels,
     sums_in_two,
     unit,
@@ -121,7 +122,7 @@ def test_a_group_without_a_direction_is_neither_odd_nor_what_others_are_compared
 
 def test_labels_that_pull_in_opposite_directions() -> None:
     sums = np.array([[3.0, 0.2], [-2.0, 0.1], [0.1, 1.0], [0.0, 0.0], [-5.0, -0.5]])
-    assert opposite_labels(sums) == {0: [1, 4], 1: [0], 2: [], 3: [], 4: [0]}
+    assert opposite_labels(label_cosines(sums)) == {0: [1, 4], 1: [0], 2: [], 3: [], 4: [0]}
 
 
 def test_sums_do_not_depend_on_the_order() -> None:
