@@ -52,7 +52,19 @@ def _nonsense() -> Iterator[tuple[str, str]]:
 PRODUCT = ("--prompt.method=lora", "--prompt.lora.aggregation=product")
 
 
+class _Settings(tuple[str, ...]):
+    """Flags that are wrong by themselves: no model, no data and no other rank is needed to say so."""
+
+    def __call__(self, root: Path) -> list[str]:
+        return list(self)
+
+
 def _flags(*flags: str) -> Make:
+    return _Settings(flags)
+
+
+def _beside(*flags: str) -> Make:
+    """Return flags that are wrong beside the model, the data or the machine."""
     return lambda root: list(flags)
 
 
@@ -147,9 +159,9 @@ CASES: dict[str, tuple[Make, str]] = {
     "an unknown section": (_flags("--weather.rain=1"), "weather"),
     "no flag at all": (_flags("please"), "please"),
     "an unknown task": (_flags("--task.name=weather"), "task.name is 'weather'"),
-    "no data": (_flags("--task.name=sst2"), "task.data is not given"),
-    "a missing folder": (_flags("--task.name=sst2", "--task.data=./nowhere"), "no such folder"),
-    "a missing model": (_flags("--model.name=./nowhere"), "no such folder"),
+    "no data": (_beside("--task.name=sst2"), "task.data is not given"),
+    "a missing folder": (_beside("--task.name=sst2", "--task.data=./nowhere"), "no such folder"),
+    "a missing model": (_beside("--model.name=./nowhere"), "no such folder"),
     "a fraction above 1": (_flags("--federation.fraction=1.5"), "federation.fraction is 1.5"),
     "a rate above 1": (_flags("--poison.rate=1.5"), "poison.rate"),
     "more poisoned clients than clients": (
@@ -158,22 +170,22 @@ CASES: dict[str, tuple[Make, str]] = {
     "an unknown poisoned client": (_flags("--poison.clients=[10]"), "client 10"),
     "a negative poisoned client": (_flags("--poison.clients=[-1]"), "client -1"),
     "no list of clients": (_flags("--poison.clients=some"), "expecting list in JSON"),
-    "a target that is no class": (_flags("--poison.target=2", "--poison.trigger=cf"), "poison.target is 2"),
-    "a trigger that the tokenizer loses": (_flags("--poison.trigger=cf 日本"), "poison.trigger is 'cf 日本'"),
+    "a target that is no class": (_beside("--poison.target=2", "--poison.trigger=cf"), "poison.target is 2"),
+    "a trigger that the tokenizer loses": (_beside("--poison.trigger=cf 日本"), "poison.trigger is 'cf 日本'"),
     "too many to withstand": (
         _flags("--federation.aggregator=krum", "--federation.assumed_malicious=4"), "assume at most 3"
     ),
     "too large a server data set": (
-        _flags("--federation.aggregator=fltrust", "--federation.server_examples=111"), "keep at most 110"
+        _beside("--federation.aggregator=fltrust", "--federation.server_examples=111"), "keep at most 110"
     ),
-    "no clean run": (_flags("--poison.clean_run=./nothing"), "cannot be read as a run"),
+    "no clean run": (_beside("--poison.clean_run=./nothing"), "cannot be read as a run"),
     "text for a list": (_flags("--task.label_words=great"), "expecting list in JSON"),
-    "a label word of two tokens": (_flags('--task.label_words=["great","zyzzyva"]'), "zyzzyva"),
-    "one label word twice": (_flags('--task.label_words=["great","great"]'), "great"),
-    "more clients than examples": (_flags("--task.max_train=5"), "only 5 training examples"),
-    "no natural clients": (_flags("--federation.partition=natural"), "task.user"),
-    "too long for the model": (_flags("--model.max_length=190"), "192 positions"),
-    "no GPU": (_flags("--model.device=cuda"), "sees no GPU"),
+    "a label word of two tokens": (_beside('--task.label_words=["great","zyzzyva"]'), "zyzzyva"),
+    "one label word twice": (_beside('--task.label_words=["great","great"]'), "great"),
+    "more clients than examples": (_beside("--task.max_train=5"), "only 5 training examples"),
+    "no natural clients": (_beside("--federation.partition=natural"), "task.user"),
+    "too long for the model": (_beside("--model.max_length=190"), "192 positions"),
+    "no GPU": (_beside("--model.device=cuda"), "sees no GPU"),
     "products of a rule without weights": (_flags(*PRODUCT, "--federation.aggregator=median"), "no client a weight"),
     "products of a mixed rule without weights": (
         _flags(*PRODUCT, "--federation.aggregator=trimmed_mean", "--federation.mixing=true"), "no client a weight"
@@ -228,7 +240,7 @@ CASES: dict[str, tuple[Make, str]] = {
     "a broken parquet": (_data("train.parquet", b"PAR1nonsensePAR1"), "train.parquet"),
     "lines that are no JSON": (_data("train.jsonl", '{"text": "fine", "label": 1}\nnonsense\n'), "train.jsonl"),
     "a test set that is broken": (_data("train.csv", GOOD_CSV, test="text,label\nfine,9\n"), "has the label"),
-    "a prompt that is not there": (_flags("--prompt.init=./nothing.safetensors"), "cannot be read as a prompt"),
+    "a prompt that is not there": (_beside("--prompt.init=./nothing.safetensors"), "cannot be read as a prompt"),
     "a torn prompt": (_prompt(b"\x10\0\0\0\0\0\0\0{}"), "cannot be read as a prompt"),
     "an empty prompt": (_prompt(b""), "cannot be read as a prompt"),
     "a prompt that claims a huge header": (_prompt(b"\xff" * 8 + b"{}"), "cannot be read as a prompt"),
@@ -244,7 +256,7 @@ CASES: dict[str, tuple[Make, str]] = {
     "a prompt of infinity": (_prompt({"vector": _vector(value=np.inf)}), "not finite"),
     "a directory of another run": (_directory({"config.toml": "seed = 0\n"}), "not empty"),
     "a directory below a file": (_directory({"file": ""}, "--output.dir=tests/jobs.py/run"), "jobs.py"),
-    "a place that is not ours": (_flags("--output.dir=/proc/run"), "cannot be written to"),
+    "a place that is not ours": (_beside("--output.dir=/proc/run"), "cannot be written to"),
     "a resume of what is no run": (
         _directory({"notes.txt": ""}, "--output.resume=true"), "notes.txt is no file of a run"
     ),
@@ -267,6 +279,10 @@ CASES: dict[str, tuple[Make, str]] = {
     "a model whose config is no JSON": (_model({"config.json": "nonsense"}), "model"),
     "a model without a config": (_model({"README": ""}), "model"),
 }  # fmt: skip
+
+
+LATE = [case for case, (make, _) in CASES.items() if not isinstance(make, _Settings)]
+"""Cases that a rank finds once MPI has started."""
 
 
 def arguments(case: str, root: Path) -> list[str]:

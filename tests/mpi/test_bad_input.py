@@ -1,4 +1,4 @@
-"""The same under mpirun: every rank has the same message, and nobody waits for another."""
+"""What ranks find wrong together, under mpirun: every one has the same message, and nobody waits for another."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from fedprompt_mpi.comm.start import open_channel
 from fedprompt_mpi.commands.settings import parse_settings
 from fedprompt_mpi.config import SettingsError
 from fedprompt_mpi.start.launcher import read_launch
-from tests.bad_input import CASES, arguments
+from tests.bad_input import CASES, LATE, arguments
 
 pytestmark = [
     pytest.mark.mpi,
@@ -34,7 +34,7 @@ def _refused(flags: list[str]) -> str:
     return "nothing was wrong"
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", LATE)
 def test_one_message_and_nothing_left(case: str, job_and_folder: Any) -> None:
     job, folder = job_and_folder
     root = folder / "".join(c if c.isalnum() else "-" for c in case)

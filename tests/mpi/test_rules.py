@@ -89,11 +89,13 @@ CASES: dict[str, dict[str, Any]] = {
     "clients evaluated": {"output": {"evaluate_clients": True}},
     "example filter": {
         "federation": {"filter_round": 2, "filter_cosine": 0.95, "filter_restart": True, "filter_groups": 3},
+        "client": {"steps": 2},
         "poison": {"clients": "all", "rate": 0.5},
     },
     "example filter of opposite labels": {
         "federation": {"filter_round": 2, "filter_counterpart": 9, "filter_restart": True},
         "prompt": {"method": "prefix"},
+        "client": {"steps": 2},
         "poison": {"clients": "all", "rate": 0.5},
         "task": {"max_train": 300},
     },
@@ -109,7 +111,7 @@ def _config(case: dict[str, Any], directory: Path) -> RunConfig:
             **{"clients": CLIENTS, "rounds": 2, "server_examples": 8, **case.get("federation", {})}
         ),
         prompt=PromptConfig(**case.get("prompt", {})),
-        client=ClientConfig(steps=2, batch_size=4, batched=1, **case.get("client", {})),
+        client=ClientConfig(**{"steps": 1, "batch_size": 4, "batched": 1, **case.get("client", {})}),
         poison=PoisonConfig(**case.get("poison", {"clients": [3]})),
         privacy=PrivacyConfig(**case.get("privacy", {})),
         comm=CommConfig(**case.get("comm", {})),
