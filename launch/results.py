@@ -221,7 +221,7 @@ def tables_of(name: str) -> str:
             return _changes(by_cell.get((row, clean), {}), by_cell.get((row, column), {}))
 
         head = f"Changes against “{clean}” of the same seed, points of accuracy / of ASR, with 95 % intervals:"
-        parts += [head, _table(plan, others, change, plan["rows"])]
+        parts += [head, _table(plan, others, change, [row for row in plan["rows"] if is_wanted(plan, row, clean)])]
     filtering = {row for row, column in by_cell if _has_filter(by_cell[row, column])}
     filtered = [row for row in plan["rows"] if row in filtering]
     if filtered:
