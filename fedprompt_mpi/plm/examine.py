@@ -36,7 +36,8 @@ SMALL: dict[str, Any] = {
     "qk_head_dim": 16, "n_group": 1, "topk_group": 1, "attention_hidden_size": 32, "sliding_window": 64,
     "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "state_size": 8, "mamba_d_state": 8, "mamba_n_groups": 1,
     "mamba_expand": 2, "mamba_n_heads": 8, "mamba_d_head": 8, "rotary_dim": 8, "decoder_start_token_id": 0,
-    "attention_window": 16,
+    "attention_window": 16, "linear_num_heads": 4, "linear_head_dim": 8, "linear_num_key_heads": 4,
+    "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
 }  # fmt: skip
 """Sizes of a shrunk model, by the names that configs have for them."""
 _VARIANTS: tuple[dict[str, Any], ...] = (
