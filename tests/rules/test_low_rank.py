@@ -1,5 +1,7 @@
 """The sums of LoRA's products at the server, against matrices that are written out."""
 
+import collections
+import tracemalloc
 from collections.abc import Sequence
 
 import numpy as np
@@ -117,3 +119,25 @@ def test_a_product_of_zero_can_still_be_trained() -> None:
     sums = ProductSums(_pairs(), vector, np.full(CLIENTS, 1 / CLIENTS))
     assert np.array_equal(_stepped(sums, vector, deltas, []), vector)
     assert sums.error is None
+
+
+@pytest.mark.parametrize("multiplies", [False, True])
+def test_no_more_than_one_matrix_of_all_clients_is_held(multiplies: bool) -> None:
+    """Of 60 matrices: what is held at most, float64 copies included, is a part of one copy of all clients' updates."""
+    clients, rank, width = 30, 2, 100
+    pairs = [Pair(start=at * 2 * rank * width, rank=rank, inputs=width, outputs=width) for at in range(60)]
+    size = pairs[-1].place.stop
+    rng, columns = np.random.default_rng(0), 1000
+    vector = rng.standard_normal(size).astype(np.float32)
+    chunks = [rng.standard_normal((clients, columns)).astype(np.float32) for _ in range(3)]
+    sums = ProductSums(pairs, vector, np.full(clients, 1 / clients))
+    tracemalloc.start()
+    for first in range(0, size, columns):
+        chunk, deltas = slice(first, first + columns), chunks[first // columns % 3]
+        if multiplies:
+            collections.deque(sums.steps(chunk, deltas), maxlen=0)
+        else:
+            sums.measure(chunk, deltas)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 0.4 * clients * size * 4  # measured: 0.16, and 0.24 for products
