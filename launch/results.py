@@ -4,12 +4,13 @@
     python launch/results.py tables                                             write the tables into the guides
     python launch/results.py tables --check                                     fail if a table is another
 
-launch/results/NAME.toml defines an experiment: rows and columns of settings, seeds, and perhaps the rows that a column
-has alone (only), the settings of a run whose prompt all others begin with (start), and the rounds and megabytes after
-which accuracies are compared. Each cell with each seed is a run in OUT, which experiments may share; once it is
-finished its figures become a line of launch/results/NAME.csv, which is committed. A line names the settings that it was
-made with by a hash, model and data left out. All FLAGS go to every run (where data and model are). A table in a
-guide stands between the lines <!-- results: NAME --> and <!-- end -->.
+launch/results/NAME.toml defines an experiment: rows and columns of settings, and seeds. It may have the rows that a
+column has alone (only), the settings of a run whose prompt all others begin with (start), the rounds and megabytes
+after which accuracies are compared, and say that weights of malicious clients are shown. Each cell with each seed is
+a run in OUT, which experiments may share; once it is finished its figures become a line of launch/results/NAME.csv,
+which is committed. A line names the settings that it was made with by a hash, model and data left out. All FLAGS go
+to every run (where data and model are). A table in a guide stands between the lines <!-- results: NAME --> and <!--
+end -->.
 """
 
 import argparse
@@ -222,6 +223,8 @@ def tables_of(name: str) -> str:
 
         head = f"Changes against “{clean}” of the same seed, points of accuracy / of ASR, with 95 % intervals:"
         parts += [head, _table(plan, others, change, [row for row in plan["rows"] if is_wanted(plan, row, clean)])]
+        if plan.get("weights"):
+            parts += [_weights(plan, by_cell, column) for column in others]
     filtering = {row for row, column in by_cell if _has_filter(by_cell[row, column])}
     filtered = [row for row in plan["rows"] if row in filtering]
     if filtered:
@@ -265,6 +268,20 @@ def _accuracy_after(line: Line, rounds: float) -> float | None:
     pairs = [pair.split(":") for pair in line["accuracy_by_round"].split()]
     within = [float(accuracy) for round_, accuracy in pairs if 1 <= int(round_) <= rounds]
     return within[-1] if within else None
+
+
+def _weights(plan: dict[str, Any], by_cell: dict[tuple[str, str], dict[str, Line]], column: str) -> str:
+    """Return a table of the weight of malicious clients and the change of the ASR, seed by seed."""
+
+    def cell(row: str, seed: str) -> str:
+        clean, attacked = (by_cell.get((row, name), {}).get(seed) for name in (plan["clean"], column))
+        if clean is None or attacked is None:
+            return "-"
+        change = float(attacked["attack_success_rate"]) - float(clean["attack_success_rate"])
+        return f"{100 * float(attacked['malicious_share']):.1f}: {100 * change:+.1f}"
+
+    head = f"Weight of malicious clients, %: change of the ASR, points, of “{column}”, by seed:"
+    return f"{head}\n\n{_table({}, [str(seed) for seed in plan['seeds']], cell, plan['rows'])}"
 
 
 def _has_filter(lines: dict[str, Line]) -> bool:
