@@ -130,7 +130,7 @@ class LoRAConfig:
     """Ranks of the clients, dealt out in turn, for example '[2, 8]'; the largest is prompt.lora.rank. A smaller client
     trains the first rows of A and columns of B; the others are zero."""
     seed: int = setting(0, at_least=0)
-    """freeze_a: of A, which every rank draws alike, so that it need not be sent."""
+    """freeze_a: the seed from which every rank draws A, so that it need not be sent."""
 
     def __post_init__(self) -> None:
         check("prompt.lora", self)
@@ -548,31 +548,42 @@ class RunConfig:
 
     def _check_lora(self) -> None:
         """Check that the server can do with LoRA's factors what the settings say."""
-        if self.prompt.lora.ranks is not None and self.privacy.mechanism == "ldp":
-            raise SettingsError(
-                "prompt.lora.ranks is given, so that some clients have rows of zeros, to which privacy.mechanism ldp "
-                "would add noise: leave one of them out"
-            )
-        if self.prompt.lora.aggregation != "product":
-            return
-        rule = registry.aggregators.get(self.federation.aggregator)
-        for name, value, is_refused, why in (
-            ("comm.collective", "reduce", self.comm.collective == "reduce", "rank 0 must see each client's factors"),
-            ("privacy.mechanism", "dp_fedavg", self.privacy.mechanism == "dp_fedavg", "its noise bounds no product"),
-            (
-                "federation.aggregator", self.federation.aggregator,
-                rule is not None and not rule(self.federation).is_weighted_sum, "it gives no client a weight",
-            ),
-            (
-                "federation.server_optimizer", self.federation.server_optimizer,
-                self.federation.server_optimizer != "plain", "the factors of a product are no step to add up",
-            ),
-            ("federation.server_lr", self.federation.server_lr, self.federation.server_lr != 1, "they are no step"),
-            ("output.backdoor_snr", "true", self.output.backdoor_snr, "the factors of a product are no step"),
+        lora, federation = self.prompt.lora, self.federation
+        rule = registry.aggregators.get(federation.aggregator)
+        made = None if rule is None else rule(federation)
+        multiplies, ranks = lora.aggregation == "product", lora.ranks is not None
+        frozen = lora.aggregation == "freeze_a"
+        for refuses, ours, theirs, is_so, why in (
+            (ranks, "ranks", "privacy.mechanism", self.privacy.mechanism == "ldp", "noise would fall on rows of zeros"),
+            (ranks, "ranks", "federation.aggregator", made is not None and made.trains_itself,
+             "the server's own update has one rank, to which it would compare others"),
+            (ranks and frozen, "ranks", "prompt.lora.aggregation", frozen, "no client could have a part of a frozen A"),
+            (frozen, "aggregation", "prompt.init", self.prompt.init not in ("vocab", "random"), "A is drawn, not read"),
+            (multiplies, "aggregation", "comm.collective", self.comm.collective == "reduce",
+             "rank 0 must see each client's factors"),
+            (multiplies, "aggregation", "comm.wire", self.comm.wire != "float32",
+             "rounding errors that are kept for later are those of other factors"),
+            (multiplies, "aggregation", "privacy.mechanism", self.privacy.mechanism == "dp_fedavg",
+             "a product is not bounded by what the factors are clipped to"),
+            (multiplies, "aggregation", "federation.aggregator", made is not None and not made.is_weighted_sum,
+             "its result is no weighted sum of the updates"),
+            (multiplies, "aggregation", "federation.aggregator", made is not None and made.scales_updates,
+             "a product is not bounded by what the factors are scaled to"),
+            (multiplies, "aggregation", "federation.aggregator", federation.aggregator == "foolsgold",
+             "sums of updates over rounds mean nothing where the factors are made anew"),
+            (multiplies, "aggregation", "federation.server_optimizer", federation.server_optimizer != "plain",
+             "it works on sums of updates, and factors of a product are made anew"),
+            (multiplies, "aggregation", "federation.server_lr", federation.server_lr != 1,
+             "there is no update to scale: factors of a product are made anew"),
+            (multiplies, "aggregation", "output.backdoor_snr", self.output.backdoor_snr,
+             "there is no step to measure: factors of a product are made anew"),
         ):  # fmt: skip
-            if is_refused:
+            if refuses and is_so:
+                section, name = theirs.split(".", 1)
+                value = lora.aggregation if name == "lora.aggregation" else getattr(getattr(self, section), name)
                 raise SettingsError(
-                    f"prompt.lora.aggregation is product and {name} is {value}, but {why}: leave one of them out"
+                    f"prompt.lora.{ours} is {getattr(lora, ours)} and {theirs} is {value}, but {why}: "
+                    "leave one of them out"
                 )
 
     def _check_transport(self) -> None:

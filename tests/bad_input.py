@@ -49,6 +49,7 @@ def _nonsense() -> Iterator[tuple[str, str]]:
             yield from ((name, value) for value in values)
 
 
+FREEZE_A = ("--prompt.method=lora", "--prompt.lora.aggregation=freeze_a")
 PRODUCT = ("--prompt.method=lora", "--prompt.lora.aggregation=product")
 
 
@@ -186,22 +187,31 @@ CASES: dict[str, tuple[Make, str]] = {
     "no natural clients": (_beside("--federation.partition=natural"), "task.user"),
     "too long for the model": (_beside("--model.max_length=190"), "192 positions"),
     "no GPU": (_beside("--model.device=cuda"), "sees no GPU"),
-    "products of a rule without weights": (_flags(*PRODUCT, "--federation.aggregator=median"), "no client a weight"),
+    "products of a rule without weights": (_flags(*PRODUCT, "--federation.aggregator=median"), "no weighted sum"),
     "products of a mixed rule without weights": (
-        _flags(*PRODUCT, "--federation.aggregator=trimmed_mean", "--federation.mixing=true"), "no client a weight"
+        _flags(*PRODUCT, "--federation.aggregator=trimmed_mean", "--federation.mixing=true"), "no weighted sum"
     ),
     "products that are reduced": (_flags(*PRODUCT, "--comm.collective=reduce"), "each client's factors"),
-    "products with noise": (_flags(*PRODUCT, "--privacy.mechanism=dp_fedavg"), "bounds no product"),
-    "products with momentum": (_flags(*PRODUCT, "--federation.server_optimizer=momentum"), "no step"),
+    "products with noise": (_flags(*PRODUCT, "--privacy.mechanism=dp_fedavg"), "is not bounded"),
+    "products with momentum": (_flags(*PRODUCT, "--federation.server_optimizer=momentum"), "sums of updates"),
     "products with a server's rate": (_flags(*PRODUCT, "--federation.server_lr=0.5"), "federation.server_lr is 0.5"),
     "products with a signal": (
-        _flags(*PRODUCT, "--output.backdoor_snr=true", "--poison.trigger=cf"), "output.backdoor_snr is true"
+        _flags(*PRODUCT, "--output.backdoor_snr=true", "--poison.trigger=cf"), "output.backdoor_snr is True"
     ),
     "ranks above the rank": (_flags("--prompt.method=lora", "--prompt.lora.ranks=[2, 16]"), "prompt.lora.rank 8"),
     "ranks of nobody": (_flags("--prompt.method=lora", "--prompt.lora.ranks=[]"), "prompt.lora.ranks is []"),
     "ranks with noise on their zeros": (
         _flags("--prompt.method=lora", "--prompt.lora.ranks=[2, 8]", "--privacy.mechanism=ldp"), "rows of zeros"
     ),
+    "ranks with a server's own update": (
+        _flags("--prompt.method=lora", "--prompt.lora.ranks=[2, 8]", "--federation.aggregator=fltrust"), "has one rank"
+    ),
+    "ranks of a frozen A": (_flags(*FREEZE_A, "--prompt.lora.ranks=[2, 8]"), "part of a frozen A"),
+    "a frozen A that is read": (_flags(*FREEZE_A, "--prompt.init=somewhere"), "A is drawn, not read"),
+    "products of clipped updates": (_flags(*PRODUCT, "--federation.aggregator=norm_clip"), "not bounded"),
+    "products of scaled updates": (_flags(*PRODUCT, "--federation.aggregator=fltrust"), "not bounded"),
+    "products in a short format": (_flags(*PRODUCT, "--comm.wire=int8"), "comm.wire is int8"),
+    "products and a rule's memory": (_flags(*PRODUCT, "--federation.aggregator=foolsgold"), "over rounds"),
     "reduce with a rule that compares": (
         _flags("--comm.collective=reduce", "--federation.aggregator=krum"), "reduce"
     ),

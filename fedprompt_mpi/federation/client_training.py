@@ -134,8 +134,8 @@ def train(
     start_vector = to_device(global_vector, device)
     copy_s = _elapsed(start, device)
     vectors = start_vector.repeat(len(jobs), 1)
-    method.restrict(vectors, [job.client for job in jobs])
-    starts = vectors.clone() if config.proximal else vectors
+    is_restricted = method.restrict(vectors, [job.client for job in jobs])
+    starts = vectors.clone() if config.proximal and is_restricted else start_vector.expand(len(jobs), -1)
     clients = method.leaves(vectors)
     optimizer = make_optimizer(config, clients)
     steps = max(len(job.steps) for job in jobs)

@@ -334,11 +334,6 @@ def _first_state(
     if found is None and _is_lora_adapter(config):
         from fedprompt_mpi.plm.adapter import read_lora_adapter
 
-        if config.prompt.lora.aggregation == "freeze_a":
-            raise SettingsError(
-                f"prompt.init is {config.prompt.init}, an adapter with an A of its own, but prompt.lora.aggregation is "
-                "freeze_a, where A is drawn: take factors or product"
-            )
         vector = read_lora_adapter(config.prompt.init, method.layout, config.prompt.lora)
         found = Checkpoint(vector=vector, round_=0, record=RoundRecord(round=0))
     elif found is None:

@@ -137,7 +137,7 @@ class LoRA(Method):
         """Return zeros for B, and for A what PEFT begins with."""
         return np.zeros(shape, dtype=np.float32) if name.endswith(B) else _uniform(shape, rng)
 
-    def restrict(self, vectors: torch.Tensor, clients: Sequence[int]) -> None:
+    def restrict(self, vectors: torch.Tensor, clients: Sequence[int]) -> bool:
         """Set to zero what is beyond each client's own rank: rows of A, columns of B. There no gradient moves them."""
         ranks = self.config.lora.ranks
         for vector, client in zip(vectors, clients, strict=True):
@@ -145,6 +145,7 @@ class LoRA(Method):
             if rank < self.config.lora.rank:
                 for name, values in self.layout.views(vector).items():
                     values.narrow(*((0, rank) if name.endswith(A) else (1, rank)), self.config.lora.rank - rank).zero_()
+        return ranks is not None
 
     def named(self, vector: np.ndarray) -> dict[str, np.ndarray]:
         """Return A and B of each module by name, an A that is not trained too."""

@@ -70,13 +70,16 @@ class Method:
     def _fan_in(self, name: str) -> int:
         raise KeyError(name)
 
-    def restrict(self, vectors: torch.Tensor, clients: Sequence[int]) -> None:
+    def restrict(self, vectors: torch.Tensor, clients: Sequence[int]) -> bool:
         """Take from each client's copy of the global vector `[k, P]` what the client does not have, in place.
+
+        Returns True if there is such a thing.
 
         Args:
             vectors: k copies.
             clients: k ids.
         """
+        return False
 
     def leaves(self, vectors: torch.Tensor) -> list[Parameters]:
         """Return K sets of trainable parameters that are views into `vectors` `[K, P]`."""

@@ -60,6 +60,8 @@ class Aggregator:
     """True if it keeps all updates, on disk if they are large."""
     mean_at: ClassVar[Settings | None] = None
     """Settings of the section `federation` under which it is the mean of the updates; None if there are none."""
+    scales_updates = False
+    """True if a weight holds a scale too, by which the rule bounds an update or sets its length."""
     noise_std = 0.0
     """Standard deviation of the rule's own normal noise; `weights` sets it where it depends on the round."""
 

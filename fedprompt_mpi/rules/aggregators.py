@@ -106,7 +106,7 @@ class NormClip(Aggregator):
         Sun et al., Can You Really Backdoor Federated Learning?, 2019, arXiv:1911.07963 (norm thresholding, weak DP).
     """
 
-    withstands = True
+    withstands = scales_updates = True
     mean_at: ClassVar[Settings | None] = {"clip_norm": 1e9}
 
     def weights(self, updates: Updates) -> np.ndarray:

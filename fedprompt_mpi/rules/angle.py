@@ -104,7 +104,7 @@ class FLTrust(PairwiseRule):
         Algorithm 2, Equations 2 to 4.
     """
 
-    withstands = True
+    withstands = scales_updates = True
     weighs_examples = False
     trains_itself = True
 
@@ -136,7 +136,7 @@ class Flame(PairwiseRule):
         Nguyen et al., FLAME: Taming Backdoors in Federated Learning, 2022, arXiv:2101.02281, Algorithm 1.
     """
 
-    withstands = True
+    withstands = scales_updates = True
     weighs_examples = False
 
     @staticmethod

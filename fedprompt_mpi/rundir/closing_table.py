@@ -209,7 +209,9 @@ def lora_rows(summary: Summary, config: RunConfig) -> list[tuple[str, str]]:
     if summary.lora_error is None:
         return []
     what = {"factors": "averaged factors", "product": "products cut to the rank"}[config.prompt.lora.aggregation]
-    off = f"{format_rate(summary.lora_error)} of the step away from the average of the products (mean of the rounds)"
+    off = (
+        f"{format_rate(summary.lora_error)} of the step away from the weighted sum of the products (mean of the rounds)"
+    )
     return [("LoRA", f"{what}: {off}")]
 
 

@@ -49,27 +49,26 @@ CASES: dict[str, dict[str, Any]] = {
     "yogi": {"federation": {"server_optimizer": "yogi", "server_lr": 0.1, "fraction": 0.5}},
     **{name: {"prompt": {"method": name}, "client": {"lr": 0.001}} for name in ("p_tuning", "prefix", "full")},
     "lora": {"prompt": {"method": "lora", "lora": LoRAConfig(rank=2)}, "client": {"lr": 0.01}},
-    "lora, product, flame": {
+    "lora, product, multi_krum": {
         "prompt": {"method": "lora", "lora": LoRAConfig(rank=3, aggregation="product")},
-        "federation": {"aggregator": "flame", "assumed_malicious": 2},
+        "federation": {"aggregator": "multi_krum", "noise_std": 0.001},
         "client": {"lr": 0.01},
     },
-    "lora, product, mixed, int8": {
+    "lora, product, mixed": {
         "prompt": {"method": "lora", "lora": LoRAConfig(rank=3, aggregation="product", ranks=[1, 3])},
         "federation": {"aggregator": "krum", "mixing": True},
-        "comm": {"wire": "int8"},
         "client": {"lr": 0.01},
     },
     "lora, ranks, proximal": {
         "prompt": {"method": "lora", "lora": LoRAConfig(rank=3, ranks=[2, 1, 3])},
-        "client": {"lr": 0.01, "proximal": 0.1},
+        "client": {"lr": 0.01, "proximal": 0.1, "steps": 2},
     },
     "lora, freeze_a, reduce": {
         "prompt": {"method": "lora", "lora": LoRAConfig(rank=2, aggregation="freeze_a")},
         "comm": {"collective": "reduce"},
         "client": {"lr": 0.01},
     },
-    "proximal": {"client": {"proximal": 0.1}},
+    "proximal": {"client": {"proximal": 0.1, "steps": 2}},
     "ldp": {"privacy": {"mechanism": "ldp"}},
     "dp_fedavg": {"federation": {"fraction": 0.3}, "privacy": {"mechanism": "dp_fedavg"}},
     "bfloat16": {"comm": {"wire": "bfloat16"}, "federation": {"fraction": 0.5, "rounds": 3}},

@@ -20,7 +20,7 @@ from fedprompt_mpi.plm.hugging_face import geometry_of, model_class, read_config
 from fedprompt_mpi.plm.late_imports import on_meta
 from fedprompt_mpi.plm.lora import targets_of
 from fedprompt_mpi.plm.methods import make_method
-from tests.jobs import run_here
+from tests.jobs import read_rounds, run_here
 from tests.plm.test_adapter import SHORT, _ours, _theirs
 from tests.tiny import KINDS
 
@@ -107,7 +107,7 @@ def test_a_frozen_a_is_not_sent_but_exported(tiny: Tiny, tmp_path: Path) -> None
     loaded = PeftModel.from_pretrained(base, str(export(tmp_path / "0", tmp_path / "adapter"))).eval()
     theirs = _theirs(loaded, "masked", table, 0, torch.zeros(0))[:, label_ids].numpy()
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
-    with pytest.raises(SettingsError, match="freeze_a, where A is drawn"):
+    with pytest.raises(SettingsError, match="A is drawn, not read"):
         run_here(tmp_path / "again", *flags, f"--prompt.init={tmp_path / 'adapter'}")
 
 
@@ -130,6 +130,22 @@ def test_a_client_of_a_smaller_rank_trains_its_own_rows_alone(tiny: Tiny) -> Non
         own, others = values.grad.split([1, 3], dim=0 if name.endswith("lora_A") else 1)
         assert own.all()
         assert not others.any()
+
+
+def test_a_run_averages_products(tmp_path: Path) -> None:
+    """The factors of the result are balanced, averaged ones are not; rounds and summary say how far off it is."""
+    gaps = {}
+    for how in ("factors", "product"):
+        flags = ["--prompt.method=lora", "--prompt.lora.rank=2", f"--prompt.lora.aggregation={how}", "--client.lr=0.01"]
+        summary = run_here(tmp_path / how, *flags, *SHORT)
+        named = load_prompt(tmp_path / how).named
+        pairs = [(named[name], named[name[:-1] + "B"]) for name in named if name.endswith("lora_A")]
+        gaps[how] = max(float(np.abs(a @ a.T - b.T @ b).max()) for a, b in pairs)
+        errors = [line["lora_error"] for line in read_rounds(tmp_path / how)]
+        assert errors[0] is None
+        assert summary["lora_error"] == pytest.approx(np.mean(errors[1:]))
+        assert 0 < summary["lora_error"] < 1
+    assert gaps["product"] < 1e-5 < 1e-3 < gaps["factors"]
 
 
 @pytest.mark.parametrize(
