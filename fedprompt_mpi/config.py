@@ -550,35 +550,37 @@ class RunConfig:
         """Check that the server can do with LoRA's factors what the settings say."""
         lora, federation = self.prompt.lora, self.federation
         rule = registry.aggregators.get(federation.aggregator)
-        made = None if rule is None else rule(federation)
         multiplies, ranks = lora.aggregation == "product", lora.ranks is not None
         frozen = lora.aggregation == "freeze_a"
-        for refuses, ours, theirs, is_so, why in (
-            (ranks, "ranks", "privacy.mechanism", self.privacy.mechanism == "ldp", "noise would fall on rows of zeros"),
-            (ranks, "ranks", "federation.aggregator", made is not None and made.trains_itself,
+        for is_wrong, ours, theirs, why in (
+            (ranks and self.privacy.mechanism == "ldp", "ranks", "privacy.mechanism",
+             "noise would fall on rows of zeros"),
+            (ranks and rule is not None and rule.trains_itself, "ranks", "federation.aggregator",
              "the server's own update has one rank, to which it would compare others"),
-            (ranks and frozen, "ranks", "prompt.lora.aggregation", frozen, "no client could have a part of a frozen A"),
-            (frozen, "aggregation", "prompt.init", self.prompt.init not in ("vocab", "random"), "A is drawn, not read"),
-            (multiplies, "aggregation", "comm.collective", self.comm.collective == "reduce",
+            (ranks and frozen, "ranks", "prompt.lora.aggregation",
+             "no client could have a part of a frozen A"),
+            (frozen and self.prompt.init not in ("vocab", "random"), "aggregation", "prompt.init",
+             "A is drawn, not read"),
+            (multiplies and self.comm.collective == "reduce", "aggregation", "comm.collective",
              "rank 0 must see each client's factors"),
-            (multiplies, "aggregation", "comm.wire", self.comm.wire != "float32",
+            (multiplies and self.comm.wire != "float32", "aggregation", "comm.wire",
              "rounding errors that are kept for later are those of other factors"),
-            (multiplies, "aggregation", "privacy.mechanism", self.privacy.mechanism == "dp_fedavg",
+            (multiplies and self.privacy.mechanism == "dp_fedavg", "aggregation", "privacy.mechanism",
              "a product is not bounded by what the factors are clipped to"),
-            (multiplies, "aggregation", "federation.aggregator", made is not None and not made.is_weighted_sum,
+            (multiplies and rule is not None and not rule.is_weighted_sum(), "aggregation", "federation.aggregator",
              "its result is no weighted sum of the updates"),
-            (multiplies, "aggregation", "federation.aggregator", made is not None and made.scales_updates,
+            (multiplies and rule is not None and rule.scales_updates, "aggregation", "federation.aggregator",
              "a product is not bounded by what the factors are scaled to"),
-            (multiplies, "aggregation", "federation.aggregator", federation.aggregator == "foolsgold",
+            (multiplies and federation.aggregator == "foolsgold", "aggregation", "federation.aggregator",
              "sums of updates over rounds mean nothing where the factors are made anew"),
-            (multiplies, "aggregation", "federation.server_optimizer", federation.server_optimizer != "plain",
+            (multiplies and federation.server_optimizer != "plain", "aggregation", "federation.server_optimizer",
              "it works on sums of updates, and factors of a product are made anew"),
-            (multiplies, "aggregation", "federation.server_lr", federation.server_lr != 1,
+            (multiplies and federation.server_lr != 1, "aggregation", "federation.server_lr",
              "there is no update to scale: factors of a product are made anew"),
-            (multiplies, "aggregation", "output.backdoor_snr", self.output.backdoor_snr,
+            (multiplies and self.output.backdoor_snr, "aggregation", "output.backdoor_snr",
              "there is no step to measure: factors of a product are made anew"),
         ):  # fmt: skip
-            if refuses and is_so:
+            if is_wrong:
                 section, name = theirs.split(".", 1)
                 value = lora.aggregation if name == "lora.aggregation" else getattr(getattr(self, section), name)
                 raise SettingsError(

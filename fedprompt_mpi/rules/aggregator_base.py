@@ -72,12 +72,12 @@ class Aggregator:
     @classmethod
     def needs_headers_only(cls) -> bool:
         """Return True if the weights follow from the headers and the result is a sum, which MPI may compute."""
-        return not cls.observes_first and cls.combine is Aggregator.combine
+        return not cls.observes_first and cls.is_weighted_sum()
 
-    @property
-    def is_weighted_sum(self) -> bool:
-        """True if the result is the sum of the clients' deltas by `weights`, and nothing else."""
-        return type(self).combine is Aggregator.combine
+    @classmethod
+    def is_weighted_sum(cls) -> bool:
+        """Return True if the result is the sum of the clients' deltas by `weights`, and nothing else."""
+        return cls.combine is Aggregator.combine
 
     @staticmethod
     def least_clients(malicious: int) -> int:

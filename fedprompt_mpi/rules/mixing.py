@@ -27,10 +27,9 @@ class Mixed(PairwiseRule):
         self.rule, self.coordinate_wise, self.trains_itself = rule, rule.coordinate_wise, rule.trains_itself
         self.weighs_examples = rule.weighs_examples
 
-    @property
-    def is_weighted_sum(self) -> bool:
-        """The rule's own: `weights` are those of the clients' own deltas."""
-        return self.rule.is_weighted_sum
+    def is_weighted_sum(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Return the rule's own: `weights` are those of the clients' own deltas."""
+        return self.rule.is_weighted_sum()
 
     @property
     def noise_std(self) -> float:

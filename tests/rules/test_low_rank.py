@@ -71,9 +71,8 @@ def test_the_product_is_the_best_of_its_rank(weights: list[float]) -> None:
         cut += np.square(values[RANK:]).sum()
         step += np.square(exact - _product(pair, vector)).sum()
     assert sums.error == pytest.approx(np.sqrt(cut / step), abs=1e-12)
-    assert sums.error is not None and (sums.error < 1e-6) == (
-        max(weights) == 1
-    )  # one client's product has the rank already
+    assert sums.error is not None
+    assert (sums.error < 1e-6) == (max(weights) == 1)  # one client's product has the rank already
 
 
 @pytest.mark.parametrize("weights", [[0.25] * 4, [0.1, 0.0, 0.2, 0.3], [1.0, 0, 0, 0]])
