@@ -83,8 +83,8 @@ def format_difference(found: Difference | None) -> str:
     if found is None:
         return "-"
     if found.pairs == 1:
-        return f"{100 * found.mean:+.2f} (one pair)"
-    return f"{100 * found.mean:+.2f} ({100 * found.low:+.2f} to {100 * found.high:+.2f})"
+        return f"{100 * found.mean:+.1f} (one pair)"
+    return f"{100 * found.mean:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
 
 
 def verdict(found: Difference | None, up: str, down: str) -> str:
