@@ -156,7 +156,9 @@ def train(
                 torch.nn.utils.clip_grad_norm_(list(clients[k].values()), config.clip_norm)
         optimizer.step()
         for k in active:
-            _constrain(vectors[k], start_vector, jobs[k].constrain)
+            if (constrain := jobs[k].constrain) is not None:
+                _constrain(vectors[k], start_vector, constrain)
+                method.restrict(vectors[k : k + 1], [jobs[k].client])
         losses[active] += step_losses
         report(step + 1)
     mean_losses = losses.double().cpu().numpy() / np.array([len(job.steps) for job in jobs])  # waits for the device
@@ -189,10 +191,8 @@ def _pull_back(clients: list[tuple[Parameters, Parameters]], proximal: float) ->
                     parameter.grad.add_(parameter - start[name], alpha=proximal)
 
 
-def _constrain(vector: torch.Tensor, start: torch.Tensor, constrain: Callable[[np.ndarray], np.ndarray] | None) -> None:
+def _constrain(vector: torch.Tensor, start: torch.Tensor, constrain: Callable[[np.ndarray], np.ndarray]) -> None:
     """Apply an attack's constraint to a client's vector `[P]`, in place."""
-    if constrain is None:
-        return
     delta = constrain(to_host(vector - start))
     vector.copy_(start + to_device(delta, vector.device))
 

@@ -41,6 +41,7 @@ from fedprompt_mpi.text.tasks import Task
 
 if TYPE_CHECKING:  # torch is imported late, while this rank waits for its data anyway
     from fedprompt_mpi.plm.backbone import Backbone
+    from fedprompt_mpi.plm.flat import FlatLayout
     from fedprompt_mpi.plm.method_base import Method
 
 Result = TypeVar("Result")
@@ -177,7 +178,7 @@ def _find_start(config: RunConfig, task: Task, channel: Channel) -> _Start:
     if found is not None:
         check_records(paths, found.round_, config)
     if found is None and config.prompt.init not in ("vocab", "random") and not _is_lora_adapter(config):
-        found = Checkpoint(vector=_read_vector(config.prompt.init), round_=0, record=RoundRecord(round=0))
+        found = _read_first(config.prompt.init)
     return _Start(paths=paths, existing=existing, checkpoint=found, clean_rates=read_clean_run(config))
 
 
@@ -228,11 +229,15 @@ def _claim(config: RunConfig, channel: Channel, lock: DirectoryLock, start: _Sta
     return paths
 
 
-def _read_vector(path: str) -> np.ndarray:
-    """Return the vector `[P]` of a prompt of an earlier run, or of a PEFT adapter."""
+def _read_first(path: str) -> Checkpoint:
+    """Return the state before the first round from a prompt of an earlier run, or a PEFT adapter."""
     from fedprompt_mpi.plm.adapter import is_adapter, read_adapter
 
-    return read_adapter(path).ravel() if is_adapter(path) else read_prompt(path)[0]["vector"]
+    if is_adapter(path):
+        return Checkpoint(vector=read_adapter(path).ravel(), round_=0, record=RoundRecord(round=0))
+    tensors, _ = read_prompt(path)
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    return Checkpoint(vector=tensors["vector"], round_=0, record=RoundRecord(round=0), shapes=shapes)
 
 
 def _is_lora_adapter(config: RunConfig) -> bool:
@@ -339,7 +344,7 @@ def _first_state(
     elif found is None:
         vector = method.initial(backbone.word_embeddings(), seeds.generator(config.seed, "initial vector"))
         found = Checkpoint(vector=vector, round_=0, record=RoundRecord(round=0))
-    _check_vector(found.vector, size, config)
+    _check_vector(found, method.layout, config)
     if found.round_:
         check_state(found, config)
     return found
@@ -353,13 +358,19 @@ def _buffer(config: RunConfig, backbone: "Backbone", size: int) -> Vector:
     return np.zeros(size, dtype=np.float32)
 
 
-def _check_vector(vector: np.ndarray, size: int, config: RunConfig) -> None:
-    if vector.shape != (size,) or vector.dtype != np.float32:
+def _check_vector(found: Checkpoint, layout: "FlatLayout", config: RunConfig) -> None:
+    vector, named = found.vector, f"method {config.prompt.method} with model {config.model.name}"
+    if vector.shape != (layout.size,) or vector.dtype != np.float32:
         raise SettingsError(
-            f"the prompt to start from has {vector.size} parameters ({vector.dtype}), but method "
-            f"{config.prompt.method} with model {config.model.name} has {size} (float32): "
-            "take one of the same model and method"
+            f"the prompt to start from has {vector.size} parameters ({vector.dtype}), but {named} has {layout.size} "
+            "(float32): take one of the same model and method"
         )
+    for name, shape in zip(layout.names, layout.shapes, strict=True):
+        if found.shapes.get(name, shape) != shape:
+            raise SettingsError(
+                f"the prompt to start from has {name} as {found.shapes[name]}, but {named} as {shape}: "
+                "take one of the same model, method and sizes"
+            )
     if not np.isfinite(vector).all():
         raise SettingsError("the prompt to start from holds numbers that are not finite: take another")
 

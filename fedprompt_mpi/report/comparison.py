@@ -1,6 +1,5 @@
 """Several runs side by side: curves with mean and band over seeds, and the paper's tables; on one page."""
 
-import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,13 +21,12 @@ from fedprompt_mpi.rundir.paths import RunPaths
 TABLES_FOLDER = "tables"
 STYLES = [(line, *look) for line in ("-", "--") for look in zip(theme.SERIES, theme.MARKERS, strict=True)]
 MOST_CURVES = len(STYLES)
-BY_BYTES = "by bytes"
-CURVES = {
-    ("accuracy", ""): "Accuracy by round",
-    ("attack_success_rate", ""): "Attack success rate by round",
-    ("accuracy", BY_BYTES): "Accuracy by what each client has sent",
-}
-"""Rate and axis -> heading."""
+CURVES = (
+    ("accuracy", False, "Accuracy by round"),
+    ("attack_success_rate", False, "Attack success rate by round"),
+    ("accuracy", True, "Accuracy by what each client has sent"),
+)
+"""Rate, whether it is drawn by bytes, and heading."""
 CAPTION = "In percent; where there are several seeds, their mean, and one standard deviation to each side."
 HOW_TO_READ = (
     "Small print: 95 % intervals (Wilson) for the number of texts that each rate is of. A click on a column's name "
@@ -68,16 +66,17 @@ def write_comparison(groups: Sequence[Group], out: Path) -> tuple[Path, str]:
     sections = [page.Section(name=listed.name, heading=listed.caption, table=shown, caption=HOW_TO_READ)]
     sections += [_section(table) for table in (*over_seeds, *paired)]
     with theme.style():
-        for (key, axis), heading in CURVES.items():
-            if axis and len({bytes_of(known) for known in groups}) == 1:
+        for key, by_bytes, heading in CURVES:
+            if by_bytes and len({tuple(bytes_sent(known)) for known in groups}) == 1:
                 continue  # the same curves as by round
             for start in range(0, len(groups), MOST_CURVES):
                 some = slice(start, start + MOST_CURVES)
                 if not any(len(by_round(known, key)[0]) for known in groups[some]):
                     continue
-                name = re.sub(r"\W|_", "-", f"{key} {axis}".strip()) + f"-{start // MOST_CURVES + 1}"
-                svg = theme.save(curves(groups[some], names[some], key, axis), name, RunPaths(out).figure)
-                numbers = None if axis else _numbers(groups[some], names[some], key)
+                name = f"{key}{'-by-bytes' * by_bytes}-{start // MOST_CURVES + 1}".replace("_", "-")
+                made = curves(groups[some], names[some], key, by_bytes=by_bytes)
+                svg = theme.save(made, name, RunPaths(out).figure)
+                numbers = None if by_bytes else _numbers(groups[some], names[some], key)
                 sections.append(page.Section(name=name, heading=heading, svg=svg, caption=CAPTION, table=numbers))
     sections += [_section(table) for table in tables[1 + len(over_seeds) + len(paired) :]]
     html = page.render(
@@ -106,18 +105,18 @@ def _numbers(groups: Sequence[Group], names: Sequence[str], key: str) -> page.Nu
     return page.Numbers(head=["round", *names], rows=rows, caption="%")
 
 
-def curves(groups: Sequence[Group], names: Sequence[str], key: str, axis_of: str = "") -> Any:
+def curves(groups: Sequence[Group], names: Sequence[str], key: str, *, by_bytes: bool = False) -> Any:
     """Return a rate by round, or by the bytes that a client has sent, a curve a group."""
     shown = ["\n".join(textwrap.wrap(name, MOST_LEGEND)) for name in names]
     made, axis = figure(2.6 + 0.22 * sum(name.count("\n") + 1 for name in shown))
     for known, name, (style, colour, marker) in zip(groups, shown, STYLES, strict=False):
         rounds, mean, deviation = by_round(known, key)
         places: np.ndarray = rounds
-        if axis_of:
-            trained = rounds > 0
+        if by_bytes:
+            trained = rounds > 0  # a logarithmic axis has no 0
             rounds, mean, deviation = rounds[trained], mean[trained], deviation[trained]
-            places = rounds * (bytes_of(known) or 0)
-        if not len(places) or (axis_of and not places.any()):
+            places = bytes_sent(known)[rounds]
+        if not len(places):
             continue
         (line,) = axis.plot(places, mean, style, color=colour, marker=marker, label=name)
         several = len(known.runs) > 1
@@ -129,8 +128,8 @@ def curves(groups: Sequence[Group], names: Sequence[str], key: str, axis_of: str
             for round_, rate, off in zip(rounds, mean, deviation, strict=True)
         ]
         mark_points(made, line, name, texts)
-    axis.set(xlabel="sent by each client" if axis_of else "round", ylabel="%")
-    if axis_of:
+    axis.set(xlabel="sent by each client" if by_bytes else "round", ylabel="%")
+    if by_bytes:
         from matplotlib.ticker import EngFormatter
 
         axis.set_xscale("log")
@@ -141,9 +140,10 @@ def curves(groups: Sequence[Group], names: Sequence[str], key: str, axis_of: str
     return made
 
 
-def bytes_of(known: Group) -> int | None:
-    """Return how many bytes a client of these runs sends in a round; None if no run is finished."""
-    return next((run.summary.bytes_per_client_round for run in known.runs if run.summary is not None), None)
+def bytes_sent(known: Group) -> np.ndarray:
+    """Return how many bytes a client has sent up to each round `[R + 1]`: the mean over clients, of the longest run."""
+    run = max(known.runs, key=lambda run: len(run.rounds))
+    return np.cumsum([record.bytes_up for record in run.rounds]) / max(run.clients, 1)
 
 
 def by_round(known: Group, key: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

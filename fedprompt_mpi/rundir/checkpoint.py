@@ -44,6 +44,8 @@ class Checkpoint:
     """State of the server, of an attacker and of the clients' error feedback, by name; float32."""
     numerics: dict[str, str] = dataclasses.field(default_factory=dict)
     """What beside the settings decides the bits: versions of the packages that compute, arithmetic of the PLM."""
+    shapes: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    """Shapes of the parameters of another run's prompt, by name, if that is what a run begins with."""
 
 
 def save_checkpoint(paths: RunPaths, checkpoint: Checkpoint, config: RunConfig) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedprompt_mpi.config import ClientConfig, ModelConfig, PromptConfig, RunConfig, TaskConfig
+from fedprompt_mpi.config import ClientConfig, LoRAConfig, ModelConfig, PromptConfig, RunConfig, TaskConfig
 from fedprompt_mpi.federation.client_training import Job, Trainer, learning_rate, train
 from fedprompt_mpi.federation.evaluate import summarise
 from fedprompt_mpi.plm.backbone import Backbone, load_backbone
@@ -26,10 +26,10 @@ from tests.jobs import read_rounds, run_here
 Tiny = Callable[[str], Path]
 
 
-def _setup(folder: Path, method: str) -> tuple[Corpus, Backbone, Method, np.ndarray]:
+def _setup(folder: Path, method: str, **more: Any) -> tuple[Corpus, Backbone, Method, np.ndarray]:
     config = RunConfig(
         task=TaskConfig(max_train=120, max_test=10),
-        prompt=PromptConfig(method=method, num_virtual_tokens=4, prefix_hidden_size=8),  # pyright: ignore
+        prompt=PromptConfig(method=method, num_virtual_tokens=4, prefix_hidden_size=8, **more),  # pyright: ignore
     )
     corpus = build(config, resolve(config.task), load_tokenizer(str(folder)), "masked")
     backbone = load_backbone(
@@ -86,6 +86,22 @@ def test_clients_do_not_leak_into_each_other(tiny: Tiny) -> None:
     with_b, with_c = _train(setup, config, [a, b]), _train(setup, config, [a, c])
     np.testing.assert_allclose(with_b.deltas[0], with_c.deltas[0], atol=1e-6)
     assert np.abs(with_b.deltas[1] - with_c.deltas[1]).max() > 1e-4
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "sgd"])
+@pytest.mark.parametrize("constrain", [None, lambda delta: 0.5 * delta])
+def test_a_client_of_a_smaller_rank_never_gets_more(constrain: Any, optimizer: str, tiny: Tiny) -> None:
+    """Rows of A and columns of B beyond its own rank end as zeros, whatever moves the others."""
+    corpus, backbone, method, _ = _setup(tiny("bert"), "lora", lora=LoRAConfig(rank=4, ranks=[3, 4]))
+    vector = np.random.default_rng(0).normal(0, 0.1, method.layout.size).astype(np.float32)
+    config = ClientConfig(lr=0.1, optimizer=optimizer, proximal=0.1, weight_decay=0.1)  # pyright: ignore
+    jobs = [dataclasses.replace(job, constrain=constrain) for job in _jobs(corpus, [0, 1], [8, 8], [3, 3])]
+    deltas = _train((corpus, backbone, method, vector), config, jobs).deltas
+    for k, rank in enumerate((3, 4)):
+        for name, values in method.layout.views(torch.from_numpy(vector + deltas[k])).items():
+            own, others = values.split([rank, 4 - rank], dim=0 if name.endswith("lora_A") else 1)
+            assert own.all()
+            torch.testing.assert_close(others, torch.zeros_like(others), atol=1e-7, rtol=0)
 
 
 def test_one_sgd_step_by_hand(tiny: Tiny) -> None:

@@ -109,6 +109,9 @@ def test_a_frozen_a_is_not_sent_but_exported(tiny: Tiny, tmp_path: Path) -> None
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
     with pytest.raises(SettingsError, match="A is drawn, not read"):
         run_here(tmp_path / "again", *flags, f"--prompt.init={tmp_path / 'adapter'}")
+    both = [flag for flag in flags if "freeze_a" not in flag]  # of half the rank A and B have as many parameters
+    with pytest.raises(SettingsError, match=r"lora_A as \(8, 32\), but method lora .* as \(4, 32\)"):
+        run_here(tmp_path / "again", *both, "--prompt.lora.rank=4", f"--prompt.init={tmp_path / '0'}")
 
 
 def test_a_client_of_a_smaller_rank_trains_its_own_rows_alone(tiny: Tiny) -> None:
@@ -130,6 +133,16 @@ def test_a_client_of_a_smaller_rank_trains_its_own_rows_alone(tiny: Tiny) -> Non
         own, others = values.grad.split([1, 3], dim=0 if name.endswith("lora_A") else 1)
         assert own.all()
         assert not others.any()
+
+
+def test_a_resumed_run_of_products_is_the_same(tmp_path: Path) -> None:
+    flags = ["--prompt.method=lora", "--prompt.lora.rank=2", "--prompt.lora.aggregation=product", *SHORT]
+    for name, parts in (("whole", [2]), ("parts", [1, 2])):
+        for rounds in parts:
+            resume = [f"--output.resume={'true' if rounds > parts[0] else 'false'}"]
+            run_here(tmp_path / name, *flags, *resume, f"--federation.rounds={rounds}", "--client.schedule=constant")
+    whole, parts = (load_prompt(tmp_path / name).vector for name in ("whole", "parts"))
+    np.testing.assert_array_equal(whole, parts)
 
 
 def test_a_run_averages_products(tmp_path: Path) -> None:

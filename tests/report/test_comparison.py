@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fedprompt_mpi.report.comparison import by_round, curves, read_groups, write_comparison
+from fedprompt_mpi.report.comparison import by_round, bytes_sent, curves, read_groups, write_comparison
 from fedprompt_mpi.report.groups import group, labels
 from fedprompt_mpi.report.pairs import pair, pairs_table
 from fedprompt_mpi.report.run_data import read_run
@@ -56,6 +56,18 @@ def test_mean_and_deviation_over_seeds(runs: list[Path]) -> None:
     assert rounds.tolist() == [0, 1, 2]
     assert mean[-1] == pytest.approx(100 * statistics.fmean(accuracies))
     assert deviation[-1] == pytest.approx(100 * statistics.stdev(accuracies))
+
+
+def test_bytes_are_those_that_clients_have_sent(runs: list[Path]) -> None:
+    """Of ten clients that all send in round 1, and five of them in round 2."""
+    run = read_run(runs[0])
+    assert run.summary is not None
+    size = run.summary.bytes_per_client_round
+    first, second, third = run.rounds
+    assert second.bytes_up == third.bytes_up == size * run.clients
+    half = dataclasses.replace(run, rounds=[first, second, dataclasses.replace(third, bytes_up=third.bytes_up // 2)])
+    for known, sent in ((run, [0, size, 2 * size]), (half, [0, size, 1.5 * size])):
+        assert bytes_sent(group([known])[0]).tolist() == sent
 
 
 def test_the_tables(runs: list[Path], tmp_path: Path) -> None:
@@ -156,7 +168,7 @@ def test_poisoned_runs_are_paired_with_clean_ones_of_their_seed(runs: list[Path]
     assert row[head.index("pairs")] == "2"
     summaries = [json.loads((run / "summary.json").read_text()) for run in (*runs[:2], *poisoned[:2])]
     changes = [100 * (summaries[k + 2]["accuracy"] - summaries[k]["accuracy"]) for k in (0, 1)]
-    assert row[head.index("accuracy")].startswith(f"{statistics.fmean(changes):+.2f} (")
+    assert row[head.index("accuracy")].startswith(f"{statistics.fmean(changes):+.1f} (")
     assert row[head.index("effect on ASR")] == "none shown"  # two pairs
     assert float(row[head.index("weight, %")]) == pytest.approx(100 * summaries[2]["malicious_share"], abs=5)
     run_here(tmp_path / "krum", "--poison.count=1", "--federation.aggregator=krum")
