@@ -26,6 +26,7 @@ OptimizerName = Literal["adamw", "adam", "adafactor", "sgd"]
 Position = Literal["head", "tail", "random"]
 PoisonKind = Literal["word", "sentence", "composite", "natural", "label_flip"]
 Mechanism = Literal["none", "ldp", "dp_fedavg"]
+LoRAAggregation = Literal["factors", "freeze_a", "product"]
 MultiToken = Literal["refuse", "mean", "first"]
 Family = Literal["masked", "seq2seq", "causal"]
 """Where a PLM answers a cloze question: at its mask token, in its decoder, or as the next token."""
@@ -123,7 +124,7 @@ class LoRAConfig:
     """What is added is multiplied by alpha / rank, as PEFT's lora_alpha."""
     targets: list[str] | None = setting(None)
     """Names of the matrices, or their ends, as PEFT's target_modules; not given, those of queries and values."""
-    aggregation: Literal["factors", "freeze_a", "product"] = setting("factors")
+    aggregation: LoRAAggregation = setting("factors")
     """What the server averages: factors (A and B each, which is not the average of their products), freeze_a (B alone,
     of an A that stays as it was drawn: exact, half the bytes), product (the products, cut to the rank by SVD)."""
     ranks: list[int] | None = setting(None)

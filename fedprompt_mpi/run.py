@@ -38,6 +38,7 @@ def run_rounds(federation: Federation) -> Summary | None:
             cohort = federation.draw_cohort(round_)
             updates = federation.train(cohort, round_)
             result = federation.aggregate(updates, round_)
+            del updates  # which may be as large as the PLM, before there are new ones
             federation.record(round_, cohort, result)
             federation.save_if_due(round_)
             federation.publish(round_)

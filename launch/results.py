@@ -258,16 +258,16 @@ def _curves(plan: dict[str, Any], lines: list[Line]) -> list[str]:
     return [
         "Accuracy, %, after so many rounds, means over the seeds (n):",
         _table(plan, [str(count) for count in plan["rounds"]], by_rounds, rows),
-        "Accuracy, %, when each client has sent so many megabytes, means (n):",
+        "Accuracy, %, when each client has sent at most so many megabytes, means (n):",
         _table(plan, [str(count) for count in plan["megabytes"]], by_bytes, rows),
     ]
 
 
 def _accuracy_after(line: Line, rounds: float) -> float | None:
-    """Return the accuracy of the last evaluation within a number of rounds; None before the first, after the last."""
+    """Return the accuracy of the last evaluation within a number of rounds; None before the first."""
     pairs = [pair.split(":") for pair in line["accuracy_by_round"].split()]
     within = [float(accuracy) for round_, accuracy in pairs if 1 <= int(round_) <= rounds + 1e-9]
-    return within[-1] if within and rounds <= int(pairs[-1][0]) + 1 else None
+    return within[-1] if within else None
 
 
 def _weights(plan: dict[str, Any], by_cell: dict[tuple[str, str], dict[str, Line]], column: str) -> str:

@@ -102,6 +102,28 @@ def test_a_small_experiment(results: ModuleType, tmp_path: Path, monkeypatch: py
         results.run_missing(runs, 1, [0])
 
 
+def test_accuracies_by_rounds_and_by_megabytes(
+    results: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a method that sends 0.1 MB a round and one that sends 1 MB, two seeds, evaluated after rounds 2 and 4."""
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    plan = 'seeds = [0, 1]\nclean = "c"\nrounds = [2, 3, 4]\nmegabytes = [0.1, 0.2, 3, 50]\n'
+    (tmp_path / "two.toml").write_text(f"{plan}[rows]\nsmall = []\nlarge = []\n[columns]\nc = []\n")
+    lines = [",".join((*results.KEYS, *results.FIGURES, *results.COUNTS, *results.CURVE))]
+    for row, size, seed, curve in (
+        ("small", 10**5, 0, "0:0.1 2:0.5 4:0.6"),
+        ("small", 10**5, 1, "0:0.1 2:0.6 4:0.8"),
+        ("large", 10**6, 0, "0:0.1 2:0.7 4:0.9"),
+    ):
+        figures = ["0.5", *[""] * (len(results.FIGURES) - 1)]
+        lines.append(",".join([row, "c", str(seed), "-", *figures, "100", "0", str(size), curve]))
+    (tmp_path / "two.csv").write_text("\n".join(lines))
+    text = results.tables_of("two")
+    assert "|  | 2 | 3 | 4 |\n| --- | --- | --- | --- |\n| small | 55.0 (2) | 55.0 (2) | 70.0 (2) |" in text
+    assert "|  | 0.1 | 0.2 | 3 | 50 |" in text
+    assert "| small | - | 55.0 (2) | 70.0 (2) | 70.0 (2) |\n| large | - | - | 70.0 (1) | 90.0 (1) |" in text
+
+
 def test_what_the_guide_says_of_spread_poison(results: ModuleType) -> None:
     """The filter finds it in all runs, and then the backdoor is gone; without the filter it is in all."""
     lines = [line for line in results.read("spread-embedded") if line["column"] != "clean"]
@@ -122,7 +144,7 @@ def _rates(results: ModuleType, row: str, column: str) -> list[tuple[float, floa
     return [(float(line["accuracy"]), float(line["attack_success_rate"])) for line in lines]
 
 
-def test_what_the_guide_says_of_the_backdoor_in_half_a_minute(results: ModuleType) -> None:
+def test_what_the_guide_says_of_the_backdoor_in_less_than_a_minute(results: ModuleType) -> None:
     """With every seed: diluted by averaging, planted by a boost, stopped by Multi-Krum, planted by spread poison."""
     clean = {row: _rates(results, row, "clean") for row in ("fedavg", "multi_krum")}
     for (accuracy, rate), (usual, before) in zip(_rates(results, "fedavg", "one"), clean["fedavg"], strict=True):

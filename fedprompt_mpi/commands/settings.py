@@ -2,11 +2,13 @@
 
 import dataclasses
 import re
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fedprompt_mpi.config import (
+    LoRAAggregation,
     LoRAConfig,
     PromptConfig,
     RunConfig,
@@ -227,6 +229,8 @@ def add_sizes(parser: Any) -> None:
     parser.add_argument("--num_virtual_tokens", type=int, default=20, help="length of the prompt in tokens")
     parser.add_argument("--prefix_hidden_size", type=int, default=512, help="width of the prefix method's perceptron")
     parser.add_argument("--lora_rank", type=int, default=8, help="rank of the method lora")
+    ways = typing.get_args(LoRAAggregation)
+    parser.add_argument("--lora_aggregation", choices=ways, default="factors", help="with freeze_a B alone is sent")
 
 
 def add_model(parser: Any) -> None:
@@ -249,4 +253,4 @@ def model_of(parsed: Any) -> str:
 def prompt_of(parsed: Any) -> PromptConfig:
     """Return the sizes of the prompt from the flags of `add_sizes`."""
     sizes = {"num_virtual_tokens": parsed.num_virtual_tokens, "prefix_hidden_size": parsed.prefix_hidden_size}
-    return PromptConfig(**sizes, lora=LoRAConfig(rank=parsed.lora_rank))
+    return PromptConfig(**sizes, lora=LoRAConfig(rank=parsed.lora_rank, aggregation=parsed.lora_aggregation))

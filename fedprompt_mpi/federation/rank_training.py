@@ -122,6 +122,7 @@ def train_rank(
         copy_s += update.copy_s
         deltas[rows], headers["loss"][rows] = update.deltas, update.losses
         headers["train_s"][rows] = update.seconds / len(some)
+        del update  # while the next pass trains it would be there twice
     phases.timing.add("train", phases.timing.clock() - start - copy_s)
     if copy_s:
         phases.timing.add("copy", copy_s)

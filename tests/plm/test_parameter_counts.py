@@ -6,7 +6,7 @@ import pytest
 from transformers import BertConfig, LlamaConfig, RobertaConfig, T5Config
 
 from fedprompt_mpi.commands.cost import count_parameters
-from fedprompt_mpi.config import PromptConfig
+from fedprompt_mpi.config import LoRAConfig, PromptConfig
 
 PAPER_UNUSED_SOFT_ROW = 768  # the paper's template for BERT and RoBERTa holds a padding row that no text uses
 PAPER_UNUSED_P_TUNING_ROWS = 21 * 768
@@ -38,6 +38,8 @@ def test_paper_table(config: Any, full: int) -> None:
 def test_lora_of_rank_8(config: Any, expected: int) -> None:
     """12 layers x 2 projections x 2 x 768 x 8; T5 has 12 + 2 x 12 attentions (PEFT counts as many)."""
     assert count_parameters(config, PromptConfig())["lora"] == expected
+    frozen = PromptConfig(lora=LoRAConfig(aggregation="freeze_a"))
+    assert count_parameters(config, frozen)["lora"] == expected // 2  # B alone; queries and values are square here
 
 
 def test_biases() -> None:
