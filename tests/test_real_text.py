@@ -43,7 +43,8 @@ def test_known_tasks(name: str, tmp_path: Path) -> None:
     assert summary["plm_parameters"] == 22_744_506
 
 
-RECIPES = ("sst2-soft", "sst2-p_tuning", "sst2-prefix", "sst2-lora", "sst2-bitfit", "sst2-full", "backdoor-sst2", "backdoor-lingspam")
+METHODS = ("soft", "p_tuning", "prefix", "lora", "bitfit", "full")
+RECIPES = (*(f"sst2-{method}" for method in METHODS), "backdoor-sst2", "backdoor-lingspam")
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
