@@ -436,6 +436,8 @@ class OutputConfig:
     """In rounds that are evaluated, evaluate each client's own prompt after its local training too."""
     backdoor_snr: bool = setting(False)
     """In each round, measure the signal-to-noise ratio of the backdoor in the aggregated step."""
+    lora_error: bool = setting(True)
+    """In each round, measure how far LoRA's averaged factors are from the average of the products."""
     report: bool = setting(True)
     """At the end, draw the figures and write report.html."""
     tensorboard: bool = setting(False)

@@ -206,7 +206,8 @@ class Server:
         rng = seeds.generator(self._config.seed, "server noise", round_)
         target = self.vector if self._codec.exact else self._step
         sums = None
-        if self._pairs and weights is not None and self._rule.is_weighted_sum():
+        wanted = self._multiplies or self._config.output.lora_error
+        if self._pairs and wanted and weights is not None and self._rule.is_weighted_sum():
             sums = ProductSums(self._pairs, self.vector, weights)
 
         def combined(chunk: slice, numbers: np.ndarray) -> Iterable[tuple[slice, np.ndarray]]:

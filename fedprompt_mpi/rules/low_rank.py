@@ -56,7 +56,9 @@ class ProductSums:
             vector: `[P]` float32 before the round; it is copied.
             weights: `[K]` float64.
         """
-        self._pairs, self._before, self._weights = list(pairs), vector.copy(), weights
+        self._pairs, self._before = list(pairs), vector.copy()
+        self._kept = slice(None) if weights.all() else np.flatnonzero(weights)
+        self._weights = weights[self._kept]
         self._held: np.ndarray | None = None
         self._squared_error = self._squared_step = 0.0
 
@@ -107,17 +109,16 @@ class ProductSums:
             yield pair.place, np.concatenate([(new_a - a).ravel(), (new_b - b).ravel()])
 
     def _whole(self, chunk: slice, deltas: np.ndarray) -> Iterator[tuple[Pair, np.ndarray]]:
-        """Yield each pair whose last coordinates have come, and its deltas `[K, r (in + out)]`."""
+        """Yield each pair whose last coordinates have come, and its deltas `[k, r (in + out)]` of clients that count."""
         while self._pairs:
             place = self._pairs[0].place
             first, last = max(place.start, chunk.start), min(place.stop, chunk.stop)
             if first >= last:
                 return
             if self._held is None:
-                self._held = np.empty((len(deltas), place.stop - place.start), dtype=np.float32)
-            self._held[:, first - place.start : last - place.start] = deltas[
-                :, first - chunk.start : last - chunk.start
-            ]
+                self._held = np.empty((len(self._weights), place.stop - place.start), dtype=np.float32)
+            own = deltas[:, first - chunk.start : last - chunk.start][self._kept]
+            self._held[:, first - place.start : last - place.start] = own
             if last < place.stop:
                 return
             held, self._held = self._held, None

@@ -159,6 +159,8 @@ def test_a_run_averages_products(tmp_path: Path) -> None:
         assert summary["lora_error"] == pytest.approx(np.mean(errors[1:]))
         assert 0 < summary["lora_error"] < 1
     assert gaps["product"] < 1e-5 < 1e-3 < gaps["factors"]
+    run_here(tmp_path / "unmeasured", "--prompt.method=lora", *SHORT, "--output.lora_error=false")
+    assert [line["lora_error"] for line in read_rounds(tmp_path / "unmeasured")] == [None] * 2
 
 
 @pytest.mark.parametrize(
