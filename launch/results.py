@@ -6,7 +6,8 @@
 
 launch/results/NAME.toml defines an experiment: rows and columns of settings, and seeds. It may have the rows that a
 column has alone (only), the settings of a run whose prompt all others begin with (start), the rounds and megabytes
-after which accuracies are compared, and say that weights of malicious clients are shown. Each cell with each seed is
+after which accuracies are compared, and say that weights of malicious clients (weights) and the share of texts that the
+trigger turns (flips) are shown. Each cell with each seed is
 a run in OUT, which experiments may share; once it is finished its figures become a line of launch/results/NAME.csv,
 which is committed. A line names the settings that it was made with by a hash, model and data left out. All FLAGS go
 to every run (where data and model are). A table in a guide stands between the lines <!-- results: NAME -->
@@ -49,6 +50,7 @@ FIGURES = (
 START = "start"
 """Key of an experiment's start, and folder of its run."""
 RATES, FILTER = ("accuracy", "attack_success_rate"), ("filter_recall", "filter_precision")
+NAMES = {"accuracy": "accuracy", "attack_success_rate": "ASR", "flip_rate": "flipped"}
 COUNTS = ("texts", "triggered")
 CURVE = ("bytes_per_client_round", "accuracy_by_round")
 """Further columns of an experiment that compares accuracies by rounds."""
@@ -208,10 +210,14 @@ def tables_of(name: str) -> str:
     by_cell: dict[tuple[str, str], dict[str, Line]] = {}
     for line in lines:
         by_cell.setdefault((line["row"], line["column"]), {})[line["seed"]] = line
-    parts = ["Accuracy / ASR, %, means over the seeds (n):"]
-    parts.append(
-        _table(plan, plan["columns"], lambda row, column: _means(by_cell.get((row, column), {})), plan["rows"])
-    )
+    rates = (*RATES, "flip_rate") if plan.get("flips") else RATES
+
+    def means(row: str, column: str) -> str:
+        return _means(by_cell.get((row, column), {}), rates)
+
+    shown = " / ".join(NAMES[rate] for rate in rates)
+    parts = [f"{shown[0].upper()}{shown[1:]}, %, means over the seeds (n):"]
+    parts.append(_table(plan, plan["columns"], means, plan["rows"]))
     if "rounds" in plan:
         parts += _curves(plan, lines)
     clean = plan.get("clean")
@@ -219,9 +225,9 @@ def tables_of(name: str) -> str:
         others = [column for column in plan["columns"] if column != clean]
 
         def change(row: str, column: str) -> str:
-            return _changes(by_cell.get((row, clean), {}), by_cell.get((row, column), {}))
+            return _changes(by_cell.get((row, clean), {}), by_cell.get((row, column), {}), rates)
 
-        head = f"Changes against “{clean}” of the same seed, points of accuracy / of ASR, with 95 % intervals:"
+        head = f"Changes against “{clean}” of the same seed, points of {shown}, with 95 % intervals:"
         parts += [head, _table(plan, others, change, [row for row in plan["rows"] if is_wanted(plan, row, clean)])]
         if plan.get("weights"):
             parts += [_weights(plan, by_cell, column) for column in others]
@@ -295,17 +301,17 @@ def _table(plan: dict[str, Any], columns: Sequence[str], cell: Any, of: Iterable
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _means(found: dict[str, Line], figures: Sequence[str] = RATES) -> str:
+def _means(found: dict[str, Line], figures: Sequence[str]) -> str:
     rates = [_figures(found, figure) for figure in figures]
     shown = [f"{100 * statistics.fmean(values):.1f}" if values else "-" for values in rates]
     counts = dict.fromkeys(map(len, rates))  # a precision is there only where something is left out
     return f"{' / '.join(shown)} ({', '.join(map(str, counts))})" if found else "-"
 
 
-def _changes(clean: dict[str, Line], attacked: dict[str, Line]) -> str:
+def _changes(clean: dict[str, Line], attacked: dict[str, Line], figures: Sequence[str]) -> str:
     seeds = sorted({*clean} & {*attacked}, key=int)
     shown = []
-    for figure in RATES:
+    for figure in figures:
         pairs = [(clean[seed][figure], attacked[seed][figure]) for seed in seeds]
         known = [(float(a), float(b)) for a, b in pairs if a and b]
         found = paired_difference([a for a, _ in known], [b for _, b in known]) if known else None

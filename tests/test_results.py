@@ -144,7 +144,7 @@ def _rates(results: ModuleType, row: str, column: str) -> list[tuple[float, floa
     return [(float(line["accuracy"]), float(line["attack_success_rate"])) for line in lines]
 
 
-def test_what_the_guide_says_of_the_backdoor_in_less_than_a_minute(results: ModuleType) -> None:
+def test_what_the_guide_says_of_the_backdoor_in_a_minute(results: ModuleType) -> None:
     """With every seed: diluted by averaging, planted by a boost, stopped by Multi-Krum, planted by spread poison."""
     clean = {row: _rates(results, row, "clean") for row in ("fedavg", "multi_krum")}
     for (accuracy, rate), (usual, before) in zip(_rates(results, "fedavg", "one"), clean["fedavg"], strict=True):

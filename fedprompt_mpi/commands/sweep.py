@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from fedprompt_mpi.comm.placement import own_processors
 from fedprompt_mpi.commands.settings import add_plugins, command_parser, parse, parse_settings
 from fedprompt_mpi.config import RunConfig, SettingsError, from_dict, to_dict
 from fedprompt_mpi.files import RunFile, open_to_append, read_toml
@@ -162,7 +163,8 @@ def sweep(plans: Sequence[Plan], *, launch: str = "", jobs: int = 1, say: Callab
     Args:
         plans: the runs.
         launch: what goes before python, such as "mpirun -n 11".
-        jobs: runs at a time.
+        jobs: runs at a time. Without a launcher they share the cores, unless OMP_NUM_THREADS says otherwise: threads
+            that outnumber cores spend their time waiting for each other.
         say: called with a line about each run; by default it is printed.
 
     Returns:
@@ -177,6 +179,8 @@ def sweep(plans: Sequence[Plan], *, launch: str = "", jobs: int = 1, say: Callab
         raise SettingsError(f"--jobs is {jobs}: give a number from 1")
     done = [_is_done(plan.directory, parse_settings(plan.command_line)) for plan in plans]
     runner = _Runner(launch, len(plans), say or (lambda line: print(line, flush=True)))
+    if jobs > 1 and not launch:
+        runner.environment = {"OMP_NUM_THREADS": str(max(1, len(own_processors()) // jobs)), **runner.environment}
     with runner.signals(), concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         numbered = zip(itertools.count(1), plans, done, strict=False)
         statuses = list(pool.map(lambda planned: runner.run(*planned), numbered))
@@ -212,6 +216,7 @@ class _Runner:
         self._count, self._say = count, say
         self._began, self._ran, self._left = time.monotonic(), 0, count
         self._running: set[subprocess.Popen[bytes]] = set()
+        self.environment = {**os.environ, **kept_importer()}
         self.asked_to_stop = False
 
     def run(self, number: int, plan: Plan, is_done: bool) -> int:
@@ -230,7 +235,7 @@ class _Runner:
             # a session of its own: a terminal's Ctrl-C reaches the run once, from here
             process = subprocess.Popen(
                 [*self._command, *plan.command_line],
-                env={**os.environ, **kept_importer()},
+                env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -109,7 +109,7 @@ class ProductSums:
             yield pair.place, np.concatenate([(new_a - a).ravel(), (new_b - b).ravel()])
 
     def _whole(self, chunk: slice, deltas: np.ndarray) -> Iterator[tuple[Pair, np.ndarray]]:
-        """Yield each pair whose last coordinates have come, and its deltas `[k, r (in + out)]` of clients that count."""
+        """Yield each pair whose last coordinates have come, and its deltas `[k, r (in + out)]` of who counts."""
         while self._pairs:
             place = self._pairs[0].place
             first, last = max(place.start, chunk.start), min(place.stop, chunk.stop)

@@ -1,6 +1,7 @@
 """Sweeps run what is missing; and the paper's recipes are what their small table says."""
 
 import importlib.util
+import json
 import re
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from fedprompt_mpi.comm.placement import own_processors
 from fedprompt_mpi.commands.report import runs_in
 from fedprompt_mpi.commands.settings import parse_settings
 from fedprompt_mpi.commands.sweep import axis, recipe_flags
@@ -58,12 +60,14 @@ def test_what_is_done_is_skipped_and_what_was_cut_goes_on(recipes: Path) -> None
 def test_lists_of_values_are_a_grid_and_the_folder_can_be_reported(tmp_path: Path) -> None:
     axes = ['--federation.aggregator=["fedavg", "median"]', "--poison.clients=[[], [0]]"]
     flags = [*SMALL, "--federation.rounds=1", "--client.steps=1", f"--runs={tmp_path / 'runs'}", "--jobs=2"]
-    finished = launch(1, "-m", "fedprompt_mpi", "sweep", *flags, *axes)
+    finished = launch(1, "-m", "fedprompt_mpi", "sweep", *flags, *axes, environment={"OMP_NUM_THREADS": None})
     assert finished.status == 0, finished
     names = {f"default-aggregator-{rule}-clients-{who}" for rule in ("fedavg", "median") for who in ("none", "0")}
     assert {path.name for path in (tmp_path / "runs").iterdir() if path.is_dir()} == names
     settings = tomllib.loads((tmp_path / "runs" / "default-aggregator-median-clients-0" / "config.toml").read_text())
     assert (settings["federation"]["aggregator"], settings["poison"]["clients"]) == ("median", [0])
+    (rank,) = json.loads((tmp_path / "runs" / min(names) / "environment.json").read_text())["ranks"]
+    assert rank["threads"] == max(1, len(own_processors()) // 2)  # both runs at a time share the cores
     inside = sorted((tmp_path / "runs").iterdir())  # runs/*, with their logs
     assert runs_in(tmp_path / "runs") == [run for path in inside for run in runs_in(path)]
     assert {run.name for run in runs_in(tmp_path / "runs")} == names
