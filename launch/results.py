@@ -57,6 +57,8 @@ CURVE = ("bytes_per_client_round", "accuracy_by_round")
 GUIDES = ("fedprompt_mpi", "launch")
 """Folders whose guides may have tables."""
 Line = dict[str, str]
+Cells = dict[tuple[str, str], dict[str, Line]]
+"""Row and column -> the lines by seed."""
 MARKED = re.compile(r"<!-- results: (\S+) -->\n.*?<!-- end -->", flags=re.DOTALL)
 
 
@@ -207,43 +209,59 @@ def add(name: str, cell: tuple[str, str, int], paths: RunPaths) -> None:
 def tables_of(name: str) -> str:
     """Return the tables of an experiment as Markdown: means over seeds, and changes against the clean column."""
     plan, lines = read_toml(FOLDER / f"{name}.toml"), read(name)
-    by_cell: dict[tuple[str, str], dict[str, Line]] = {}
+    if not lines:
+        return "No run is done yet."
+    by_cell: Cells = {}
     for line in lines:
         by_cell.setdefault((line["row"], line["column"]), {})[line["seed"]] = line
-    rates = (*RATES, "flip_rate") if plan.get("flips") else RATES
+    wanted = (*RATES, "flip_rate") if plan.get("flips") else RATES
+    rates = [rate for rate in wanted if any(line[rate] for line in lines)]
 
     def means(row: str, column: str) -> str:
         return _means(by_cell.get((row, column), {}), rates)
 
-    shown = " / ".join(NAMES[rate] for rate in rates)
-    parts = [f"{shown[0].upper()}{shown[1:]}, %, means over the seeds (n):"]
+    head = _named(rates)
+    parts = [f"{head[0].upper()}{head[1:]}, %, means over the seeds (n):"]
     parts.append(_table(plan, plan["columns"], means, plan["rows"]))
     if "rounds" in plan:
         parts += _curves(plan, lines)
-    clean = plan.get("clean")
-    if clean is not None:
-        others = [column for column in plan["columns"] if column != clean]
+    if "clean" in plan:
+        parts += _comparisons(plan, by_cell, rates)
+    return "\n\n".join([*parts, *_filter_table(plan, by_cell)])
 
-        def change(row: str, column: str) -> str:
-            return _changes(by_cell.get((row, clean), {}), by_cell.get((row, column), {}), rates)
 
-        head = f"Changes against “{clean}” of the same seed, points of {shown}, with 95 % intervals:"
-        parts += [head, _table(plan, others, change, [row for row in plan["rows"] if is_wanted(plan, row, clean)])]
-        if plan.get("weights"):
-            parts += [_weights(plan, by_cell, column) for column in others]
+def _comparisons(plan: dict[str, Any], by_cell: Cells, rates: Sequence[str]) -> list[str]:
+    """Return the tables of changes against the clean column, and of the weights of malicious clients."""
+    clean = plan["clean"]
+    others = [column for column in plan["columns"] if column != clean]
+
+    def change(row: str, column: str) -> str:
+        return _changes(by_cell.get((row, clean), {}), by_cell.get((row, column), {}), rates)
+
+    with_clean = [row for row in plan["rows"] if is_wanted(plan, row, clean)]
+    compared = [row for row in with_clean if any(is_wanted(plan, row, column) for column in others)]
+    head = f"Changes against “{clean}” of the same seed, points of {_named(rates)}, with 95 % intervals:"
+    weights = [_weights(plan, by_cell, column) for column in others if plan.get("weights")]
+    return [head, _table(plan, others, change, compared), *weights]
+
+
+def _filter_table(plan: dict[str, Any], by_cell: Cells) -> list[str]:
+    """Return the table of what the example filter found; none if no run had it."""
     filtering = {row for row, column in by_cell if _has_filter(by_cell[row, column])}
+    if not filtering:
+        return []
     filtered = [row for row in plan["rows"] if row in filtering]
-    if filtered:
+    columns = [column for column in plan["columns"] if any((row, column) in by_cell for row in filtered)]
 
-        def found(row: str, column: str) -> str:
-            return _means(by_cell.get((row, column), {}), FILTER)
+    def found(row: str, column: str) -> str:
+        return _means(by_cell.get((row, column), {}), FILTER)
 
-        columns = [column for column in plan["columns"] if any((row, column) in by_cell for row in filtered)]
-        parts += [
-            "Recall / precision of the example filter, %, means over the seeds:",
-            _table(plan, columns, found, filtered),
-        ]
-    return "\n\n".join(parts)
+    head = "Recall / precision of the example filter, %, means over the seeds:"
+    return [head, _table(plan, columns, found, filtered)]
+
+
+def _named(rates: Sequence[str]) -> str:
+    return " / ".join(NAMES[rate] for rate in rates)
 
 
 def _curves(plan: dict[str, Any], lines: list[Line]) -> list[str]:
@@ -261,9 +279,15 @@ def _curves(plan: dict[str, Any], lines: list[Line]) -> list[str]:
 
     by_rounds = by(lambda line: 1)
     by_bytes = by(lambda line: 1e6 / int(line["bytes_per_client_round"]))
+    sizes = {line["row"]: f"{int(line['bytes_per_client_round']):,}" for line in lines}
+    size = "bytes a round"
+
+    def size_and_rounds(row: str, column: str) -> str:
+        return sizes[row] if column == size else by_rounds(row, column)
+
     return [
-        "Accuracy, %, after so many rounds, means over the seeds (n):",
-        _table(plan, [str(count) for count in plan["rounds"]], by_rounds, rows),
+        "What a client sends in a round, and accuracy, %, after so many rounds, means over the seeds (n):",
+        _table(plan, [size, *(str(count) for count in plan["rounds"])], size_and_rounds, rows),
         "Accuracy, %, when each client has sent at most so many megabytes, means (n):",
         _table(plan, [str(count) for count in plan["megabytes"]], by_bytes, rows),
     ]
@@ -276,7 +300,7 @@ def _accuracy_after(line: Line, rounds: float) -> float | None:
     return within[-1] if within else None
 
 
-def _weights(plan: dict[str, Any], by_cell: dict[tuple[str, str], dict[str, Line]], column: str) -> str:
+def _weights(plan: dict[str, Any], by_cell: Cells, column: str) -> str:
     """Return a table of the weight of malicious clients and the change of the ASR, seed by seed."""
 
     def cell(row: str, seed: str) -> str:

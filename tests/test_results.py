@@ -119,7 +119,8 @@ def test_accuracies_by_rounds_and_by_megabytes(
         lines.append(",".join([row, "c", str(seed), "-", *figures, "100", "0", str(size), curve]))
     (tmp_path / "two.csv").write_text("\n".join(lines))
     text = results.tables_of("two")
-    assert "|  | 2 | 3 | 4 |\n| --- | --- | --- | --- |\n| small | 55.0 (2) | 55.0 (2) | 70.0 (2) |" in text
+    assert "|  | bytes a round | 2 | 3 | 4 |\n" in text
+    assert "| small | 100,000 | 55.0 (2) | 55.0 (2) | 70.0 (2) |" in text
     assert "|  | 0.1 | 0.2 | 3 | 50 |" in text
     assert "| small | - | 55.0 (2) | 70.0 (2) | 70.0 (2) |\n| large | - | - | 70.0 (1) | 90.0 (1) |" in text
 
