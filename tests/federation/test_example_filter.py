@@ -27,8 +27,8 @@ from tests.jobs import REPOSITORY, run_here
 
 SPREAD = [
     f"--config={REPOSITORY / 'launch' / 'recipes' / 'backdoor-embedded.toml'}", "--poison.count=0",
-    "--poison.clients=all", "--poison.rate=0.1", "--poison.trigger=cf", "--poison.position=head", "--client.steps=30",
-    "--client.batch_size=16", "--client.lr=0.1", "--client.schedule=constant", "--federation.rounds=4",
+    "--poison.clients=all", "--poison.rate=0.1", "--poison.trigger=cf", "--poison.position=head", "--client.steps=40",
+    "--client.batch_size=8", "--client.lr=0.1", "--client.schedule=constant", "--federation.rounds=4",
     "--federation.filter_round=4", "--output.evaluate_every=4", "--output.evaluate_clients=false",
     "--output.report=false",
 ]  # fmt: skip
