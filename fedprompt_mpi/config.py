@@ -508,10 +508,9 @@ class RunConfig:
                 f"client.batched is {self.client.batched} but prompt.method is full: "
                 "whole models cannot share one pass, use auto or 1"
             )
-        if self.model.checkpoint_activations and self.prompt.method not in ("soft", "p_tuning", "full"):
+        if self.model.checkpoint_activations and self.prompt.method == "prefix":
             raise SettingsError(
-                f"model.checkpoint_activations is true but prompt.method is {self.prompt.method}, which a second pass "
-                "does not see: "
+                "model.checkpoint_activations is true but prompt.method is prefix, which a second pass does not see: "
                 "leave it out, and take smaller parts (client.accumulate)"
             )
         if self.output.backdoor_snr and (not self.poison.has_trigger or self.prompt.method == "full"):

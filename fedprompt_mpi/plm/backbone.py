@@ -150,7 +150,8 @@ class Backbone:
                     self._rates.append((layer, name, value))
                     setattr(layer, name, 0.0)
             layer.gradient_checkpointing = layer.training = True
-            layer._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)
+            again = functools.partial(checkpoint, use_reentrant=False, context_fn=self._adapting.both_passes)
+            layer._gradient_checkpointing_func = again
 
     @contextlib.contextmanager
     def dropping_out(self, seed: int) -> Iterator[None]:

@@ -181,6 +181,18 @@ def test_clients_in_one_pass_train_as_one_by_one(kind: str, method: list[str], t
     assert np.abs(vectors[0] - load_prompt(tmp_path / "before").vector).max() > 1e-3
 
 
+@pytest.mark.parametrize(("kind", "method"), [("bert", "lora"), ("gpt2", "lora"), ("t5", "lora"), ("bert", "bitfit")])
+def test_activations_computed_again_are_those_of_each_piece(kind: str, method: str, tiny: Tiny, tmp_path: Path) -> None:
+    """Clients of one pass go through the model in pieces, all of them before the first is computed again."""
+    vectors = []
+    for again in ("true", "false"):
+        flags = [f"--model.name={tiny(kind)}", f"--prompt.method={method}", f"--model.checkpoint_activations={again}"]
+        run_here(tmp_path / again, *flags, *SHORT, "--client.optimizer=sgd", "--client.lr=1")
+        vectors.append(load_prompt(tmp_path / again).vector)
+    np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-5)
+    assert np.isfinite(vectors[0]).all()
+
+
 def test_bitfit_trains_biases_alone(tiny: Tiny, tmp_path: Path) -> None:
     """Untrained, it is the model; its parameters are the model's own biases."""
     flags = [f"--model.name={tiny('bert')}", "--prompt.method=bitfit", "--federation.rounds=0", "--task.max_test=100"]
