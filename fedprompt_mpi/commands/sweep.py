@@ -180,7 +180,7 @@ def sweep(plans: Sequence[Plan], *, launch: str = "", jobs: int = 1, say: Callab
     done = [_is_done(plan.directory, parse_settings(plan.command_line)) for plan in plans]
     runner = _Runner(launch, len(plans), say or (lambda line: print(line, flush=True)))
     if jobs > 1 and not launch:
-        runner.environment = {"OMP_NUM_THREADS": str(max(1, len(own_processors()) // jobs)), **runner.environment}
+        runner.threads = max(1, len(own_processors()) // jobs)
     with runner.signals(), concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         numbered = zip(itertools.count(1), plans, done, strict=False)
         statuses = list(pool.map(lambda planned: runner.run(*planned), numbered))
@@ -216,7 +216,7 @@ class _Runner:
         self._count, self._say = count, say
         self._began, self._ran, self._left = time.monotonic(), 0, count
         self._running: set[subprocess.Popen[bytes]] = set()
-        self.environment = {**os.environ, **kept_importer()}
+        self.threads: int | None = None
         self.asked_to_stop = False
 
     def run(self, number: int, plan: Plan, is_done: bool) -> int:
@@ -235,7 +235,7 @@ class _Runner:
             # a session of its own: a terminal's Ctrl-C reaches the run once, from here
             process = subprocess.Popen(
                 [*self._command, *plan.command_line],
-                env=self.environment,
+                env=self._environment(plan),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -253,6 +253,13 @@ class _Runner:
         else:
             self._say(f"{where}: {self._result(paths)}{self._time_left()}")
         return status
+
+    def _environment(self, plan: Plan) -> dict[str, str]:
+        """Return the variables of a run; one that takes one thread, for the same bits everywhere, is left alone."""
+        own = {**os.environ, **kept_importer()}
+        if self.threads is None or parse_settings(plan.command_line).client.batched == 1:
+            return own
+        return {"OMP_NUM_THREADS": str(self.threads), **own}
 
     def _result(self, paths: RunPaths) -> str:
         """Return accuracy, attack success rate and time of a finished run."""

@@ -236,7 +236,7 @@ def _read_first(path: str) -> Checkpoint:
     if is_adapter(path):
         return Checkpoint(vector=read_adapter(path).ravel(), round_=0, record=RoundRecord(round=0))
     tensors, _ = read_prompt(path)
-    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    shapes = {name: tensor.shape for name, tensor in tensors.items() if name != "vector"}
     return Checkpoint(vector=tensors["vector"], round_=0, record=RoundRecord(round=0), shapes=shapes)
 
 
@@ -366,9 +366,9 @@ def _check_vector(found: Checkpoint, layout: "FlatLayout", config: RunConfig) ->
             "(float32): take one of the same model and method"
         )
     for name, shape in zip(layout.names, layout.shapes, strict=True):
-        if found.shapes.get(name, shape) != shape:
+        if found.shapes and found.shapes.get(name) != shape:
             raise SettingsError(
-                f"the prompt to start from has {name} as {found.shapes[name]}, but {named} as {shape}: "
+                f"the prompt to start from has {name} as {found.shapes.get(name, 'nothing')}, but {named} as {shape}: "
                 "take one of the same model, method and sizes"
             )
     if not np.isfinite(vector).all():

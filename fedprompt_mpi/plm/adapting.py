@@ -76,7 +76,7 @@ class Adapting:
     def both_passes(self) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
         """Return the contexts of a layer's forward pass now, and of the same computed again in the backward pass.
 
-        By then another forward pass may have gone through the model, or none is in progress.
+        By then the forward pass is over, and another may have gone through the model.
         """
         return contextlib.nullcontext(), self._adding(self._added)
 

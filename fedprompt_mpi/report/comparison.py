@@ -67,7 +67,7 @@ def write_comparison(groups: Sequence[Group], out: Path) -> tuple[Path, str]:
     sections += [_section(table) for table in (*over_seeds, *paired)]
     with theme.style():
         for key, by_bytes, heading in CURVES:
-            if by_bytes and len({tuple(bytes_sent(known)) for known in groups}) == 1:
+            if by_bytes and _send_alike(groups):
                 continue  # the same curves as by round
             for start in range(0, len(groups), MOST_CURVES):
                 some = slice(start, start + MOST_CURVES)
@@ -146,10 +146,17 @@ def bytes_sent(known: Group) -> np.ndarray:
     return np.cumsum([record.bytes_up for record in run.rounds]) / max(run.clients, 1)
 
 
+def _send_alike(groups: Sequence[Group]) -> bool:
+    """Return whether clients of all groups have sent as much after as many rounds, as far as all have come."""
+    sent = [some for some in map(bytes_sent, groups) if len(some)]
+    rounds = min(map(len, sent), default=0)
+    return len({tuple(some[:rounds]) for some in sent}) <= 1
+
+
 def by_round(known: Group, key: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return rounds, mean and standard deviation of a rate in percent, where all runs of a group have it."""
     of_run = [{r.round: getattr(r, key) for r in run.evaluated if getattr(r, key) is not None} for run in known.runs]
     rounds = sorted(set.intersection(*map(set, of_run)))
     values = 100 * np.array([[rates[round_] for round_ in rounds] for rates in of_run])
     deviation = values.std(axis=0, ddof=1) if len(of_run) > 1 else np.zeros(len(rounds))
-    return np.array(rounds), values.mean(axis=0), deviation
+    return np.array(rounds, dtype=int), values.mean(axis=0), deviation

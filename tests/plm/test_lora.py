@@ -1,6 +1,7 @@
 """LoRA and BitFit: as many parameters, the same logits and the same files as PEFT; several clients in one pass."""
 
 import contextlib
+import functools
 import json
 import re
 from collections.abc import Callable
@@ -12,10 +13,12 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PEFT_DEFAULTS
+from torch.utils.checkpoint import checkpoint
 
 from fedprompt_mpi import SettingsError, load_prompt
 from fedprompt_mpi.commands.export import export
 from fedprompt_mpi.config import LoRAConfig, PromptConfig
+from fedprompt_mpi.plm.adapting import Adapting
 from fedprompt_mpi.plm.hugging_face import geometry_of, model_class, read_config
 from fedprompt_mpi.plm.late_imports import on_meta
 from fedprompt_mpi.plm.lora import targets_of
@@ -112,6 +115,9 @@ def test_a_frozen_a_is_not_sent_but_exported(tiny: Tiny, tmp_path: Path) -> None
     both = [flag for flag in flags if "freeze_a" not in flag]  # of half the rank A and B have as many parameters
     with pytest.raises(SettingsError, match=r"lora_A as \(8, 32\), but method lora .* as \(4, 32\)"):
         run_here(tmp_path / "again", *both, "--prompt.lora.rank=4", f"--prompt.init={tmp_path / '0'}")
+    keys = '--prompt.lora.targets=["key"]'  # half as many matrices, of A and B
+    with pytest.raises(SettingsError, match=r"self\.key\.lora_A as nothing, but"):
+        run_here(tmp_path / "again", *both, keys, f"--prompt.init={tmp_path / '0'}")
 
 
 def test_a_client_of_a_smaller_rank_trains_its_own_rows_alone(tiny: Tiny) -> None:
@@ -140,7 +146,10 @@ def test_a_resumed_run_of_products_is_the_same(tmp_path: Path) -> None:
     for name, parts in (("whole", [2]), ("parts", [1, 2])):
         for rounds in parts:
             resume = [f"--output.resume={'true' if rounds > parts[0] else 'false'}"]
+            rounds_file = tmp_path / name / "rounds.jsonl"
+            before = rounds_file.read_text().splitlines()[0] if rounds_file.exists() else ""
             run_here(tmp_path / name, *flags, *resume, f"--federation.rounds={rounds}", "--client.schedule=constant")
+            assert rounds_file.read_text().startswith(before)  # with its times: it has not begun anew
     whole, parts = (load_prompt(tmp_path / name).vector for name in ("whole", "parts"))
     np.testing.assert_array_equal(whole, parts)
 
@@ -182,8 +191,8 @@ def test_clients_in_one_pass_train_as_one_by_one(kind: str, method: list[str], t
 
 
 @pytest.mark.parametrize(("kind", "method"), [("bert", "lora"), ("gpt2", "lora"), ("t5", "lora"), ("bert", "bitfit")])
-def test_activations_computed_again_are_those_of_each_piece(kind: str, method: str, tiny: Tiny, tmp_path: Path) -> None:
-    """Clients of one pass go through the model in pieces, all of them before the first is computed again."""
+def test_activations_computed_again_are_the_same(kind: str, method: str, tiny: Tiny, tmp_path: Path) -> None:
+    """A layer's second pass adds what its first one did, though the forward pass is over."""
     vectors = []
     for again in ("true", "false"):
         flags = [f"--model.name={tiny(kind)}", f"--prompt.method={method}", f"--model.checkpoint_activations={again}"]
@@ -191,6 +200,23 @@ def test_activations_computed_again_are_those_of_each_piece(kind: str, method: s
         vectors.append(load_prompt(tmp_path / again).vector)
     np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-5)
     assert np.isfinite(vectors[0]).all()
+
+
+def test_each_second_pass_adds_what_its_own_first_one_did() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3))
+    adapting, given = Adapting(model), torch.randn(5, 4)
+    factors = [(torch.randn(1, 2, 4, requires_grad=True), torch.randn(1, 3, 2, requires_grad=True)) for _ in range(2)]
+
+    def gradients(forward: Any) -> list[torch.Tensor]:
+        sums = []
+        for pair in factors:  # both go forward before one is computed again
+            with adapting.adding({"0": pair}, {}, None, 5):
+                sums.append(forward(given).square().sum())
+        return list(torch.autograd.grad(torch.stack(sums).sum(), [part for pair in factors for part in pair]))
+
+    again = functools.partial(checkpoint, model, use_reentrant=False, context_fn=adapting.both_passes)
+    for ours, theirs in zip(gradients(again), gradients(model), strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_bitfit_trains_biases_alone(tiny: Tiny, tmp_path: Path) -> None:

@@ -68,6 +68,8 @@ def test_bytes_are_those_that_clients_have_sent(runs: list[Path]) -> None:
     half = dataclasses.replace(run, rounds=[first, second, dataclasses.replace(third, bytes_up=third.bytes_up // 2)])
     for known, sent in ((run, [0, size, 2 * size]), (half, [0, size, 1.5 * size])):
         assert bytes_sent(group([known])[0]).tolist() == sent
+    begun = dataclasses.replace(read_run(runs[-1]), rounds=[])  # nothing is evaluated yet
+    curves(group([run, begun]), ["run", "begun"], "accuracy", by_bytes=True)
 
 
 def test_the_tables(runs: list[Path], tmp_path: Path) -> None:
