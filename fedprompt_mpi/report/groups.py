@@ -57,11 +57,23 @@ def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     return by_name
 
 
+def _in_use(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with those of tables inside of sections by name, but those that belong to another method."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            is_other = name.startswith("prompt.") and name != f"prompt.{settings['prompt.method']}"
+            found |= {} if is_other else {f"{name}.{inner}": own for inner, own in value.items()}
+        else:
+            found[name] = value
+    return found
+
+
 def group(runs: Sequence[RunData]) -> list[Group]:
     """Group runs that differ only in seed and machine; groups are in the order of their first runs."""
     groups: list[Group] = []
     for run in runs:
-        settings = flat(run.settings)
+        settings = _in_use(flat(run.settings))
         found = next((known for known in groups if known.settings == settings), None)
         if found is None:
             groups.append(Group(settings=settings, runs=[run]))
@@ -84,7 +96,13 @@ def differing(groups: Sequence[Group]) -> list[str]:
     The trigger of a poisoned run is none of them if each run has the one that its malicious clients imply.
     """
     names = sorted({name for known in groups for name in known.settings})
-    found = [name for name in names if len({repr(known.settings.get(name)) for known in groups}) > 1]
+
+    def values(name: str) -> set[str]:
+        """Return what the groups have; a method's own settings are those of its groups alone."""
+        is_own = name.count(".") > 1
+        return {repr(known.settings.get(name)) for known in groups if name in known.settings or not is_own}
+
+    found = [name for name in names if len(values(name)) > 1]
     implied = all(known.settings.get(TRIGGER) == known.implied_trigger for known in groups)
     return [name for name in found if name != TRIGGER or not implied]
 
@@ -106,14 +124,14 @@ def who_is_poisoned(settings: Mapping[str, Any]) -> str:
 
 def _words(known: Group, names: Sequence[str]) -> list[str]:
     """Return in words what a group's settings of these names are; who is poisoned is one of them."""
-    words = [_word(name, known.settings.get(name)) for name in names if name not in WHO]
+    words = [_word(name, known.settings[name]) for name in names if name not in WHO and name in known.settings]
     return [*words, who_is_poisoned(known.settings)] if not WHO.isdisjoint(names) else words
 
 
 def _word(name: str, value: Any) -> str:
-    short = name.split(".")[1]
+    short = name.rpartition(".")[2]
     return str(value) if isinstance(value, str) and short in ("name", "method", "partition", "aggregator") else (
-        f"{short} {'-' if value is None else value}"
+        f"{short} {'-' if value in (None, '') else value}"
     )  # fmt: skip
 
 

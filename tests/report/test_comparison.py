@@ -48,6 +48,17 @@ def test_runs_that_differ_in_seed_alone_are_one(runs: list[Path]) -> None:
     assert "num_virtual_tokens 4" in names[3]
 
 
+def test_a_method_s_own_settings_are_no_other_method_s(runs: list[Path]) -> None:
+    """Ranks of LoRA stand beside LoRA alone, by name."""
+    run = read_run(runs[0])
+    both = []
+    for rank in (1, 4):
+        lora = {**run.settings["prompt"], "method": "lora", "lora": {"rank": rank, "alpha": 8.0, "seed": 0}}
+        both.append(dataclasses.replace(run, settings={**run.settings, "prompt": lora}))
+    names = labels(group([run, *both]))
+    assert names == ["soft", "rank 1, lora", "rank 4, lora"]
+
+
 def test_mean_and_deviation_over_seeds(runs: list[Path]) -> None:
     (known,) = group([read_run(run) for run in runs[:3]])
     accuracies = [read_run(run).rounds[-1].accuracy or 0.0 for run in runs[:3]]
