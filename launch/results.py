@@ -6,12 +6,11 @@
 
 launch/results/NAME.toml defines an experiment: rows and columns of settings, and seeds. It may have the rows that a
 column has alone (only), the settings of a run whose prompt all others begin with (start), the rounds and megabytes
-after which accuracies are compared, and say that weights of malicious clients (weights) and the share of texts that the
-trigger turns (flips) are shown. Each cell with each seed is
-a run in OUT, which experiments may share; once it is finished its figures become a line of launch/results/NAME.csv,
-which is committed. A line names the settings that it was made with by a hash, model and data left out. All FLAGS go
-to every run (where data and model are). A table in a guide stands between the lines <!-- results: NAME -->
-and <!-- end -->.
+after which accuracies are compared, and say that weights of malicious clients (weights) and the share of texts that
+the trigger turns (flips) are shown. Each cell with each seed is a run in OUT, which experiments may share; once it is
+finished its figures become a line of launch/results/NAME.csv, which is committed. A line names the settings that it was
+made with by a hash, model and data left out. All FLAGS go to every run (where data and model are). A table in a guide
+stands between the lines <!-- results: NAME --> and <!-- end -->.
 """
 
 import argparse

@@ -177,16 +177,31 @@ def sweep(plans: Sequence[Plan], *, launch: str = "", jobs: int = 1, say: Callab
     """
     if jobs < 1:
         raise SettingsError(f"--jobs is {jobs}: give a number from 1")
-    done = [_is_done(plan.directory, parse_settings(plan.command_line)) for plan in plans]
+    configs = [parse_settings(plan.command_line) for plan in plans]
+    done = [_is_done(plan.directory, config) for plan, config in zip(plans, configs, strict=True)]
+    variables = [{} if launch else shared_cores(config, jobs) for config in configs]
     runner = _Runner(launch, len(plans), say or (lambda line: print(line, flush=True)))
-    if jobs > 1 and not launch:
-        runner.threads = max(1, len(own_processors()) // jobs)
     with runner.signals(), concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        numbered = zip(itertools.count(1), plans, done, strict=False)
+        numbered = zip(itertools.count(1), plans, done, variables, strict=False)
         statuses = list(pool.map(lambda planned: runner.run(*planned), numbered))
     if runner.asked_to_stop or STOPPED in statuses:
         return STOPPED
     return next((status for status in statuses if status), 0)
+
+
+def shared_cores(config: RunConfig, jobs: int) -> dict[str, str]:
+    """Return the variables by which a process of its own computes on its share of the cores, beside others.
+
+    OMP_NUM_THREADS stays as it is if it is set. A run of one client a pass takes one thread anyway, for the same bits
+    everywhere.
+
+    Args:
+        config: of the run.
+        jobs: runs at a time.
+    """
+    if jobs == 1 or config.client.batched == 1 or "OMP_NUM_THREADS" in os.environ:
+        return {}
+    return {"OMP_NUM_THREADS": str(max(1, len(own_processors()) // jobs))}
 
 
 def _is_done(directory: Path, config: RunConfig) -> bool:
@@ -216,11 +231,10 @@ class _Runner:
         self._count, self._say = count, say
         self._began, self._ran, self._left = time.monotonic(), 0, count
         self._running: set[subprocess.Popen[bytes]] = set()
-        self.threads: int | None = None
         self.asked_to_stop = False
 
-    def run(self, number: int, plan: Plan, is_done: bool) -> int:
-        """Run one plan to its end, unless it is done; return its exit status."""
+    def run(self, number: int, plan: Plan, is_done: bool, variables: dict[str, str]) -> int:
+        """Run one plan to its end with some more variables, unless it is done; return its exit status."""
         if self.asked_to_stop:
             return STOPPED
         where, paths = f"{number}/{self._count} {plan.directory}", RunPaths(plan.directory)
@@ -235,7 +249,7 @@ class _Runner:
             # a session of its own: a terminal's Ctrl-C reaches the run once, from here
             process = subprocess.Popen(
                 [*self._command, *plan.command_line],
-                env=self._environment(plan),
+                env={**os.environ, **kept_importer(), **variables},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -253,13 +267,6 @@ class _Runner:
         else:
             self._say(f"{where}: {self._result(paths)}{self._time_left()}")
         return status
-
-    def _environment(self, plan: Plan) -> dict[str, str]:
-        """Return the variables of a run; one that takes one thread, for the same bits everywhere, is left alone."""
-        own = {**os.environ, **kept_importer()}
-        if self.threads is None or parse_settings(plan.command_line).client.batched == 1:
-            return own
-        return {"OMP_NUM_THREADS": str(self.threads), **own}
 
     def _result(self, paths: RunPaths) -> str:
         """Return accuracy, attack success rate and time of a finished run."""

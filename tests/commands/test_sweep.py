@@ -16,7 +16,7 @@ import pytest
 from fedprompt_mpi.comm.placement import own_processors
 from fedprompt_mpi.commands.report import runs_in
 from fedprompt_mpi.commands.settings import parse_settings
-from fedprompt_mpi.commands.sweep import axis, recipe_flags
+from fedprompt_mpi.commands.sweep import axis, recipe_flags, shared_cores
 from fedprompt_mpi.config import SettingsError
 from tests.jobs import REPOSITORY, SMALL, Finished, launch, read_rounds
 
@@ -73,6 +73,18 @@ def test_lists_of_values_are_a_grid_and_the_folder_can_be_reported(tmp_path: Pat
     assert {run.name for run in runs_in(tmp_path / "runs")} == names
     with pytest.raises(SettingsError, match="none is in it"):
         runs_in(tmp_path / "runs" / "default-aggregator-median-clients-0" / "checkpoint")
+
+
+def test_who_gets_a_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever would take all of them, beside others; not a run of one thread, whose bits are the same everywhere."""
+    monkeypatch.setattr("fedprompt_mpi.commands.sweep.own_processors", lambda: set(range(16)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    usual, alone = parse_settings([]), parse_settings(["--client.batched=1"])
+    assert shared_cores(usual, 3) == {"OMP_NUM_THREADS": "5"}
+    assert shared_cores(usual, 40) == {"OMP_NUM_THREADS": "1"}
+    assert shared_cores(usual, 1) == shared_cores(alone, 3) == {}
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert shared_cores(usual, 3) == {}
 
 
 @pytest.mark.parametrize(
