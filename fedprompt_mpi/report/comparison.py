@@ -113,9 +113,9 @@ def curves(groups: Sequence[Group], names: Sequence[str], key: str, *, by_bytes:
         rounds, mean, deviation = by_round(known, key)
         places: np.ndarray = rounds
         if by_bytes:
-            trained = rounds > 0  # a logarithmic axis has no 0
-            rounds, mean, deviation = rounds[trained], mean[trained], deviation[trained]
-            places = bytes_sent(known)[rounds]
+            sent = bytes_sent(known)[rounds]
+            some = sent > 0  # a logarithmic axis has no 0
+            places, rounds, mean, deviation = (values[some] for values in (sent, rounds, mean, deviation))
         if not len(places):
             continue
         (line,) = axis.plot(places, mean, style, color=colour, marker=marker, label=name)
