@@ -19,6 +19,7 @@ from fedprompt_mpi.rules.attacks import AttackOptions
 from fedprompt_mpi.rules.example_groups import ExampleFilterOptions
 from fedprompt_mpi.rules.server_optimizers import ServerOptimizerOptions
 from fedprompt_mpi.rules.setting import ALWAYS, Comparison, SettingsError, check, check_table, setting, typed
+from fedprompt_mpi.secagg.neighbours import least_clients, neighbourhood
 
 __all__ = ["RunConfig", "SettingsError"]
 
@@ -171,6 +172,8 @@ class _Federation:
     """Rounds of broadcast, local training and aggregation."""
     fraction: float = setting(1.0, above=0, at_most=1)
     """Share of the clients that takes part in a round (at least one)."""
+    dropout: float = setting(0.0, at_least=0, below=1)
+    """Probability with which a client of a round vanishes: it trains, but its update does not come."""
     partition: str = setting("iid", names=registry.partitions)
     """iid (equal random parts), quantity (sizes from a Dirichlet), label (each class's split from a Dirichlet),
     label_shares (each client's class shares from a Dirichlet, equal sizes), natural."""
@@ -389,6 +392,13 @@ class PrivacyConfig:
     """dp_fedavg: standard deviation of the noise on the sum of the updates, in units of clip_norm."""
     delta: float = setting(1e-5, above=0, below=1)
     """dp_fedavg: the delta of (epsilon, delta)."""
+    secure_aggregation: bool = setting(False, may_differ=_SWEEP | _CLEAN)
+    """Let rank 0 learn the sum of the updates and no single one (fedavg with federation.update_bound, norm_clip,
+    dp_fedavg); the result has the same bits."""
+    threshold: int | None = setting(None, at_least=2, may_differ=_SWEEP | _CLEAN)
+    """secure_aggregation: clients of a round that must be left at its end, or it is given up; not given, two thirds."""
+    neighbours: int | None = setting(None, at_least=2, may_differ=_SWEEP | _CLEAN)
+    """secure_aggregation: clients with which each client shares masks; not given, as few as is safe, about log K."""
 
     def __post_init__(self) -> None:
         check("privacy", self)
@@ -529,6 +539,7 @@ class RunConfig:
                 f"gradients without noise, but privacy.mechanism is {self.privacy.mechanism}: leave one of them out"
             )
         self._check_transport()
+        self._check_bound()
         if self.prompt.method == "lora":
             self._check_lora()
 
@@ -573,6 +584,8 @@ class RunConfig:
              "its result is no weighted sum of the updates"),
             (multiplies and rule is not None and rule.scales_updates, "aggregation", "federation.aggregator",
              "a product is not bounded by what the factors are scaled to"),
+            (multiplies and federation.update_bound is not None, "aggregation", "federation.update_bound",
+             "a product is not bounded by what the factors are scaled to"),
             (multiplies and federation.aggregator == "foolsgold", "aggregation", "federation.aggregator",
              "sums of updates over rounds mean nothing where the factors are made anew"),
             (multiplies and federation.server_optimizer != "plain", "aggregation", "federation.server_optimizer",
@@ -589,6 +602,76 @@ class RunConfig:
                     f"prompt.lora.{ours} is {getattr(lora, ours)} and {theirs} is {value}, but {why}: "
                     "leave one of them out"
                 )
+
+    def _check_bound(self) -> None:
+        """Check that a bound has a rule that takes it, and secure aggregation what it needs."""
+        federation, privacy = self.federation, self.privacy
+        rule, is_private = federation.aggregator, privacy.mechanism == "dp_fedavg"
+        if federation.update_bound is not None and (rule != "fedavg" or is_private):
+            whose = "privacy.mechanism is dp_fedavg" if is_private else f"federation.aggregator is {rule}"
+            raise SettingsError(
+                f"federation.update_bound is {federation.update_bound:g}, which is a bound of fedavg, but {whose}: "
+                "leave it out"
+            )
+        if not privacy.secure_aggregation:
+            for name in ("threshold", "neighbours"):
+                if (value := getattr(privacy, name)) is not None:
+                    raise SettingsError(
+                        f"privacy.{name} is {value} but privacy.secure_aggregation is false: set it, or leave this out"
+                    )
+            return
+        self._check_secure_rule()
+        clients = federation.clients if is_private else federation.cohort_size
+        if privacy.threshold is not None and privacy.threshold > clients:
+            raise SettingsError(
+                f"privacy.threshold is {privacy.threshold} but a round has {clients} clients: take at most {clients}"
+            )
+        if clients < 2:
+            raise SettingsError(
+                "privacy.secure_aggregation is true, but a round has 1 client, whose update would be the sum: "
+                "have more clients"
+            )
+        if privacy.neighbours is not None and not is_private:
+            least = least_clients(privacy.threshold, clients)
+            try:
+                neighbourhood(clients, least, privacy.neighbours)
+            except ValueError:
+                few = neighbourhood(clients, least).neighbours
+                raise SettingsError(
+                    f"privacy.neighbours is {privacy.neighbours}, which is too few, or odd, for {clients} clients of "
+                    f"which {least} must be left: take {few} or leave it out"
+                ) from None
+
+    def _check_secure_rule(self) -> None:
+        """Check that an update that nobody sees can be added up as the settings say."""
+        federation, prompt = self.federation, self.prompt
+        known = registry.aggregators.get(federation.aggregator)
+        bounded = self.privacy.mechanism == "dp_fedavg" or (known is not None and known.bounded_by is not None)
+        for is_wrong, name, why in (
+            (known is not None and not bounded, "federation.aggregator",
+             "it must see each update: take fedavg, norm_clip, or privacy.mechanism dp_fedavg"),
+            (federation.aggregator == "fedavg" and not self._has_bound, "federation.update_bound",
+             "without a bound of the updates there is no unit that does not betray them: give it"),
+            (federation.mixing, "federation.mixing", "it must see each update: leave it out"),
+            (federation.filter_round is not None, "federation.filter_round",
+             "for it clients send what their gradients have in common: leave it out"),
+            (self.comm.wire != "float32", "comm.wire", "masked updates are words of 32 bits: take float32"),
+            (self.comm.gpu_aware, "comm.gpu_aware", "updates are masked on the host: leave it out"),
+            (self.output.evaluate_clients, "output.evaluate_clients",
+             "rates of a client's own prompt betray its update: leave it out"),
+            (prompt.method == "lora" and prompt.lora.aggregation == "product", "prompt.lora.aggregation",
+             "rank 0 must see each client's factors: take factors or freeze_a"),
+        ):  # fmt: skip
+            if is_wrong:
+                value: Any = self
+                for part in name.split("."):
+                    value = getattr(value, part)
+                shown = {None: "not given", True: "true"}.get(value, value)
+                raise SettingsError(f"privacy.secure_aggregation is true and {name} is {shown}, but {why}")
+
+    @property
+    def _has_bound(self) -> bool:
+        return self.privacy.mechanism == "dp_fedavg" or self.federation.update_bound is not None
 
     def _check_transport(self) -> None:
         """Check that the way in which vectors travel fits what is done to them."""

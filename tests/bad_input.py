@@ -53,6 +53,10 @@ FREEZE_A = ("--prompt.method=lora", "--prompt.lora.aggregation=freeze_a")
 PRODUCT = ("--prompt.method=lora", "--prompt.lora.aggregation=product")
 
 
+SECURE = "--privacy.secure_aggregation=true"
+BOUND = (SECURE, "--federation.update_bound=1")
+
+
 class _Settings(tuple[str, ...]):
     """Flags that are wrong by themselves: no model, no data and no other rank is needed to say so."""
 
@@ -187,6 +191,31 @@ CASES: dict[str, tuple[Make, str]] = {
     "no natural clients": (_beside("--federation.partition=natural"), "task.user"),
     "too long for the model": (_beside("--model.max_length=190"), "192 positions"),
     "no GPU": (_beside("--model.device=cuda"), "sees no GPU"),
+    "an update bound of another rule": (
+        _flags("--federation.update_bound=1", "--federation.aggregator=median"), "which is a bound of fedavg"
+    ),
+    "an update bound under dp_fedavg": (
+        _flags("--federation.update_bound=1", "--privacy.mechanism=dp_fedavg"), "privacy.mechanism is dp_fedavg"
+    ),
+    "a threshold without secure aggregation": (_flags("--privacy.threshold=3"), "privacy.secure_aggregation is false"),
+    "secure aggregation without a bound": (_flags(SECURE), "federation.update_bound is not given"),
+    "secure aggregation by a rule that must see": (
+        _flags(SECURE, "--federation.aggregator=krum"), "it must see each update"
+    ),
+    "a threshold above the clients": (_flags(*BOUND, "--privacy.threshold=11"), "take at most 10"),
+    "a threshold above those of a round": (
+        _flags(*BOUND, "--privacy.threshold=6", "--federation.fraction=0.5"), "take at most 5"
+    ),
+    "too few neighbours": (_flags(*BOUND, "--privacy.neighbours=4"), "take 9 or leave it out"),
+    "secure aggregation of one client": (_flags(*BOUND, "--federation.clients=1"), "whose update would be the sum"),
+    "secure aggregation in a short format": (_flags(*BOUND, "--comm.wire=int8"), "comm.wire is int8"),
+    "secure aggregation of mixed updates": (_flags(*BOUND, "--federation.mixing=true"), "federation.mixing is true"),
+    "secure aggregation with the example filter": (_flags(*BOUND, "--federation.filter_round=1"), "filter_round is 1"),
+    "secure aggregation with evaluated clients": (
+        _flags(*BOUND, "--output.evaluate_clients=true"), "output.evaluate_clients is true"
+    ),
+    "secure aggregation of products": (_flags(*BOUND, *PRODUCT), "prompt.lora.aggregation is product"),
+    "everybody drops out": (_flags("--federation.dropout=1"), "federation.dropout"),
     "products of a rule without weights": (_flags(*PRODUCT, "--federation.aggregator=median"), "no weighted sum"),
     "products of a mixed rule without weights": (
         _flags(*PRODUCT, "--federation.aggregator=trimmed_mean", "--federation.mixing=true"), "no weighted sum"

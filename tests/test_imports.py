@@ -14,7 +14,8 @@ ALLOWED = {
     "start": set(),
     "rules": set(),
     "seeds": set(),
-    "config": {"rules", "seeds"},
+    "secagg": set(),
+    "config": {"rules", "secagg", "seeds"},
     "files": {"config"},
     "hub": set(),
     "liveness": {"start"},
@@ -23,7 +24,9 @@ ALLOWED = {
     "comm": {"liveness", "files", "config", "rules", "start"},
     "plugins": {"comm", "plm", "text", "files", "config", "rules", "seeds"},
     "rundir": {"plugins", "comm", "liveness", "files", "config", "rules", "start"},
-    "federation": {"rundir", "plugins", "comm", "liveness", "plm", "text", "files", "config", "rules", "seeds"},
+    "federation": {
+        "rundir", "plugins", "comm", "liveness", "plm", "text", "files", "config", "rules", "secagg", "seeds",
+    },
     "report": {"rundir", "comm", "liveness", "files", "config", "rules"},
     "recovery": {"federation", "rundir"},
     "run": {"plugins", "recovery", "report", "federation", "rundir", "comm", "liveness", "text", "config", "start"},
@@ -35,7 +38,20 @@ ALLOWED = {
     "cli": {"commands", "plugins", "comm", "liveness", "plm", "files", "config", "start"},
     "__main__": {"cli", "start"},
 }  # fmt: skip
-WITHOUT_TORCH = {"start", "rules", "config", "seeds", "files", "liveness", "text", "comm", "report", "run", "cli"}
+WITHOUT_TORCH = {
+    "start",
+    "secagg",
+    "rules",
+    "config",
+    "seeds",
+    "files",
+    "liveness",
+    "text",
+    "comm",
+    "report",
+    "run",
+    "cli",
+}
 """Parts that import neither torch nor transformers, not even late."""
 
 

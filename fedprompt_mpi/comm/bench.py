@@ -18,6 +18,7 @@ import numpy as np
 
 from fedprompt_mpi.comm.chunks import chunks_of
 from fedprompt_mpi.comm.clocks import Window, clock_offset
+from fedprompt_mpi.comm.exact_sum import words_of
 from fedprompt_mpi.comm.mpi_channel import MPIChannel
 from fedprompt_mpi.comm.statistics import Quantiles, quantiles
 from fedprompt_mpi.comm.timing import PHASES, TRANSFERS
@@ -197,7 +198,7 @@ class Bench:
 
         def reduce() -> None:
             channel.consult(headers, counts, lambda _: 0, verdict)
-            for _ in channel.reduce(rows, factors, 2.0**-29):
+            for _ in channel.reduce(words_of(rows, factors, 2.0**-29), length):
                 pass
 
         return lambda: comm.Reduce(vector, total, op=mpi.SUM, root=0), reduce

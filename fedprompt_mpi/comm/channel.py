@@ -61,12 +61,12 @@ class Channel(Protocol):
         ...
 
     def gather(self, rows: Vector, counts: np.ndarray, codec: Codec = FLOAT32, phase: str = "gather") -> Chunks:
-        """Yield chunks of all ranks' vectors, `[K, chunk]` float32 on rank 0, in rank order.
+        """Yield chunks of all ranks' vectors, `[K, chunk]` on rank 0, in rank order.
 
         The vectors travel while the chunks are asked for, which every rank must do to the end.
 
         Args:
-            rows: `[k, P]` float32, which the codec represents exactly.
+            rows: `[k, P]` float32, which the codec represents exactly; or uint32, which it leaves as they are.
             counts: `[R]` int64, rows of every rank.
             codec: how they travel.
             phase: under which they are timed.
@@ -83,13 +83,12 @@ class Channel(Protocol):
         """
         ...
 
-    def reduce(self, rows: np.ndarray, factors: np.ndarray, unit: float) -> Chunks:
-        """Yield chunks of sum f_k row_k over all ranks, `[chunk]` float64 on rank 0; see `exact_sum`.
+    def reduce(self, words: Callable[[slice], np.ndarray], size: int) -> Chunks:
+        """Yield chunks of the sum of all ranks' words modulo 2^32, `[chunk]` uint32 on rank 0, empty elsewhere.
 
         Args:
-            rows: `[k, P]` float32.
-            factors: `[k]` float64.
-            unit: the unit of the whole numbers that are summed; the same on every rank.
+            words: columns -> this rank's words in them, `[chunk]` uint32; called when they are about to travel.
+            size: P.
         """
         ...
 
@@ -116,8 +115,17 @@ class Channel(Protocol):
         """Return the lowest rank's error message on every rank, or None if no rank has one."""
         ...
 
-    def collect(self, data: bytes) -> list[bytes]:
-        """Return the data of every rank on rank 0, [] elsewhere."""
+    def collect(self, data: bytes, phase: str | None = None) -> list[bytes]:
+        """Return the data of every rank on rank 0, [] elsewhere; timed under a phase, if one is given."""
+        ...
+
+    def deal(self, parts: list[bytes], phase: str) -> bytes:
+        """Return this rank's part of what rank 0 has for every rank; timed under a phase.
+
+        Args:
+            parts: of R ranks on rank 0, [] elsewhere.
+            phase: under which it is timed.
+        """
         ...
 
     def node_folder(self) -> AbstractContextManager[Path]:

@@ -8,6 +8,8 @@ Legend: K clients of the round, P numbers in a vector, f_k the factor of a clien
 its delta, u the unit.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 BLOCK = 2**15
@@ -52,3 +54,8 @@ def in_units(deltas: np.ndarray, factors: np.ndarray, unit: float) -> np.ndarray
             np.rint(units, out=units)
             np.add(total[at : at + BLOCK], units, out=total[at : at + BLOCK], casting="unsafe")
     return total
+
+
+def words_of(deltas: np.ndarray, factors: np.ndarray, unit: float) -> Callable[[slice], np.ndarray]:
+    """Return columns -> what `in_units` returns of them, as words `[chunk]` uint32, for `Channel.reduce`."""
+    return lambda chunk: in_units(deltas[:, chunk], factors, unit).view(np.uint32)

@@ -12,7 +12,6 @@ from fedprompt_mpi.comm.channel import Chunks
 from fedprompt_mpi.comm.chunks import chunks_of
 from fedprompt_mpi.comm.codec import FLOAT32, Codec
 from fedprompt_mpi.comm.device import Vector
-from fedprompt_mpi.comm.exact_sum import in_units
 from fedprompt_mpi.comm.placement import MOST_PROCESSORS, MPILibrary, Placement, host_name, share_of_cores
 from fedprompt_mpi.comm.progress import Progress
 from fedprompt_mpi.comm.temporary import explained, make_folder, remove_folder
@@ -68,10 +67,12 @@ class LocalChannel:
         """Yield the rows in the chunks in which they would travel."""
         return ((chunk, rows[:, chunk]) for chunk in chunks_of(len(rows), size))
 
-    def reduce(self, rows: np.ndarray, factors: np.ndarray, unit: float) -> Chunks:
-        """Yield the weighted sum of the rows in chunks, computed in whole numbers as over MPI."""
-        for chunk in chunks_of(len(rows), rows.shape[1]):
-            yield chunk, unit * in_units(np.asarray(rows[:, chunk]), factors, unit)
+    def reduce(self, words: Callable[[slice], np.ndarray], size: int) -> Chunks:
+        """Yield the words in the chunks in which their sum would travel."""
+        for chunk in chunks_of(1, size):
+            with self.phases.time("pack"):
+                mine = words(chunk)
+            yield chunk, mine
 
     def connect(self, ranks: np.ndarray) -> None:
         """Do nothing: there is no other rank."""
@@ -88,9 +89,13 @@ class LocalChannel:
         """Return the error."""
         return error
 
-    def collect(self, data: bytes) -> list[bytes]:
+    def collect(self, data: bytes, phase: str | None = None) -> list[bytes]:
         """Return the data."""
         return [data]
+
+    def deal(self, parts: list[bytes], phase: str) -> bytes:
+        """Return the only part."""
+        return parts[0]
 
     @contextlib.contextmanager
     def node_folder(self) -> Iterator[Path]:

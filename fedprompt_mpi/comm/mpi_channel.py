@@ -25,7 +25,6 @@ from fedprompt_mpi.comm.chunks import chunks_of
 from fedprompt_mpi.comm.codec import FLOAT32, Codec
 from fedprompt_mpi.comm.communicators import Communicators
 from fedprompt_mpi.comm.device import Vector, contiguous, synchronise
-from fedprompt_mpi.comm.exact_sum import in_units
 from fedprompt_mpi.comm.progress import Progress
 from fedprompt_mpi.comm.temporary import explained, make_folder, remove_folder
 from fedprompt_mpi.comm.timing import Phases, Timing
@@ -188,7 +187,9 @@ class MPIChannel:
     def gather(self, rows: Vector, counts: np.ndarray, codec: Codec = FLOAT32, phase: str = "gather") -> Chunks:
         """Yield chunks of all ranks' vectors on rank 0, which holds two chunks of at most `CHUNK_BYTES` at a time."""
         total, root, mpi = int(counts.sum()), self.rank == 0, self._mpi
-        kind, dtype = (mpi.FLOAT, np.float32) if codec.exact else (mpi.BYTE, np.uint8)
+        kind, dtype = (mpi.BYTE, np.uint8)
+        if codec.exact:
+            kind, dtype = (mpi.UINT32_T, np.uint32) if rows.dtype == np.uint32 else (mpi.FLOAT, np.float32)
         for number, chunk in enumerate(chunks_of(total, rows.shape[1])):
             if number:
                 self._meet(phase)  # rank 0 may still aggregate the chunk before
@@ -233,16 +234,16 @@ class MPIChannel:
             self._buffers[which] = np.empty(size, dtype=np.uint8)
         return self._buffers[which][:size].view(dtype).reshape(rows, items)
 
-    def reduce(self, rows: np.ndarray, factors: np.ndarray, unit: float) -> Chunks:
-        """Yield chunks of the weighted sum of all ranks' vectors on rank 0."""
-        for chunk in chunks_of(1, rows.shape[1]):
+    def reduce(self, words: Callable[[slice], np.ndarray], size: int) -> Chunks:
+        """Yield chunks of the sum of all ranks' words modulo 2^32 on rank 0."""
+        for chunk in chunks_of(1, size):
             if chunk.start:
                 self._meet("reduce")
             with self.phases.time("pack"):
-                mine = in_units(rows[:, chunk], factors, unit)
-            buffers = [self.buffer(which, 1, len(mine), np.int32)[0] for which in (0, 1)]
+                mine = words(chunk)
+            buffers = [self.buffer(which, 1, len(mine), np.uint32)[0] for which in (0, 1)]
             total = self._collective("reduce", mine.nbytes, sum_to_root, self._comms, mine, *buffers)
-            yield chunk, np.empty(0) if total is None else unit * total
+            yield chunk, np.empty(0, dtype=np.uint32) if total is None else total.copy()  # the buffer is used again
 
     def connect(self, ranks: np.ndarray) -> None:
         """Give some ranks a communicator of their own."""
@@ -284,17 +285,35 @@ class MPIChannel:
         self._comm.Bcast(message, root=int(first[0]))
         return _as_text(message)
 
-    def collect(self, data: bytes) -> list[bytes]:
+    def collect(self, data: bytes, phase: str | None = None) -> list[bytes]:
         """Return the data of every rank on rank 0, [] elsewhere."""
         sizes, byte = np.empty(self.size, dtype=np.int64), self._mpi.BYTE
-        self._sleep_until(self._comm.Iallgather(np.array([len(data)], dtype=np.int64), sizes), "collect")
+        with contextlib.nullcontext() if phase is None else self.phases.time("wait"):
+            self._sleep_until(self._comm.Iallgather(np.array([len(data)], dtype=np.int64), sizes), "collect")
         starts = np.cumsum(sizes) - sizes
         received = np.empty(int(sizes.sum()) if self.rank == 0 else 0, dtype=np.uint8)
-        mine = np.frombuffer(data, dtype=np.uint8)
-        self._comm.Gatherv([mine, byte], [received, sizes, starts, byte] if self.rank == 0 else None, root=0)
+        sent = [np.frombuffer(data, dtype=np.uint8), byte]
+        into = [received, sizes, starts, byte] if self.rank == 0 else None
+        if phase is None:
+            self._comm.Gatherv(sent, into)
+        else:
+            self._collective(phase, len(data), self._comm.Gatherv, sent, into)
         if self.rank:
             return []
         return [received[at : at + n].tobytes() for at, n in zip(starts, sizes, strict=True)]
+
+    def deal(self, parts: list[bytes], phase: str) -> bytes:
+        """Return this rank's part of what rank 0 has for every rank."""
+        byte, sizes = self._mpi.BYTE, np.zeros(self.size, dtype=np.int64)
+        if self.rank == 0:
+            sizes[:] = [len(part) for part in parts]
+        with self.phases.time("wait"):
+            self.tell(sizes)
+        everything = np.frombuffer(b"".join(parts), dtype=np.uint8)
+        mine = np.empty(int(sizes[self.rank]), dtype=np.uint8)
+        sent = [everything, sizes, np.cumsum(sizes) - sizes, byte] if self.rank == 0 else None
+        self._collective(phase, len(mine), self._comm.Scatterv, sent, [mine, byte])
+        return mine.tobytes()
 
     @contextlib.contextmanager
     def node_folder(self) -> Iterator[Path]:

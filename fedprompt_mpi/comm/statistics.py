@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedprompt_mpi.comm.timing import TRANSFERS
+from fedprompt_mpi.comm.timing import SECURE, TRANSFERS
 
 TimingRow = tuple[int, int, str, float, int]
 """Round, rank, phase, seconds, bytes: a line of timings.csv."""
@@ -34,7 +34,7 @@ LEAST_SAMPLES = 6
 WAITING = ("wait", "sync")
 STATISTICS = (
     "train", "copy", "pack", "wait", "wait (rank 0)", "wait (workers)", "transfer", "wait + transfer", *TRANSFERS,
-    "residuals", "aggregate", "evaluate", "overhead",
+    "residuals", *SECURE, "aggregate", "evaluate", "overhead",
 )  # fmt: skip
 """The figures that are reported of a round."""
 
@@ -83,7 +83,7 @@ def _figures(by_rank: Mapping[int, _Phases]) -> dict[str, float]:
     workers = [phases for rank, phases in by_rank.items() if rank]
     transfers = {phase: sum(map(max, _by_occasion(ranks, phase))) for phase in TRANSFERS}
     return {
-        **{name: _slowest(ranks, name) for name in ("train", "copy", "pack", "residuals", "aggregate")},
+        **{name: _slowest(ranks, name) for name in ("train", "copy", "pack", "residuals", *SECURE, "aggregate")},
         **transfers,
         "evaluate": _slowest(ranks, "evaluate", "evaluate_clients"),
         "wait": _slowest(ranks, *WAITING),

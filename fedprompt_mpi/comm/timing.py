@@ -6,6 +6,9 @@ wait              until the last rank has arrived (asleep)
 sync              measure mode only: the barriers between waiting and a collective
 broadcast         the collective that carries the global vector, all ranks present
 gather, reduce    the collective that carries the updates, all ranks present
+keys, shares      secure aggregation: the clients' keys and shares of their secrets, made, sent and checked
+mask              the update in whole numbers, and the masks on it
+unmask            the shares that take the masks off the sum, and taking them off
 pack              attack, noise and error feedback; encoding and decoding; copies into contiguous memory
 residuals         the collective that carries the clients' residuals of a short wire format to the checkpoint
 copy              to and from the GPU
@@ -22,9 +25,11 @@ import numpy as np
 
 from fedprompt_mpi.liveness.liveness import Liveness
 
+SECURE = ("keys", "shares", "mask", "unmask")
+"""The phases that secure aggregation adds."""
 PHASES = (
     "wait", "sync", "broadcast", "gather", "reduce", "pack", "copy", "train", "aggregate", "evaluate",
-    "evaluate_clients", "checkpoint", "residuals", "filter",
+    "evaluate_clients", "checkpoint", "residuals", "filter", *SECURE,
 )  # fmt: skip
 TRANSFERS = ("broadcast", "gather", "reduce")
 """The phases in which vectors travel."""

@@ -34,6 +34,12 @@ class Traffic:
 NOTHING = Traffic(bytes=0, messages=0, wire_bytes=0, wire_messages=0)
 
 
+def together(one: Traffic, other: Traffic) -> Traffic:
+    """Return the sum of two."""
+    both = zip(dataclasses.astuple(one), dataclasses.astuple(other), strict=True)
+    return Traffic(**dict(zip(Traffic.__slots__, map(sum, both), strict=True)))
+
+
 TOLD_BYTES = 64
 """In a round rank 0 announces its vector and tells what follows from the headers, 32 bytes each."""
 

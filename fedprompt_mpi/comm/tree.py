@@ -16,13 +16,13 @@ TAG = 11
 
 
 def sum_to_root(comms: Any, mine: np.ndarray, total: np.ndarray, arriving: np.ndarray) -> np.ndarray | None:
-    """Return the sum of `mine` `[P]` int32 over all ranks, in `total`, on rank 0; None elsewhere.
+    """Return the sum of `mine` `[P]` uint32 over all ranks modulo 2^32, in `total`, on rank 0; None elsewhere.
 
     Args:
         comms: a `Communicators`, of which `mpi`, `node` and `leaders` are used.
         mine: contiguous, as are the next two.
-        total: `[P]` int32, to be overwritten.
-        arriving: `[P]` int32, to be overwritten.
+        total: `[P]` uint32, to be overwritten.
+        arriving: `[P]` uint32, to be overwritten.
     """
     mpi, node, leaders = comms.mpi, comms.node, comms.leaders
     node.Reduce(mine, total if node.rank == 0 else None, op=mpi.SUM, root=0)

@@ -24,6 +24,8 @@ class Cohort:
     """R."""
     server: int | None = None
     """The id (the number of clients) under which rank 0 trains on its own data; None if it does not."""
+    vanished: tuple[int, ...] = ()
+    """Those of the clients whose update will not come: they are gone between their header and their update."""
 
     @property
     def counts(self) -> np.ndarray:
@@ -31,6 +33,18 @@ class Cohort:
         counts = np.bincount(self.ranks, minlength=self.size)
         counts[0] += self.server is not None
         return counts
+
+    @property
+    def came(self) -> np.ndarray:
+        """Which updates come `[K]` bool, in the order of the headers: the server's own first, then the clients'."""
+        server = [] if self.server is None else [self.server]
+        return ~np.isin([*server, *self.clients], self.vanished)
+
+    @property
+    def came_counts(self) -> np.ndarray:
+        """`[R]` int64: updates of each rank that come."""
+        server = [] if self.server is None else [0]
+        return np.bincount(np.array([*server, *self.ranks], dtype=np.int64)[self.came], minlength=self.size)
 
     def of_rank(self, rank: int) -> list[int]:
         """Return the clients that train on a rank."""
@@ -56,8 +70,10 @@ def home_ranks(clients: int, size: int) -> np.ndarray:
 def draw_cohort(config: RunConfig, size: int, round_: int) -> Cohort:
     """Draw the clients of a round without replacement; under dp_fedavg each independently, so that there may be none.
 
+    Of these, each vanishes independently with the probability `federation.dropout`.
+
     Args:
-        config: number of clients, fraction, privacy mechanism and seed.
+        config: number of clients, fraction, drop-out, privacy mechanism and seed.
         size: R.
         round_: round number, from 1.
 
@@ -71,8 +87,10 @@ def draw_cohort(config: RunConfig, size: int, round_: int) -> Cohort:
         chosen = np.flatnonzero(rng.random(clients) < config.federation.fraction)
     else:
         chosen = np.sort(rng.permutation(clients)[: config.federation.cohort_size])
+    gone = seeds.generator(config.seed, "vanished", round_).random(clients)[chosen] < config.federation.dropout
     return Cohort(
         clients=tuple(chosen.tolist()),
+        vanished=tuple(chosen[gone].tolist()),
         ranks=tuple(home_ranks(clients, size)[chosen].tolist()),
         size=size,
         server=clients if registry.aggregators[config.federation.aggregator].trains_itself else None,

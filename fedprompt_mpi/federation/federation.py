@@ -10,7 +10,7 @@ import math
 import resource
 import time
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from fedprompt_mpi.federation.privacy import Account
 from fedprompt_mpi.federation.server import Aggregation, Server
 from fedprompt_mpi.federation.setup import Setup
 from fedprompt_mpi.federation.state import FIRST, keeps_first
-from fedprompt_mpi.federation.updates import HEADER, LocalUpdates, announce, gather, is_finite
+from fedprompt_mpi.federation.updates import HEADER, PUBLIC_HEADER, LocalUpdates, announce, gather, is_finite
 from fedprompt_mpi.liveness.stop import Stopped
 from fedprompt_mpi.plugins.load import loaded
 from fedprompt_mpi.rundir.checkpoint import Checkpoint, InMemoryCheckpoint, save_checkpoint
@@ -54,6 +54,11 @@ from fedprompt_mpi.rundir.records import (
 )
 from fedprompt_mpi.text.partition import format_table
 
+if TYPE_CHECKING:
+    from fedprompt_mpi.federation.secure_round import SecureRound
+
+MOST_ROUNDING = 0.01
+"""Rounding error of a sum, relative to it, beyond which a bound is called too large."""
 MOST_ROUNDS_OF_RANKS = 2**14
 """Rounds of single ranks, of some ten records each, after which rank 0 has collected the timings at the latest."""
 
@@ -67,7 +72,9 @@ class RoundResult:
     """The result of one round at rank 0."""
 
     headers: np.ndarray
-    """`[K]` of dtype `HEADER`, the server's own update before the clients' if it has one."""
+    """`[K]` of dtype `HEADER` or `PUBLIC_HEADER`, the server's own update before the clients' if it has one."""
+    came: np.ndarray
+    """`[K]` bool, whose update has come."""
     aggregation: Aggregation
     own_rates: list[OwnRates]
 
@@ -93,6 +100,9 @@ class Federation:
             self._first = np.array(checkpoint.vector)
         self._began_again = False
         """From before a round until it is done."""
+        self._secure: SecureRound | None = None
+        """The round's secure aggregation, if the settings ask for it."""
+        self._has_told_rounding = False
         self.server.restore(checkpoint.state)
         self._codec = make_codec(config.comm)
         self._feedback = ClientFeedback(self._codec, config.federation.clients, setup.method.layout.size, channel)
@@ -221,7 +231,13 @@ class Federation:
             StopRound: if a rank has given the round up.
             SettingsError: on every rank, if every honest client diverged.
         """
-        gathered = gather(self.channel, updates, self._codec, self.server.judge)
+        if self.config.privacy.secure_aggregation:
+            from fedprompt_mpi.federation.secure_round import SecureRound
+
+            self._secure = SecureRound(self.config, self.channel, updates, round_)
+            gathered = self._secure.gather(self.server.judge)
+        else:
+            gathered = gather(self.channel, updates, self._codec, self.server.judge)
         if gathered.verdict.given_up:
             raise StopRound
         if gathered.verdict.asked_to_stop:
@@ -233,7 +249,23 @@ class Federation:
             )
         self._observer.note(self.server.vector)
         aggregation = self.server.apply(gathered, self.phases, round_)
-        return RoundResult(headers=gathered.headers, aggregation=aggregation, own_rates=updates.own_rates)
+        self._tell_about_sum(aggregation, round_)
+        return RoundResult(
+            headers=gathered.headers, came=gathered.came, aggregation=aggregation, own_rates=updates.own_rates
+        )
+
+    def _tell_about_sum(self, aggregation: Aggregation, round_: int) -> None:
+        """Tell the user why a round has no sum, or that it is rounded too much."""
+        if self._journal is None:
+            return
+        if aggregation.given_up is not None:
+            self._journal.console.say(f"round {round_} is given up: {aggregation.given_up}")
+        if (aggregation.rounding or 0.0) > MOST_ROUNDING and not self._has_told_rounding:
+            self._has_told_rounding = True
+            self._journal.console.say(
+                f"warning: the bound of the updates is so large that rounding makes {aggregation.rounding:.0%} of the "
+                "step: give a smaller one"
+            )
 
     def record(self, round_: int, cohort: Cohort, result: RoundResult) -> None:
         """Keep the record of a round; its line is written once its vector has been evaluated."""
@@ -242,14 +274,21 @@ class Federation:
             return
         aggregation, own = result.aggregation, result.own_rates
         clients = result.headers[len(result.headers) - len(cohort.clients) :]
-        finite, weights = is_finite(clients), aggregation.weights
-        traffic = self._traffic(cohort, aggregated=aggregation.aggregated)
+        came = result.came[len(result.came) - len(cohort.clients) :]
+        is_public = clients.dtype == PUBLIC_HEADER  # then rank 0 knows neither losses nor norms
+        finite, weights = is_finite(clients) & (not is_public), aggregation.weights
+        vanished = clients["client"][~came].tolist()
+        traffic = self._traffic(
+            dataclasses.replace(cohort, vanished=tuple(vanished)), aggregated=aggregation.aggregated
+        )
         spent = self._account.after(round_)
         self._record = RoundRecord(
             round=round_,
             train_loss=float(clients["loss"][finite].mean()) if finite.any() else None,
             cohort=list(cohort.clients),
-            update_norms=[float(norm) if fine else None for norm, fine in zip(clients["norm"], finite, strict=True)],
+            update_norms=[float(clients["norm"][k]) if fine else None for k, fine in enumerate(finite)],
+            vanished=vanished,
+            given_up=aggregation.given_up,
             shares=None if weights is None else weights[len(weights) - len(clients) :].tolist(),
             malicious_share=self.server.malicious_share(clients),
             backdoor_snr=self._backdoor_snr(),
@@ -450,15 +489,21 @@ class Federation:
         )
 
     def _traffic(self, cohort: Cohort, *, aggregated: bool) -> RoundTraffic:
+        secure = self.config.privacy.secure_aggregation
+        summed = secure or self.config.comm.collective == "reduce"
         journey = Journey(
             nodes=self.channel.placement.nodes,
             counts=np.bincount(cohort.ranks, minlength=cohort.size),
             size=self.setup.method.layout.size,
             server_rows=int(cohort.server is not None),
-            told_weights=1 + len(cohort.clients) if self.config.comm.collective == "reduce" else 0,
+            told_weights=1 + len(cohort.clients) if summed else 0,
         )
-        up = journey.up(self._codec, self.config.comm.collective) if aggregated else NOTHING
-        return RoundTraffic(down=journey.down(self._down), up=up, headers=journey.headers(HEADER.itemsize))
+        came = cohort.came_counts - (np.arange(cohort.size) == 0) * int(cohort.server is not None)
+        back = dataclasses.replace(journey, counts=came)
+        up = back.up(self._codec, self.config.comm.collective) if aggregated else NOTHING
+        headers = journey.headers((PUBLIC_HEADER if secure else HEADER).itemsize)
+        keys = NOTHING if self._secure is None else self._secure.traffic
+        return RoundTraffic(down=journey.down(self._down), up=up, headers=headers, secure=keys)
 
     def _describe_rank(self) -> tuple[object, ...]:
         """Return rank, host, device, threads and cores of this rank."""

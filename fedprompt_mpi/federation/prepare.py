@@ -145,6 +145,7 @@ def _check_packages(config: RunConfig) -> None:
     for setting, is_set, module, package in (
         (f"federation.aggregator is {rule}", rule in ("flame", "freqfed"), "sklearn", "scikit-learn"),
         ("federation.filter_round is given", filters, "sklearn", "scikit-learn"),
+        ("privacy.secure_aggregation is true", config.privacy.secure_aggregation, "cryptography", "cryptography"),
         ("privacy.mechanism is dp_fedavg", config.privacy.mechanism == "dp_fedavg", "dp_accounting", "dp-accounting"),
     ):
         if is_set and importlib.util.find_spec(module) is None:
@@ -161,7 +162,8 @@ def _find_start(config: RunConfig, task: Task, channel: Channel) -> _Start:
     """Find the run directory and, on rank 0, the state to start from."""
     default = Path("runs") / f"{task.name}-{config.prompt.method}-{time.strftime('%Y%m%d-%H%M%S')}"
     paths = RunPaths(Path(config.output.dir) if config.output.dir else default)
-    uses_packages = config.poison.fitted or config.federation.filter_round is not None  # clients do, too
+    filters, is_secure = config.federation.filter_round is not None, config.privacy.secure_aggregation
+    uses_packages = config.poison.fitted or filters or is_secure  # clients do, too
     if channel.rank == 0 or uses_packages:
         _check_packages(config)
     if channel.rank:

@@ -131,9 +131,14 @@ class DPFedAvg(Aggregator):
         """Return 0: the noise alone is a valid result."""
         return 0
 
+    @property
+    def bound(self) -> float:
+        """S."""
+        return self._privacy.clip_norm
+
     def weights(self, updates: Updates) -> np.ndarray:
-        """Return min(1, S / norm_k) / (q K)."""
-        return clip_factors(updates.norms, self._privacy.clip_norm) / self._expected
+        """Return 1 / (q K) * min(1, S / norm_k)."""
+        return 1 / self._expected * clip_factors(updates.norms, self.bound)
 
 
 def central_epsilon(config: RunConfig, rounds: int) -> Spent:

@@ -6,22 +6,24 @@ Legend: K clients of the round, P parameters.
 import collections
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
 from fedprompt_mpi import seeds
 from fedprompt_mpi.comm.channel import Channel
 from fedprompt_mpi.comm.codec import FLOAT32, Codec, make_codec
+from fedprompt_mpi.comm.exact_sum import in_units, unit_of
 from fedprompt_mpi.comm.timing import Phases
 from fedprompt_mpi.config import RunConfig
 from fedprompt_mpi.federation.adversary import attacking_clients
 from fedprompt_mpi.federation.feedback import send_with_feedback
 from fedprompt_mpi.federation.overlap import overlapped
 from fedprompt_mpi.federation.privacy import DPFedAvg
-from fedprompt_mpi.federation.updates import Gathered, Verdict, is_finite
+from fedprompt_mpi.federation.updates import PUBLIC_HEADER, Gathered, RoundGivenUp, Verdict, WholeSum, is_finite
 from fedprompt_mpi.rules import registry
-from fedprompt_mpi.rules.aggregator_base import Aggregator, Updates
+from fedprompt_mpi.rules.aggregator_base import TINY, Aggregator, Updates, clip_factors
 from fedprompt_mpi.rules.low_rank import Pair, ProductSums
 from fedprompt_mpi.rules.mixing import Mixed
 from fedprompt_mpi.rules.spill import SpilledChunks
@@ -39,6 +41,10 @@ class Aggregation:
     """`[K]` weight of each update, on rank 0; None under a rule by coordinate, and if nothing was aggregated."""
     lora_error: float | None = None
     """How far LoRA's products are from their exact weighted sums, relative to the step; on rank 0."""
+    given_up: str | None = None
+    """Why a round of secure aggregation has no sum; then the vector is unchanged."""
+    rounding: float | None = None
+    """Expected rounding error of a bounded sum, relative to it; on rank 0."""
 
 
 RESIDUAL = "server_residual"
@@ -132,40 +138,101 @@ class Server:
         clients allow. If they are too few for any f, or the server's own update (FLTrust) is dropped, the vector is
         unchanged.
         """
-        headers, settings = gathered.headers, self._config.federation
-        finite, is_client = is_finite(headers), headers["client"] < settings.clients
-        dropped = headers["client"][~finite & is_client].tolist()
+        headers, summed = gathered.headers, self._config.comm.collective == "reduce" or self._is_secure
         self._step[:] = 0
+        finite = is_finite(headers)
+        dropped = headers["client"][~finite & (headers["client"] < self._config.federation.clients)].tolist()
         if not gathered.verdict.aggregated:
             return Aggregation(dropped=dropped, aggregated=False)
-        summed = self._config.comm.collective == "reduce"
-        if not self._is_root:
-            collections.deque(gathered.sums(None) if summed else gathered.chunks, maxlen=0)
-            return Aggregation(dropped=dropped, aggregated=True)
-        kept, equal = np.flatnonzero(finite), settings.weighting == "equal"
+        try:
+            if not self._is_root:
+                collections.deque(gathered.sums(None) if summed else gathered.chunks, maxlen=0)
+                return Aggregation(dropped=dropped, aggregated=True)
+            if self._rule.bound is not None:
+                aggregation = self._add_bounded(gathered, phases, round_, summed=summed)
+            else:
+                aggregation = (self._add if summed else self._apply_rule)(gathered, phases, round_)
+        except RoundGivenUp as reason:
+            return Aggregation(dropped=dropped, aggregated=False, given_up=str(reason))
+        return dataclasses.replace(aggregation, dropped=dropped)
+
+    @property
+    def _is_secure(self) -> bool:
+        return self._config.privacy.secure_aggregation
+
+    def _updates(self, headers: np.ndarray, round_: int) -> Updates:
+        """Return what a rule learns of updates with these headers `[K]`."""
+        settings = self._config.federation
         allowed = self._most_malicious(headers)
         assert allowed is not None
-        updates = Updates(
-            clients=headers["client"][kept].astype(np.int64),
-            num_examples=np.ones(len(kept)) if equal else headers["num_examples"][kept].astype(np.float64),
-            norms=headers["norm"][kept],
+        equal, public = settings.weighting == "equal", headers.dtype == PUBLIC_HEADER
+        return Updates(
+            clients=headers["client"].astype(np.int64),
+            num_examples=np.ones(len(headers)) if equal else headers["num_examples"].astype(np.float64),
+            norms=np.zeros(len(headers)) if public else headers["norm"],
             parameters=len(self.vector),
             assumed_malicious=min(settings.assumed_malicious, allowed),
             num_clients=settings.clients,
             seed=int(seeds.generator(self._config.seed, "aggregator", round_).integers(2**63)),
         )
-        everyone = np.zeros(len(headers))
-        if summed:  # by a rule that needs the headers only
-            self._rule.begin(updates)
-            everyone[kept] = self._rule.weights(updates)
-            self._move(gathered.sums(everyone), phases, round_)
-            error = None
-        else:
-            complete = len(kept) == len(headers)
-            chunks = ((chunk, deltas if complete else deltas[kept]) for chunk, deltas in gathered.chunks)
-            everyone[kept], error = self._combine(chunks, updates, phases, round_)
+
+    def _apply_rule(self, gathered: Gathered, phases: Phases, round_: int) -> Aggregation:
+        """Apply a rule to the deltas as they come."""
+        kept = is_finite(gathered.headers) & gathered.came
+        rows = np.flatnonzero(kept[gathered.came])  # of those that travel
+        everyone, complete = np.zeros(len(kept)), kept.sum() == gathered.came.sum()
+        chunks = ((chunk, deltas if complete else deltas[rows]) for chunk, deltas in gathered.chunks)
+        everyone[kept], error = self._combine(chunks, self._updates(gathered.headers[kept], round_), phases, round_)
         shares = None if self._rule.coordinate_wise else everyone
-        return Aggregation(dropped=dropped, aggregated=True, weights=shares, lora_error=error)
+        return Aggregation(dropped=[], aggregated=True, weights=shares, lora_error=error)
+
+    def _add(self, gathered: Gathered, phases: Phases, round_: int) -> Aggregation:
+        """Add up deltas that MPI sums, by a rule that bounds none."""
+        headers, kept = gathered.headers, is_finite(gathered.headers) & gathered.came
+        updates, everyone = self._updates(headers[kept], round_), np.zeros(len(headers))
+        self._rule.begin(updates)
+        everyone[kept] = self._rule.weights(updates)
+        unit = unit_of(everyone, headers["largest"])
+        totals = gathered.sums(WholeSum(unit, everyone[gathered.came]))
+        self._move(totals, phases, round_, combine=lambda chunk, total: unit * total)
+        return Aggregation(dropped=[], aggregated=True, weights=everyone)
+
+    def _add_bounded(self, gathered: Gathered, phases: Phases, round_: int, *, summed: bool) -> Aggregation:
+        """Add up deltas in units that follow from the rule's bound.
+
+        A client's weight is that among all clients of the round, since it may have to be told before it is known whose
+        update comes; in the end the sum is divided by the weight of those whose update came. So all ways to add up give
+        the same bits, whether rank 0 sees the updates or not.
+        """
+        headers, bound = gathered.headers, self._rule.bound
+        assert bound is not None
+        unscaled = self._unscaled_weights(headers, round_)
+        unit = unit_of(unscaled, np.full(len(headers), bound))
+        if self._is_secure:
+            totals, factors, kept = gathered.sums(WholeSum(unit, unscaled)), unscaled, gathered.came
+        else:
+            kept = is_finite(headers) & gathered.came
+            factors = np.where(kept, unscaled * clip_factors(headers["norm"], bound), 0.0)
+            totals = gathered.sums(WholeSum(unit, factors[gathered.came])) if summed else gathered.chunks
+        scale = 1.0
+        if kept.any():
+            scale = float(self._unscaled_weights(headers[kept], round_)[0] / unscaled[kept][0])
+        weights, squares = np.where(kept, factors * scale, 0.0), [0.0]
+
+        def step(chunk: slice, numbers: np.ndarray) -> np.ndarray:
+            total = numbers if summed else in_units(numbers, factors[gathered.came], unit)
+            squares.append(float(np.einsum("i,i", total, total, dtype=np.float64)))
+            return unit * scale * total
+
+        error = self._move(totals, phases, round_, None if summed else weights[gathered.came], step)
+        rounding = math.sqrt(kept.sum() * len(self.vector) / 12 / max(math.fsum(squares), TINY))
+        return Aggregation(dropped=[], aggregated=True, weights=weights, lora_error=error, rounding=rounding)
+
+    def _unscaled_weights(self, headers: np.ndarray, round_: int) -> np.ndarray:
+        """Return the weights of a bounded rule `[K]`, before updates are scaled to the bound."""
+        updates = self._updates(headers, round_)
+        self._rule.begin(updates)
+        return self._rule.weights(dataclasses.replace(updates, norms=np.zeros(len(headers))))
 
     def _combine(
         self, chunks: Iterable[tuple[slice, np.ndarray]], updates: Updates, phases: Phases, round_: int
@@ -192,15 +259,21 @@ class Server:
             return weights, self._move(chunks, phases, round_, weights)
 
     def _move(
-        self, chunks: Iterable[tuple[slice, np.ndarray]], phases: Phases, round_: int, weights: np.ndarray | None = None
+        self,
+        chunks: Iterable[tuple[slice, np.ndarray]],
+        phases: Phases,
+        round_: int,
+        weights: np.ndarray | None = None,
+        combine: Callable[[slice, np.ndarray], np.ndarray] | None = None,
     ) -> float | None:
         """Combine chunk after chunk, add the noise, and apply the optimiser's step; return LoRA's error.
 
         Args:
-            chunks: all deltas `[K, chunk]`, or, without weights, their sum `[chunk]`.
+            chunks: all deltas `[K, chunk]`, or their sum in units `[chunk]`.
             phases: of this rank.
             round_: of the noise.
-            weights: `[K]` float64.
+            weights: `[K]` float64 of the deltas.
+            combine: makes the step `[chunk]` float64 of a chunk; by default the rule does, with the weights.
         """
         noise_std = np.hypot(self._rule.noise_std, self._config.federation.noise_std)
         rng = seeds.generator(self._config.seed, "server noise", round_)
@@ -215,7 +288,10 @@ class Server:
                 return sums.steps(chunk, numbers)
             if sums is not None:
                 sums.measure(chunk, numbers)
-            return [(chunk, numbers if weights is None else self._rule.combine(chunk, numbers, weights))]
+            if combine is not None:
+                return [(chunk, combine(chunk, numbers))]
+            assert weights is not None
+            return [(chunk, self._rule.combine(chunk, numbers, weights))]
 
         def move(chunk: slice, numbers: np.ndarray) -> None:
             with phases.timing.time("aggregate"):  # in a second thread

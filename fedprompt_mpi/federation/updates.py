@@ -4,7 +4,7 @@ Legend: R ranks, K updates of the round, k of them on this rank, P length of a v
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ import numpy as np
 from fedprompt_mpi.comm.channel import Channel, Chunks
 from fedprompt_mpi.comm.codec import Codec
 from fedprompt_mpi.comm.device import Vector
-from fedprompt_mpi.comm.exact_sum import unit_of
+from fedprompt_mpi.comm.exact_sum import words_of
 from fedprompt_mpi.federation.cohort import Cohort
 from fedprompt_mpi.rules.aggregator_base import LARGEST_NORM
 from fedprompt_mpi.rundir.records import OwnRates
@@ -32,6 +32,10 @@ HEADER = np.dtype(
 )
 """The header of an update: `norm` and `largest` are the delta's Euclidean and maximum norm; `given_up` means that there
 is no update, since its rank was asked to stop."""
+PUBLIC_HEADER = np.dtype(
+    [(name, HEADER[name]) for name in ("client", "num_examples", "train_s", "asked_to_stop", "given_up")]
+)
+"""What secure aggregation leaves of it: nothing that depends on the update."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +49,18 @@ class LocalUpdates:
     """`[k, P]` float32, local minus global."""
     own_rates: list[OwnRates]
     """The rates of every client's own prompt, of all ranks; [] if they are not evaluated."""
+
+
+class RoundGivenUp(Exception):  # noqa: N818 - the run goes on without it
+    """A round of secure aggregation has no sum; raised on every rank alike."""
+
+
+class WholeSum(NamedTuple):
+    """How updates are summed in whole numbers, see `exact_sum`; rank 0 tells it to all."""
+
+    unit: float
+    factors: np.ndarray
+    """`[K]` float64, of each update that comes."""
 
 
 class Verdict(NamedTuple):
@@ -65,11 +81,13 @@ class Gathered:
 
     headers: np.ndarray
     """`[K]` of dtype `HEADER`, in client order, on rank 0; elsewhere this rank's own."""
+    came: np.ndarray
+    """Which of the updates come `[K]` bool."""
     verdict: Verdict
     chunks: Chunks
-    """Chunks of all clients' deltas `[K, chunk]` float32."""
-    sums: Callable[[np.ndarray | None], Chunks]
-    """Weights `[K]` float64 (None but on rank 0) -> chunks of sum s_k delta_k `[chunk]` float64; see `exact_sum`."""
+    """Chunks of the deltas that come `[came, chunk]` float32."""
+    sums: Callable[[WholeSum | None], Chunks]
+    """How to sum the deltas that come (None but on rank 0) -> chunks of the sum in units `[chunk]` int32."""
 
 
 def gather(channel: Channel, updates: LocalUpdates, codec: Codec, judge: Callable[[np.ndarray], Verdict]) -> Gathered:
@@ -79,24 +97,46 @@ def gather(channel: Channel, updates: LocalUpdates, codec: Codec, judge: Callabl
         channel: between the ranks.
         updates: of this rank.
         codec: how deltas travel.
-        judge: all headers `[K]` -> the verdict; called on rank 0.
+        judge: the headers of updates that come -> the verdict; called on rank 0.
     """
-    counts, deltas = updates.cohort.counts, updates.deltas
+    cohort, came = updates.cohort, updates.cohort.came
+    headers, verdict = consult(channel, updates.headers, cohort, judge)
+    counts, first = cohort.came_counts, int(cohort.counts[: channel.rank].sum())
+    own = came[first : first + len(updates.headers)]
+    deltas = updates.deltas if own.all() else updates.deltas[np.flatnonzero(own).tolist()]
+
+    def sums(whole: WholeSum | None) -> Iterator[tuple[slice, np.ndarray]]:
+        unit, factors = tell_whole_sum(channel, whole, int(counts.sum()))
+        first = int(counts[: channel.rank].sum())
+        words = words_of(deltas, factors[first : first + len(deltas)], unit)
+        return ((chunk, total.view(np.int32)) for chunk, total in channel.reduce(words, deltas.shape[1]))
+
+    chunks = channel.gather(deltas, counts, codec)
+    return Gathered(headers=headers, came=came, verdict=verdict, chunks=chunks, sums=sums)
+
+
+def consult(
+    channel: Channel, headers: np.ndarray, cohort: Cohort, judge: Callable[[np.ndarray], Verdict]
+) -> tuple[np.ndarray, Verdict]:
+    """Gather the headers `[k]` of all ranks at rank 0, and tell all ranks what follows from those whose update comes.
+
+    Returns:
+        The headers of all ranks `[K]` on rank 0, this rank's own elsewhere; and the verdict.
+    """
     told = np.zeros(len(Verdict._fields), dtype=np.int64)
-    with _waiting(channel):
-        headers = channel.consult(updates.headers, counts, judge, told)
+    with waiting(channel):
+        everyone = channel.consult(headers, cohort.counts, lambda found: judge(found[cohort.came]), told)
+    return everyone, Verdict(*map(bool, told))
 
-    def sums(weights: np.ndarray | None) -> Chunks:
-        first = 1 + int(counts[: channel.rank].sum())
-        factors = np.zeros(1 + int(counts.sum()))
-        if weights is not None:
-            factors[0], factors[1:] = unit_of(weights, headers["largest"]), weights
-        with _waiting(channel):
-            channel.tell(factors)
-        return channel.reduce(deltas, factors[first : first + len(deltas)], factors[0])
 
-    verdict = Verdict(*map(bool, told))
-    return Gathered(headers=headers, verdict=verdict, chunks=channel.gather(deltas, counts, codec), sums=sums)
+def tell_whole_sum(channel: Channel, whole: WholeSum | None, count: int) -> WholeSum:
+    """Return on every rank how rank 0 says that a number of updates are summed; `whole` is None elsewhere."""
+    told = np.zeros(1 + count)
+    if whole is not None:
+        told[0], told[1:] = whole
+    with waiting(channel):
+        channel.tell(told)
+    return WholeSum(float(told[0]), told[1:])
 
 
 def announce(channel: Channel, size: int, fingerprint: int) -> bool:
@@ -112,7 +152,7 @@ def announce(channel: Channel, size: int, fingerprint: int) -> bool:
     """
     progress, stop = channel.progress, channel.phases.liveness.stop
     header = np.array([size, fingerprint, progress.is_watched, stop.requested], dtype=np.int64)
-    with _waiting(channel):
+    with waiting(channel):
         channel.tell(header)
     if header[:2].tolist() != [size, fingerprint]:
         raise RuntimeError(
@@ -123,13 +163,17 @@ def announce(channel: Channel, size: int, fingerprint: int) -> bool:
     return bool(header[3])
 
 
-def _waiting(channel: Channel) -> AbstractContextManager[None]:
+def waiting(channel: Channel) -> AbstractContextManager[None]:
+    """Return the context in which a rank waits for others; one process waits for nobody."""
     return channel.phases.time("wait") if channel.size > 1 else nullcontext()
 
 
 def is_finite(headers: np.ndarray) -> np.ndarray:
     """Return which updates of a round are finite `[K]` bool, from their norms and losses.
 
-    An update with a norm beyond `LARGEST_NORM` is not: its square, or a sum of such, would overflow.
+    An update with a norm beyond `LARGEST_NORM` is not: its square, or a sum of such, would overflow. Of public headers
+    nothing is known, and an update that is not finite does not come.
     """
+    if headers.dtype == PUBLIC_HEADER:
+        return np.ones(len(headers), dtype=bool)
     return np.isfinite(headers["loss"]) & (headers["norm"] <= LARGEST_NORM)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fedprompt_mpi.comm.statistics import wilson_interval
-from fedprompt_mpi.comm.timing import TRANSFERS
+from fedprompt_mpi.comm.timing import SECURE, TRANSFERS
 from fedprompt_mpi.liveness.output import one_line
 from fedprompt_mpi.report.marks import mark_bar, mark_legend, mark_points
 from fedprompt_mpi.report.run_data import RunData
@@ -23,10 +23,10 @@ WIDTH, TALLEST = 4.7, 60.0
 GROUPS = {
     "train": ("train", "filter"), "evaluate": ("evaluate", "evaluate_clients"), "pack, copy": ("pack", "copy"),
     "wait": ("wait", "sync"), "transfer": TRANSFERS, "wait + transfer": (), "aggregate": ("aggregate",),
-    "checkpoint": ("checkpoint", "residuals"),
+    "checkpoint": ("checkpoint", "residuals"), "secure aggregation": SECURE,
 }  # fmt: skip
 """Name in the figures -> phases, for runs in measure mode; in observe mode wait and transfer are one."""
-COLOURS = dict(zip(GROUPS, (BLUE, GREEN, PURPLE, GREY, VERMILLION, GREY, ORANGE, SKY), strict=True))
+COLOURS = dict(zip(GROUPS, (BLUE, GREEN, PURPLE, GREY, VERMILLION, GREY, ORANGE, SKY, INK), strict=True))
 MOST_BARS, MOST_BARS_BY_ROUND = 40, 100
 """More clients are drawn as a colour map, more rounds as means of several."""
 MOST_LEGEND = 52

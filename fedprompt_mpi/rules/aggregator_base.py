@@ -62,12 +62,24 @@ class Aggregator:
     """Settings of the section `federation` under which it is the mean of the updates; None if there are none."""
     scales_updates = False
     """True if a weight holds a scale too, by which the rule bounds an update or sets its length."""
+    bounded_by: ClassVar[str | None] = None
+    """Setting of the section `federation` that holds the norm to which each update is scaled, if the rule has one: its
+    weights are then those of unscaled updates (of norm 0), times `clip_factors`."""
     noise_std = 0.0
     """Standard deviation of the rule's own normal noise; `weights` sets it where it depends on the round."""
 
     def __init__(self, options: Any) -> None:
         """Keep the options: an object with the fields of the rule's own options class."""
         self.options = options
+
+    @property
+    def bound(self) -> float | None:
+        """Norm to which each update is scaled; None if they are not.
+
+        A bound is known to everybody before a round. Updates with one are summed in whole numbers of a unit that
+        follows from it and not from the updates, whoever adds them up.
+        """
+        return None if self.bounded_by is None else getattr(self.options, self.bounded_by)
 
     @classmethod
     def needs_headers_only(cls) -> bool:

@@ -29,9 +29,19 @@ from fedprompt_mpi.rules.setting import setting
 from fedprompt_mpi.rules.spectral import DivideAndConquerOptions
 
 
-@aggregators.register("fedavg")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FedAvgOptions:
+    """Options of fedavg."""
+
+    update_bound: float | None = setting(None, above=0)
+    """fedavg: each update is scaled to at most this norm (not given: to none). Secure aggregation needs a bound."""
+
+
+@aggregators.register("fedavg", options=FedAvgOptions)
 class FedAvg(Aggregator):
     """The mean, weighted by the clients' numbers of examples: sum n_k delta_k / sum n_k. Breakdown point: f = 0.
+
+    With `update_bound` it is norm_clip.
 
     References:
         McMahan et al., Communication-Efficient Learning of Deep Networks from Decentralized Data, 2017,
@@ -40,6 +50,12 @@ class FedAvg(Aggregator):
     """
 
     mean_at: ClassVar[Settings | None] = {}
+    bounded_by = "update_bound"
+
+    def weights(self, updates: Updates) -> np.ndarray:
+        """Return n_k / sum n, times min(1, update_bound / norm_k) if there is a bound."""
+        weights = super().weights(updates)
+        return weights if self.bound is None else weights * clip_factors(updates.norms, self.bound)
 
 
 @aggregators.register("median")
@@ -108,6 +124,7 @@ class NormClip(Aggregator):
 
     withstands = scales_updates = True
     mean_at: ClassVar[Settings | None] = {"clip_norm": 1e9}
+    bounded_by = "clip_norm"
 
     def weights(self, updates: Updates) -> np.ndarray:
         """Return n_k / sum n * min(1, clip_norm / norm_k)."""
@@ -171,6 +188,6 @@ def _robust_z(values: np.ndarray) -> np.ndarray:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RuleOptions(
     DivideAndConquerOptions, FreqFedOptions, CentredClippingOptions, FlameOptions, FLTrustOptions, OutlierCheckOptions,
-    NormClipOptions,
+    NormClipOptions, FedAvgOptions,
 ):  # fmt: skip
     """The options of all rules, as the section `federation` holds them."""

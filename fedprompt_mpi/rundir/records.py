@@ -100,6 +100,8 @@ class RoundTraffic:
     up: Traffic
     headers: Traffic = NOTHING
     """Of the updates' headers, between ranks."""
+    secure: Traffic = NOTHING
+    """Of keys and shares of secure aggregation, by way of rank 0, both ways."""
     checkpoint: Traffic = NOTHING
     """Of the timings and the clients' residuals that rank 0 has gathered for the checkpoint after the round."""
 
@@ -127,7 +129,7 @@ class RoundRecord:
     cohort: list[int] = dataclasses.field(default_factory=list)
     """K client ids."""
     update_norms: list[float | None] = dataclasses.field(default_factory=list)
-    """K Euclidean norms; None if the update is not finite."""
+    """K Euclidean norms; None if the update is not finite, and under secure aggregation."""
     shares: list[float] | None = None
     """K weights of the updates; None under rules by coordinate, and if nothing was aggregated."""
     backdoor_snr: float | None = None
@@ -137,6 +139,10 @@ class RoundRecord:
     """How far LoRA's products are from their exact weighted sums, relative to the step (Frobenius norms)."""
     dropped: list[int] = dataclasses.field(default_factory=list)
     """Clients whose update or loss was not finite."""
+    vanished: list[int] = dataclasses.field(default_factory=list)
+    """Clients whose update did not come; under secure aggregation one that is not finite does not."""
+    given_up: str | None = None
+    """Why a round of secure aggregation has no sum."""
     aggregated: bool | None = None
     """False if too few updates were left for the rule."""
     epsilon: float | None = None

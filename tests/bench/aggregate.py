@@ -42,7 +42,13 @@ def measure(rule: str, parameters: int, clients: int) -> None:
     server = Server(np.zeros(parameters, dtype=np.float32), config, is_root=True)
     timing = Timing(round=1)
     start = time.perf_counter()
-    gathered = Gathered(headers=headers, verdict=server.judge(headers), chunks=blocks, sums=lambda weights: iter(()))
+    gathered = Gathered(
+        headers=headers,
+        came=np.ones(rows, dtype=bool),
+        verdict=server.judge(headers),
+        chunks=blocks,
+        sums=lambda whole: iter(()),
+    )
     server.apply(gathered, Phases(timing, Liveness()), 1)
     seconds = time.perf_counter() - start
     with tempfile.TemporaryDirectory() as folder:

@@ -13,6 +13,11 @@ from fedprompt_mpi.config import FederationConfig, PrivacyConfig, SettingsError
     ("package", "sections", "name"),
     [
         ("sklearn", {"federation": FederationConfig(aggregator="flame")}, "scikit-learn"),
+        (
+            "cryptography",
+            {"federation": FederationConfig(update_bound=1.0), "privacy": PrivacyConfig(secure_aggregation=True)},
+            "cryptography",
+        ),
         ("dp_accounting", {"privacy": PrivacyConfig(mechanism="dp_fedavg")}, "dp-accounting"),
     ],
 )

@@ -11,7 +11,7 @@ from fedprompt_mpi.comm import chunks, mpi_channel
 from fedprompt_mpi.comm.channel import Channel
 from fedprompt_mpi.comm.clocks import Window, clock_offset
 from fedprompt_mpi.comm.codec import INT8_CHUNK
-from fedprompt_mpi.comm.exact_sum import unit_of
+from fedprompt_mpi.comm.exact_sum import unit_of, words_of
 from fedprompt_mpi.comm.local_channel import LocalChannel
 from fedprompt_mpi.comm.start import open_channel
 from fedprompt_mpi.comm.timing import PHASES
@@ -159,11 +159,12 @@ def test_sums_on_their_way(channel: Channel, chunk_bytes: int, monkeypatch: pyte
     factors[4] = 0
     own = slice(first, first + int(counts[channel.rank]))
     unit = unit_of(factors, largest)
-    ours = list(channel.reduce(everybody[own], factors[own], unit))
+    ours = list(channel.reduce(words_of(everybody[own], factors[own], unit), length))
     assert len(ours) == (1 if chunk_bytes > 4096 else 3)
     if channel.rank == 0:
-        alone = _together(LocalChannel().reduce(everybody, factors, unit), length)
+        alone = _together(LocalChannel().reduce(words_of(everybody, factors, unit), length), length)
         np.testing.assert_array_equal(_together(ours, length), alone)
+        alone = unit * alone.view(np.int32)
         exact = np.nan_to_num(everybody).astype(np.float64).T @ factors
         np.testing.assert_allclose(alone, exact, atol=clients * float(factors @ np.nan_to_num(largest)) * 2.0**-30)
 
@@ -176,7 +177,7 @@ def test_sums_from_node_to_node(channel: Channel, ranks_a_node: int) -> None:
     world, length = MPI.COMM_WORLD, SEGMENT_BYTES // 4 + 5
     node = world.Split(world.rank // ranks_a_node, key=world.rank)
     leaders = world.Split(0 if node.rank == 0 else MPI.UNDEFINED, key=world.rank)
-    mine = (np.arange(length) % 1000 * (world.rank + 1)).astype(np.int32)
+    mine = (np.arange(length) % 1000 * (world.rank + 1)).astype(np.uint32)
     comms = types.SimpleNamespace(mpi=MPI, node=node, leaders=leaders)
     total = sum_to_root(comms, mine, np.empty_like(mine), np.empty_like(mine))
     if world.rank == 0:
@@ -188,7 +189,7 @@ def test_sums_from_node_to_node(channel: Channel, ranks_a_node: int) -> None:
 
 def _together(pieces: Iterable[tuple[slice, np.ndarray]], length: int) -> np.ndarray:
     """Put pieces together to one vector."""
-    whole = np.zeros(length)
+    whole = np.zeros(length, dtype=np.uint32)
     for piece, block in pieces:
         whole[piece] = block
     return whole
