@@ -19,7 +19,6 @@ from fedprompt_mpi.rules.attacks import AttackOptions
 from fedprompt_mpi.rules.example_groups import ExampleFilterOptions
 from fedprompt_mpi.rules.server_optimizers import ServerOptimizerOptions
 from fedprompt_mpi.rules.setting import ALWAYS, Comparison, SettingsError, check, check_table, setting, typed
-from fedprompt_mpi.secagg.neighbours import least_clients, neighbourhood
 
 __all__ = ["RunConfig", "SettingsError"]
 
@@ -378,7 +377,7 @@ class PoisonConfig(AttackOptions, _Poison):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PrivacyConfig:
-    """Noise and clipping of the updates for privacy."""
+    """Noise, clipping and masks of the updates."""
 
     mechanism: Mechanism = setting("none")
     """none; ldp (each client adds Laplace noise to its upload; its gradients are clipped by client.clip_norm);
@@ -398,7 +397,8 @@ class PrivacyConfig:
     threshold: int | None = setting(None, at_least=2, may_differ=_SWEEP | _CLEAN)
     """secure_aggregation: clients of a round that must be left at its end, or it is given up; not given, two thirds."""
     neighbours: int | None = setting(None, at_least=2, may_differ=_SWEEP | _CLEAN)
-    """secure_aggregation: clients with which each client shares masks; not given, as few as is safe, about log K."""
+    """secure_aggregation: clients at least with which each client shares masks; not given, as few as is safe: all of
+    them below 100 clients, then about log K."""
 
     def __post_init__(self) -> None:
         check("privacy", self)
@@ -621,26 +621,18 @@ class RunConfig:
                     )
             return
         self._check_secure_rule()
-        clients = federation.clients if is_private else federation.cohort_size
+        clients = federation.cohort_size
         if privacy.threshold is not None and privacy.threshold > clients:
+            about = "about " if is_private else ""
             raise SettingsError(
-                f"privacy.threshold is {privacy.threshold} but a round has {clients} clients: take at most {clients}"
+                f"privacy.threshold is {privacy.threshold} but a round has {about}{clients} clients: "
+                f"take at most {clients}"
             )
         if clients < 2:
             raise SettingsError(
                 "privacy.secure_aggregation is true, but a round has 1 client, whose update would be the sum: "
                 "have more clients"
             )
-        if privacy.neighbours is not None and not is_private:
-            least = least_clients(privacy.threshold, clients)
-            try:
-                neighbourhood(clients, least, privacy.neighbours)
-            except ValueError:
-                few = neighbourhood(clients, least).neighbours
-                raise SettingsError(
-                    f"privacy.neighbours is {privacy.neighbours}, which is too few, or odd, for {clients} clients of "
-                    f"which {least} must be left: take {few} or leave it out"
-                ) from None
 
     def _check_secure_rule(self) -> None:
         """Check that an update that nobody sees can be added up as the settings say."""
@@ -648,7 +640,7 @@ class RunConfig:
         known = registry.aggregators.get(federation.aggregator)
         bounded = self.privacy.mechanism == "dp_fedavg" or (known is not None and known.bounded_by is not None)
         for is_wrong, name, why in (
-            (known is not None and not bounded, "federation.aggregator",
+            (known is not None and not (bounded and known.needs_headers_only()), "federation.aggregator",
              "it must see each update: take fedavg, norm_clip, or privacy.mechanism dp_fedavg"),
             (federation.aggregator == "fedavg" and not self._has_bound, "federation.update_bound",
              "without a bound of the updates there is no unit that does not betray them: give it"),

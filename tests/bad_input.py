@@ -206,7 +206,13 @@ CASES: dict[str, tuple[Make, str]] = {
     "a threshold above those of a round": (
         _flags(*BOUND, "--privacy.threshold=6", "--federation.fraction=0.5"), "take at most 5"
     ),
-    "too few neighbours": (_flags(*BOUND, "--privacy.neighbours=4"), "take 9 or leave it out"),
+    "a threshold above those of a round of dp_fedavg": (
+        _flags(SECURE, "--privacy.mechanism=dp_fedavg", "--federation.fraction=0.3", "--privacy.threshold=10"),
+        "take at most 3",
+    ),
+    "a bound that leaves nothing of the updates": (
+        _beside("--federation.update_bound=1e12"), "so large that rounding leaves nothing of them in round 1"
+    ),
     "secure aggregation of one client": (_flags(*BOUND, "--federation.clients=1"), "whose update would be the sum"),
     "secure aggregation in a short format": (_flags(*BOUND, "--comm.wire=int8"), "comm.wire is int8"),
     "secure aggregation of mixed updates": (_flags(*BOUND, "--federation.mixing=true"), "federation.mixing is true"),

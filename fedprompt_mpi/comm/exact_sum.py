@@ -56,6 +56,11 @@ def in_units(deltas: np.ndarray, factors: np.ndarray, unit: float) -> np.ndarray
     return total
 
 
+def rounding_of(unit: float, size: int) -> float:
+    """Return by how much rounding may lengthen a vector of P numbers: half a unit in each."""
+    return 0.5 * unit * float(np.sqrt(size))
+
+
 def words_of(deltas: np.ndarray, factors: np.ndarray, unit: float) -> Callable[[slice], np.ndarray]:
     """Return columns -> what `in_units` returns of them, as words `[chunk]` uint32, for `Channel.reduce`."""
     return lambda chunk: in_units(deltas[:, chunk], factors, unit).view(np.uint32)

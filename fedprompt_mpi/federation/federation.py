@@ -25,10 +25,18 @@ from fedprompt_mpi.federation.collusion import connect, meet
 from fedprompt_mpi.federation.feedback import ClientFeedback
 from fedprompt_mpi.federation.prepare import run_on_all_ranks
 from fedprompt_mpi.federation.privacy import Account
-from fedprompt_mpi.federation.server import Aggregation, Server
+from fedprompt_mpi.federation.server import Aggregation, Server, make_rule
 from fedprompt_mpi.federation.setup import Setup
 from fedprompt_mpi.federation.state import FIRST, keeps_first
-from fedprompt_mpi.federation.updates import HEADER, PUBLIC_HEADER, LocalUpdates, announce, gather, is_finite
+from fedprompt_mpi.federation.updates import (
+    HEADER,
+    PUBLIC_HEADER,
+    LocalUpdates,
+    announce,
+    everybody_diverged,
+    gather,
+    is_finite,
+)
 from fedprompt_mpi.liveness.stop import Stopped
 from fedprompt_mpi.plugins.load import loaded
 from fedprompt_mpi.rundir.checkpoint import Checkpoint, InMemoryCheckpoint, save_checkpoint
@@ -243,27 +251,28 @@ class Federation:
         if gathered.verdict.asked_to_stop:
             self.phases.liveness.stop.request()  # rank 0 tells all ranks with the next broadcast
         if gathered.verdict.diverged:  # one that diverges beside others, or spoils its update on purpose, is dropped
+            raise everybody_diverged(self.config, round_)
+        if gathered.verdict.rounded_away:
             raise SettingsError(
-                f"client.lr is {self.config.client.lr:g}, with which every client diverged in round {round_} (no loss "
-                "or update is finite): take a smaller one"
+                f"the bound of the updates, {make_rule(self.config).bound:g}, is so large that rounding leaves nothing "
+                f"of them in round {round_}: take a smaller one"
             )
         self._observer.note(self.server.vector)
         aggregation = self.server.apply(gathered, self.phases, round_)
-        self._tell_about_sum(aggregation, round_)
+        self._tell_about_rounding(aggregation)
         return RoundResult(
             headers=gathered.headers, came=gathered.came, aggregation=aggregation, own_rates=updates.own_rates
         )
 
-    def _tell_about_sum(self, aggregation: Aggregation, round_: int) -> None:
-        """Tell the user why a round has no sum, or that it is rounded too much."""
+    def _tell_about_rounding(self, aggregation: Aggregation) -> None:
+        """Warn once if a sum is rounded too much."""
         if self._journal is None:
             return
-        if aggregation.given_up is not None:
-            self._journal.console.say(f"round {round_} is given up: {aggregation.given_up}")
-        if (aggregation.rounding or 0.0) > MOST_ROUNDING and not self._has_told_rounding:
+        rounding = aggregation.rounding or 0.0
+        if rounding > MOST_ROUNDING and not self._has_told_rounding:
             self._has_told_rounding = True
             self._journal.console.say(
-                f"warning: the bound of the updates is so large that rounding makes {aggregation.rounding:.0%} of the "
+                f"warning: the bound of the updates is so large that rounding makes {min(rounding, 1.0):.0%} of the "
                 "step: give a smaller one"
             )
 
@@ -277,23 +286,23 @@ class Federation:
         came = result.came[len(result.came) - len(cohort.clients) :]
         is_public = clients.dtype == PUBLIC_HEADER  # then rank 0 knows neither losses nor norms
         finite, weights = is_finite(clients) & (not is_public), aggregation.weights
-        vanished = clients["client"][~came].tolist()
-        traffic = self._traffic(
-            dataclasses.replace(cohort, vanished=tuple(vanished)), aggregated=aggregation.aggregated
-        )
+        not_finite = clients["client"][~came & ~np.isin(clients["client"], cohort.vanished)].tolist()
+        travelled = aggregation.aggregated or (self._secure is not None and self._secure.has_uploaded)
+        gone = dataclasses.replace(cohort, vanished=(*cohort.vanished, *not_finite))
+        traffic = self._traffic(gone, travelled=travelled)
         spent = self._account.after(round_)
         self._record = RoundRecord(
             round=round_,
             train_loss=float(clients["loss"][finite].mean()) if finite.any() else None,
             cohort=list(cohort.clients),
             update_norms=[float(clients["norm"][k]) if fine else None for k, fine in enumerate(finite)],
-            vanished=vanished,
+            vanished=list(cohort.vanished),
             given_up=aggregation.given_up,
             shares=None if weights is None else weights[len(weights) - len(clients) :].tolist(),
-            malicious_share=self.server.malicious_share(clients),
+            malicious_share=self.server.malicious_share(clients[came]),
             backdoor_snr=self._backdoor_snr(),
             lora_error=aggregation.lora_error,
-            dropped=aggregation.dropped,
+            dropped=sorted({*aggregation.dropped, *not_finite}),
             aggregated=aggregation.aggregated,
             epsilon=spent.epsilon,
             epsilon_renyi=spent.renyi,
@@ -488,7 +497,7 @@ class Federation:
             total=time.perf_counter() - self._round_began - evaluated_before,
         )
 
-    def _traffic(self, cohort: Cohort, *, aggregated: bool) -> RoundTraffic:
+    def _traffic(self, cohort: Cohort, *, travelled: bool) -> RoundTraffic:
         secure = self.config.privacy.secure_aggregation
         summed = secure or self.config.comm.collective == "reduce"
         journey = Journey(
@@ -500,7 +509,7 @@ class Federation:
         )
         came = cohort.came_counts - (np.arange(cohort.size) == 0) * int(cohort.server is not None)
         back = dataclasses.replace(journey, counts=came)
-        up = back.up(self._codec, self.config.comm.collective) if aggregated else NOTHING
+        up = back.up(self._codec, self.config.comm.collective) if travelled else NOTHING
         headers = journey.headers((PUBLIC_HEADER if secure else HEADER).itemsize)
         keys = NOTHING if self._secure is None else self._secure.traffic
         return RoundTraffic(down=journey.down(self._down), up=up, headers=headers, secure=keys)

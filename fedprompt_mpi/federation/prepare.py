@@ -22,12 +22,13 @@ from fedprompt_mpi.comm.channel import Channel
 from fedprompt_mpi.comm.device import Vector
 from fedprompt_mpi.comm.placement import bind_device, thread_count
 from fedprompt_mpi.config import RunConfig, SettingsError, to_dict
+from fedprompt_mpi.federation.server import make_rule
 from fedprompt_mpi.federation.setup import Setup
 from fedprompt_mpi.federation.state import check_state
 from fedprompt_mpi.files import CannotWriteError, RunFile
 from fedprompt_mpi.liveness.output import printable
 from fedprompt_mpi.plugins.load import hashes
-from fedprompt_mpi.rundir.checkpoint import Checkpoint, check_numerics, load_checkpoint
+from fedprompt_mpi.rundir.checkpoint import BOUNDED_SUM, Checkpoint, check_numerics, load_checkpoint
 from fedprompt_mpi.rundir.clean_run import read_clean_run
 from fedprompt_mpi.rundir.directory import check_directory, check_records, check_writable, make_directory
 from fedprompt_mpi.rundir.journal import numeric_versions
@@ -89,6 +90,8 @@ def prepare(
         if config.prompt.method != "full":
             share_bf16(channel, backbone, folder / "bf16.safetensors")
     numerics = {**numeric_versions(), "arithmetic": _arithmetic(channel, backbone)}
+    if make_rule(config).bound is not None:
+        numerics[BOUNDED_SUM] = "whole numbers"
     numerics |= {f"plugin {name}": sha256 for name, sha256 in plugins.items()}
 
     def first_state() -> Checkpoint:

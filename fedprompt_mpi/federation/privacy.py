@@ -136,6 +136,10 @@ class DPFedAvg(Aggregator):
         """S."""
         return self._privacy.clip_norm
 
+    def bounded_factors(self, weights: np.ndarray, norms: np.ndarray, rounding: float) -> np.ndarray:
+        """Scale deltas to S less what rounding may add, so that none is longer than S after it."""
+        return weights * clip_factors(norms, np.maximum(self.bound - rounding / weights, 0.0))
+
     def weights(self, updates: Updates) -> np.ndarray:
         """Return 1 / (q K) * min(1, S / norm_k)."""
         return 1 / self._expected * clip_factors(updates.norms, self.bound)

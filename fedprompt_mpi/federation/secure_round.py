@@ -18,11 +18,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fedprompt_mpi import seeds
 from fedprompt_mpi.comm.channel import Channel, Chunks
-from fedprompt_mpi.comm.exact_sum import in_units
+from fedprompt_mpi.comm.exact_sum import in_units, rounding_of
 from fedprompt_mpi.comm.traffic import NOTHING, to_root, together
 from fedprompt_mpi.config import RunConfig
+from fedprompt_mpi.federation.adversary import attacking_clients
 from fedprompt_mpi.federation.cohort import Cohort
 from fedprompt_mpi.federation.server import make_rule
 from fedprompt_mpi.federation.updates import (
@@ -33,12 +33,12 @@ from fedprompt_mpi.federation.updates import (
     Verdict,
     WholeSum,
     consult,
+    everybody_diverged,
     is_finite,
     tell_whole_sum,
     waiting,
 )
-from fedprompt_mpi.rules.aggregator_base import clip_factors
-from fedprompt_mpi.secagg.check_words import WORDS, CheckWords
+from fedprompt_mpi.secagg.check_words import HASHES, CheckWords
 from fedprompt_mpi.secagg.client import ADVERTISED_BYTES, SEALED_BYTES, SecureClient
 from fedprompt_mpi.secagg.keys import WrongKeyError, WrongMessageError
 from fedprompt_mpi.secagg.neighbours import graph, least_clients, neighbourhood
@@ -48,7 +48,7 @@ from fedprompt_mpi.secagg.shamir import SHARE_BYTES, WrongSharesError
 KEYS = np.dtype([("client", "<u4"), ("keys", "u1", ADVERTISED_BYTES)])
 SHARES = np.dtype([("sender", "<u4"), ("receiver", "<u4"), ("sealed", "u1", SEALED_BYTES)])
 REVEALED = np.dtype([("holder", "<u4"), ("owner", "<u4"), ("share", "u1", SHARE_BYTES)])
-CHECKS = np.dtype([("client", "<u4"), ("words", "<u4", WORDS)])
+CHECKS = np.dtype([("client", "<u4"), ("words", "<u8", HASHES)])
 ROUND_ID_BYTES = 16
 
 
@@ -62,13 +62,15 @@ class SecureRound:
         self._cohort, self._size = cohort, updates.deltas.shape[1]
         self._least = least_clients(config.privacy.threshold, len(cohort.clients))
         self._hood = neighbourhood(len(cohort.clients), self._least, config.privacy.neighbours)
-        rng = seeds.generator(config.seed, "neighbours", round_)
-        self._neighbours = graph(cohort.clients, self._hood.neighbours, rng)
-        self._round_id = b""
+        self._round, self._round_id = round_, b""
+        self._neighbours: dict[int, list[int]] = {}
         self._clients: dict[int, SecureClient] = {}
         self._server: SecureServer | None = None
+        self._rule = make_rule(config)
         self.came = np.zeros(len(cohort.clients), dtype=bool)
         """Whose update has come `[K]`, once the sum is there."""
+        self.has_uploaded = False
+        """Whether masked updates have travelled."""
         self.traffic = NOTHING
         """Of keys and shares so far, on rank 0."""
 
@@ -98,12 +100,13 @@ class SecureRound:
         if not self._cohort.clients:
             return iter([(slice(0, self._size), np.zeros(self._size, dtype=np.int32))])
         if len(self._cohort.clients) < self._least:
-            raise RoundGivenUp(f"it has {len(self._cohort.clients)} clients, and {self._least} must be left")
-        self._exchange_keys()
+            raise RoundGivenUp(f"{len(self._cohort.clients)} of its clients are too few: {self._least} must be left")
+        self._agree(self._exchange_keys)
         self._agree(self._deal_shares)
         own = self._find_who_comes()
         words, checks = self._mask(own, unit, weights)
         total = self._upload(words)
+        self.has_uploaded = True
         self._agree(lambda: self._unmask(own, checks, total))
         return iter([(slice(0, self._size), total.view(np.int32))])
 
@@ -128,12 +131,15 @@ class SecureRound:
 
     def _ranks_of(self, clients: np.ndarray) -> np.ndarray:
         """Return the rank on which each of some clients of the round lives."""
-        return np.asarray(self._cohort.ranks)[np.searchsorted(self._cohort.clients, clients)]
+        places = np.searchsorted(self._cohort.clients, clients)
+        return np.asarray(self._cohort.ranks)[np.minimum(places, len(self._cohort.clients) - 1)]
 
     def _exchange_keys(self) -> None:
         """Draw this rank's secrets, and let each client know its neighbours' public keys."""
         channel, phases = self._channel, self._channel.phases
         self._round_id = self._tell_round_id()
+        rng = np.random.default_rng(list(self._round_id))
+        self._neighbours = graph(self._cohort.clients, self._hood.neighbours, rng)
         with phases.time("keys"):
             self._clients = {
                 client: SecureClient(client, self._round_id, least=self._least, threshold=self._hood.threshold)
@@ -152,6 +158,9 @@ class SecureRound:
                     parts.append(everyone[np.isin(everyone["client"], list(wanted))].tobytes())
         received = np.frombuffer(channel.deal(self._count(parts), "keys"), dtype=KEYS)
         self._advertised = {int(row["client"]): row["keys"].tobytes() for row in received}
+        wanted = {other for client in self._clients for other in self._neighbours[client]}
+        if set(self._advertised) != wanted:
+            raise WrongMessageError("public keys were changed on their way, or are missing")
 
     def _tell_round_id(self) -> bytes:
         told = np.zeros(ROUND_ID_BYTES, dtype=np.uint8)
@@ -177,7 +186,9 @@ class SecureRound:
         if channel.rank == 0:
             with phases.time("shares"):
                 everyone = np.frombuffer(b"".join(collected), dtype=SHARES)
-                home = self._ranks_of(everyone["receiver"])
+                home = self._ranks_of(
+                    everyone["receiver"]
+                )  # of a client that is not there, any: its shares are missing
                 parts = [everyone[home == rank].tobytes() for rank in range(channel.size)]
         received = np.frombuffer(channel.deal(self._count(parts), "shares"), dtype=SHARES)
         if error is not None:
@@ -185,7 +196,8 @@ class SecureRound:
         with phases.time("shares"):
             by_client: dict[int, dict[int, bytes]] = {client: {} for client in self._clients}
             for row in received:
-                by_client[int(row["receiver"])][int(row["sender"])] = row["sealed"].tobytes()
+                if (receiver := int(row["receiver"])) in by_client:
+                    by_client[receiver][int(row["sender"])] = row["sealed"].tobytes()
             for client, own in self._clients.items():
                 own.accept(by_client[client])
                 phases.liveness.alive()
@@ -202,6 +214,9 @@ class SecureRound:
         with waiting(self._channel):
             self._channel.consult(own.view(np.uint8), self._cohort.counts, lambda rows: rows, told)
         self.came[:] = told
+        expected = ~np.isin(clients, [*self._cohort.vanished, *attacking_clients(self._config)])
+        if expected.any() and not self.came[expected].any():
+            raise everybody_diverged(self._config, self._round)
         if (left := int(self.came.sum())) < self._least:
             raise RoundGivenUp(f"{left} of {len(clients)} clients came, and {self._least} must be left")
         return own
@@ -215,14 +230,13 @@ class SecureRound:
         deltas, headers, phases = self._updates.deltas, self._updates.headers, self._channel.phases
         assert isinstance(deltas, np.ndarray)
         words, checks = deltas.view(np.uint32), np.zeros(int(own.sum()), dtype=CHECKS)
-        bound = make_rule(self._config).bound
-        assert bound is not None
         with phases.time("mask"):
             check = CheckWords(self._size, self._round_id)
             weight = dict(zip(self._cohort.clients, weights, strict=True))
             for place, row in enumerate(np.flatnonzero(own)):
                 client = int(headers["client"][row])
-                factor = weight[client] * clip_factors(headers["norm"][row : row + 1], bound)
+                norm = headers["norm"][row : row + 1]
+                factor = self._rule.bounded_factors(np.array([weight[client]]), norm, rounding_of(unit, self._size))
                 units = in_units(deltas[row : row + 1], factor, unit)
                 checks[place] = client, check.of(units)
                 words[row] = units.view(np.uint32)
@@ -263,14 +277,18 @@ class SecureRound:
         if self._server is None:
             return
         with phases.time("unmask"):
-            check, shares = np.zeros(WORDS, dtype=np.uint32), {client: {} for client in came}
+            check, shares = np.zeros(HASHES, dtype=np.uint64), {client: {} for client in came}
             homes = self._ranks_of(np.array(sorted(came)))
             for rank, data in enumerate(collected):
                 size = CHECKS.itemsize * int((homes == rank).sum())
-                check += np.frombuffer(data[:size], dtype=CHECKS)["words"].sum(axis=0, dtype=np.uint32)
+                check += np.frombuffer(data[:size], dtype=CHECKS)["words"].sum(axis=0, dtype=np.uint64)
                 for row in np.frombuffer(data[size:], dtype=REVEALED):
-                    shares[int(row["holder"])][int(row["owner"])] = row["share"].tobytes()
+                    if (holder := int(row["holder"])) in shares:
+                        shares[holder][int(row["owner"])] = row["share"].tobytes()
             self._server.unmask(total, check, came, shares)
+            numbers = total.view(np.int32)
+            if np.einsum("i,i", numbers, numbers, dtype=np.float64) <= len(came) * self._size / 6:
+                raise WrongSumError("the bound of the updates is so large that rounding leaves nothing of their sum")
 
 
 def _bytes(data: bytes) -> np.ndarray:

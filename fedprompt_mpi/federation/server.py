@@ -14,7 +14,7 @@ import numpy as np
 from fedprompt_mpi import seeds
 from fedprompt_mpi.comm.channel import Channel
 from fedprompt_mpi.comm.codec import FLOAT32, Codec, make_codec
-from fedprompt_mpi.comm.exact_sum import in_units, unit_of
+from fedprompt_mpi.comm.exact_sum import in_units, rounding_of, unit_of
 from fedprompt_mpi.comm.timing import Phases
 from fedprompt_mpi.config import RunConfig
 from fedprompt_mpi.federation.adversary import attacking_clients
@@ -23,7 +23,7 @@ from fedprompt_mpi.federation.overlap import overlapped
 from fedprompt_mpi.federation.privacy import DPFedAvg
 from fedprompt_mpi.federation.updates import PUBLIC_HEADER, Gathered, RoundGivenUp, Verdict, WholeSum, is_finite
 from fedprompt_mpi.rules import registry
-from fedprompt_mpi.rules.aggregator_base import TINY, Aggregator, Updates, clip_factors
+from fedprompt_mpi.rules.aggregator_base import Aggregator, Updates
 from fedprompt_mpi.rules.low_rank import Pair, ProductSums
 from fedprompt_mpi.rules.mixing import Mixed
 from fedprompt_mpi.rules.spill import SpilledChunks
@@ -112,7 +112,21 @@ class Server:
             asked_to_stop=bool(headers["asked_to_stop"].any()),
             diverged=bool(honest.any() and not finite[honest].any()),
             aggregated=self._most_malicious(headers) is not None and bool(finite[~is_client].all()),
+            rounded_away=self._rounds_away(headers[finite]),
         )
+
+    def _rounds_away(self, headers: np.ndarray) -> bool:
+        """Return whether a sum in units of the bound would be rounding errors alone, as far as headers tell."""
+        if not self._adds_bounded or headers.dtype == PUBLIC_HEADER or not headers["norm"].any():
+            return False
+        weights = self._unscaled_weights(headers, 0)
+        unit = unit_of(weights, np.full(len(headers), self._rule.bound))
+        return float(weights @ headers["norm"]) < math.sqrt(len(headers)) * rounding_of(unit, len(self.vector))
+
+    @property
+    def _adds_bounded(self) -> bool:
+        """Whether updates are added up in units that follow from the rule's bound."""
+        return self._rule.bound is not None and self._rule.needs_headers_only()
 
     def malicious_share(self, headers: np.ndarray) -> float | None:
         """Return what malicious clients' updates count for before the rule, as a share of all; None if there are none.
@@ -148,7 +162,7 @@ class Server:
             if not self._is_root:
                 collections.deque(gathered.sums(None) if summed else gathered.chunks, maxlen=0)
                 return Aggregation(dropped=dropped, aggregated=True)
-            if self._rule.bound is not None:
+            if self._adds_bounded:
                 aggregation = self._add_bounded(gathered, phases, round_, summed=summed)
             else:
                 aggregation = (self._add if summed else self._apply_rule)(gathered, phases, round_)
@@ -212,7 +226,8 @@ class Server:
             totals, factors, kept = gathered.sums(WholeSum(unit, unscaled)), unscaled, gathered.came
         else:
             kept = is_finite(headers) & gathered.came
-            factors = np.where(kept, unscaled * clip_factors(headers["norm"], bound), 0.0)
+            rounding = rounding_of(unit, len(self.vector))
+            factors = np.where(kept, self._rule.bounded_factors(unscaled, headers["norm"], rounding), 0.0)
             totals = gathered.sums(WholeSum(unit, factors[gathered.came])) if summed else gathered.chunks
         scale = 1.0
         if kept.any():
@@ -225,8 +240,9 @@ class Server:
             return unit * scale * total
 
         error = self._move(totals, phases, round_, None if summed else weights[gathered.came], step)
-        rounding = math.sqrt(kept.sum() * len(self.vector) / 12 / max(math.fsum(squares), TINY))
-        return Aggregation(dropped=[], aggregated=True, weights=weights, lora_error=error, rounding=rounding)
+        error_of_sum = math.sqrt(kept.sum() * len(self.vector) / 12)
+        share = error_of_sum / math.sqrt(math.fsum(squares)) if any(squares) else None
+        return Aggregation(dropped=[], aggregated=True, weights=weights, lora_error=error, rounding=share)
 
     def _unscaled_weights(self, headers: np.ndarray, round_: int) -> np.ndarray:
         """Return the weights of a bounded rule `[K]`, before updates are scaled to the bound."""

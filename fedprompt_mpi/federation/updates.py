@@ -14,6 +14,7 @@ from fedprompt_mpi.comm.channel import Channel, Chunks
 from fedprompt_mpi.comm.codec import Codec
 from fedprompt_mpi.comm.device import Vector
 from fedprompt_mpi.comm.exact_sum import words_of
+from fedprompt_mpi.config import RunConfig, SettingsError
 from fedprompt_mpi.federation.cohort import Cohort
 from fedprompt_mpi.rules.aggregator_base import LARGEST_NORM
 from fedprompt_mpi.rundir.records import OwnRates
@@ -55,6 +56,14 @@ class RoundGivenUp(Exception):  # noqa: N818 - the run goes on without it
     """A round of secure aggregation has no sum; raised on every rank alike."""
 
 
+def everybody_diverged(config: RunConfig, round_: int) -> SettingsError:
+    """Return the error of a round in which no honest client's update is finite."""
+    return SettingsError(
+        f"client.lr is {config.client.lr:g}, with which every client diverged in round {round_} (no loss or update is "
+        "finite): take a smaller one"
+    )
+
+
 class WholeSum(NamedTuple):
     """How updates are summed in whole numbers, see `exact_sum`; rank 0 tells it to all."""
 
@@ -73,6 +82,8 @@ class Verdict(NamedTuple):
     """No update of an honest client is finite."""
     aggregated: bool
     """There are enough updates for the rule."""
+    rounded_away: bool = False
+    """The bound of the updates is so large that nothing is left of them."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -81,6 +81,17 @@ class Aggregator:
         """
         return None if self.bounded_by is None else getattr(self.options, self.bounded_by)
 
+    def bounded_factors(self, weights: np.ndarray, norms: np.ndarray, rounding: float) -> np.ndarray:
+        """Return the factors `[K]` float64 with which a bounded rule adds up deltas in whole numbers.
+
+        Args:
+            weights: `[K]`, of updates that are not scaled.
+            norms: `[K]`, of the deltas.
+            rounding: by how much rounding may lengthen a weighted delta.
+        """
+        assert self.bound is not None
+        return weights * clip_factors(norms, self.bound)
+
     @classmethod
     def needs_headers_only(cls) -> bool:
         """Return True if the weights follow from the headers and the result is a sum, which MPI may compute."""
@@ -191,9 +202,9 @@ def euclidean_norm(vector: np.ndarray) -> float:
     return float(np.sqrt(np.einsum("i,i", vector, vector, dtype=np.float64)))
 
 
-def clip_factors(norms: np.ndarray, bound: float) -> np.ndarray:
+def clip_factors(norms: np.ndarray, bound: float | np.ndarray) -> np.ndarray:
     """Return min(1, bound / norm) for each of K norms `[K]` float64: scales a delta to at most the bound."""
-    return bound / np.maximum(norms, max(bound, TINY))
+    return bound / np.maximum(norms, np.maximum(bound, TINY))
 
 
 def middle(ordered: np.ndarray) -> np.ndarray:

@@ -123,7 +123,7 @@ class NormClip(Aggregator):
     """
 
     withstands = scales_updates = True
-    mean_at: ClassVar[Settings | None] = {"clip_norm": 1e9}
+    mean_at: ClassVar[Settings | None] = {"clip_norm": 1e4}
     bounded_by = "clip_norm"
 
     def weights(self, updates: Updates) -> np.ndarray:

@@ -127,6 +127,10 @@ class InMemoryCheckpoint:
         return kept
 
 
+BOUNDED_SUM = "sum of bounded updates"
+"""Among the numerics of rules with a bound: earlier versions added their updates up in float64."""
+
+
 class _DamagedError(Exception):
     """A file is not what was written."""
 
@@ -158,6 +162,8 @@ def check_numerics(found: Checkpoint, now: Mapping[str, str]) -> None:
     differs = [
         f"{name} {there} (now {here})" for name, (there, here) in differences(found.numerics, now).items() if there
     ]
+    if BOUNDED_SUM in now and BOUNDED_SUM not in found.numerics:
+        differs.append(f"another {BOUNDED_SUM}")
     if differs:
         raise SettingsError(
             f"output.resume: the run was made with {', '.join(differs)}, and may give other numbers now: use what it "
@@ -171,7 +177,11 @@ def _round_of_name(file: RunFile) -> int:
 
 
 def _check_settings(paths: RunPaths, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-    """Raise SettingsError, naming the differences, if a run was made with settings that give another result."""
+    """Raise SettingsError, naming the differences, if a run was made with settings that give another result.
+
+    A setting that the run's version did not have has its default.
+    """
+    theirs = {**compared(to_dict(RunConfig()), Comparison.RESUME), **theirs}
     differs = [
         f"{name} = {json.dumps(there)} (now {json.dumps(here)})"
         for name, (there, here) in differences(theirs, compared(ours, Comparison.RESUME)).items()

@@ -109,6 +109,8 @@ def attack_rows(summary: Summary, partition: PartitionRecord, config: RunConfig)
         rows.append(("attack on the update", f"{', '.join(kinds)}; by client {ids}"))
     if summary.filter_recall is not None or summary.filter_precision is not None:
         rows.append(("example filter", filter_rates(summary.filter_recall, summary.filter_precision)))
+    if summary.given_up:
+        rows.append(("given up", f"{summary.given_up} of {summary.rounds} rounds, whose sum rank 0 could not learn"))
     if summary.dropped_updates:
         dropped = summary.dropped_updates
         by_client = ", ".join(f"client {client}: {count}" for client, count in dropped.items())

@@ -40,7 +40,7 @@ class Console:
         if record.dropped:
             parts.append(f"not finite, left out: {', '.join(map(str, record.dropped))}")
         if record.aggregated is False:
-            parts.append("too few to aggregate, prompt kept")
+            parts.append(f"{record.given_up or 'too few to aggregate'}; prompt kept")
         self._left.note(record)
         self.say(join_parts(parts))
         self._screen.stage("", quiet=True)

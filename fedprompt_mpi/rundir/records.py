@@ -131,7 +131,8 @@ class RoundRecord:
     update_norms: list[float | None] = dataclasses.field(default_factory=list)
     """K Euclidean norms; None if the update is not finite, and under secure aggregation."""
     shares: list[float] | None = None
-    """K weights of the updates; None under rules by coordinate, and if nothing was aggregated."""
+    """K weights of the updates, under secure aggregation before they are scaled to the bound; None under rules by
+    coordinate, and if nothing was aggregated."""
     backdoor_snr: float | None = None
     """Power of the server's step along the backdoor's direction to that of the rest, in decibels; None if it leads away
     from it."""
@@ -140,7 +141,7 @@ class RoundRecord:
     dropped: list[int] = dataclasses.field(default_factory=list)
     """Clients whose update or loss was not finite."""
     vanished: list[int] = dataclasses.field(default_factory=list)
-    """Clients whose update did not come; under secure aggregation one that is not finite does not."""
+    """Clients whose update did not come."""
     given_up: str | None = None
     """Why a round of secure aggregation has no sum."""
     aggregated: bool | None = None
@@ -327,6 +328,10 @@ class Summary(Closing):
     rounds: int
     dropped_updates: dict[str, int]
     """Client -> updates of it that were not finite."""
+    given_up: int = 0
+    """Rounds of secure aggregation without a sum."""
+    vanished_updates: int = 0
+    """Updates that did not come."""
     epsilon: float | None
     epsilon_renyi: float | None = None
     lost_ranks: list[RankFailure]
@@ -530,6 +535,8 @@ def summarise(rounds: list[RoundRecord], closing: Closing) -> Summary:
         lora_error=mean_of(rounds, "lora_error"),
         rounds=last.round,
         dropped_updates=dict(collections.Counter(str(client) for record in rounds for client in record.dropped)),
+        given_up=sum(record.given_up is not None for record in rounds),
+        vanished_updates=sum(len(record.vanished) for record in rounds),
         epsilon=last.epsilon,
         epsilon_renyi=last.epsilon_renyi,
         lost_ranks=[failure for record in rounds for failure in record.lost_ranks],

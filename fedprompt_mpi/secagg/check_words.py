@@ -2,12 +2,13 @@
 
 Masks that do not cancel (a lying key, a share of another round), a bit that was flipped and a vector that came twice
 all change the sum of the updates. The sum of the hashes is the hash of the sum only if nothing did. A hash is
-h = sum_bc rho_b r_c x_bc modulo p, with random rho and r that the round makes public: a wrong sum passes with a
-probability of at most (2 / p)^H, about 2^-57, whatever the error is, as long as it does not depend on rho and r.
+h = sum_bc rho_b r_c x_bc modulo 2^64, with random 64-bit rho and r that the round makes public. It is additive where it
+is masked, so the sum of the hashes says no more than the sum of the updates. An error below 2^32 passes one hash with a
+probability of at most 2^-28, whatever it is, as long as it does not depend on rho and r; and both with 2^-56.
 
 It is no proof against a client that lies about its update: such a client sends another one.
 
-Legend: P numbers of an update in units, H hashes, p the prime.
+Legend: P numbers of an update in units, H hashes.
 
 References:
     Carter and Wegman, Universal Classes of Hash Functions, 1979.
@@ -15,13 +16,8 @@ References:
 
 import numpy as np
 
-PRIME = 2**20 - 3
-HASHES = 3
-BLOCK = 2**15
-"""Products of 16 and 20 bits, of which so many are summed, are exact in float64."""
-LIMB_BITS = 10
-WORDS = 2 * HASHES
-"""Words of the hashes: of each its low bits and its high bits, whose sums over 2^22 clients fit into a word."""
+HASHES = 2
+BLOCK = 2**14
 
 
 class CheckWords:
@@ -30,27 +26,14 @@ class CheckWords:
     def __init__(self, size: int, seed: bytes) -> None:
         """Draw it from the round's public seed, for P = `size`."""
         rng = np.random.default_rng(list(seed))
-        self._columns = rng.integers(1, PRIME, (BLOCK, HASHES)).astype(np.float64)
-        self._rows = rng.integers(1, PRIME, (-(-size // BLOCK), HASHES))
+        self._columns = rng.integers(2**64, size=(HASHES, BLOCK), dtype=np.uint64)
+        self._rows = rng.integers(2**64, size=(-(-size // BLOCK), HASHES), dtype=np.uint64)
 
     def of(self, units: np.ndarray) -> np.ndarray:
-        """Return the words `[WORDS]` uint32 of an update in units `[P]` int32."""
-        hashes = self._hashes(units)
-        return np.concatenate([hashes & (2**LIMB_BITS - 1), hashes >> LIMB_BITS]).astype(np.uint32)
-
-    def fit(self, total: np.ndarray, words: np.ndarray) -> bool:
-        """Return whether a sum of updates `[P]` int32 fits the sum of their words `[WORDS]` uint32."""
-        low, high = words[:HASHES].astype(np.int64), words[HASHES:].astype(np.int64)
-        return bool(((low + (high << LIMB_BITS)) % PRIME == self._hashes(total)).all())
-
-    def _hashes(self, units: np.ndarray) -> np.ndarray:
-        """Return the hashes `[H]` int64, below p."""
-        total = np.zeros(HASHES, dtype=np.int64)
+        """Return the hashes `[H]` uint64 of an update in units, or of a sum of updates, `[P]` int32."""
+        total = np.zeros(HASHES, dtype=np.uint64)
         for number, at in enumerate(range(0, len(units), BLOCK)):
-            block = units[at : at + BLOCK]
-            low, high = (
-                (half.astype(np.float64) @ self._columns[: len(block)]) for half in (block & 0xFFFF, block >> 16)
-            )
-            of_block = (low.astype(np.int64) + (high.astype(np.int64) % PRIME << 16)) % PRIME
-            total += of_block * self._rows[number] % PRIME
-        return total % PRIME
+            block = units[at : at + BLOCK].astype(np.int64).view(np.uint64)
+            of_block = (self._columns[:, : len(block)] * block).sum(axis=1)
+            total += of_block * self._rows[number]
+        return total

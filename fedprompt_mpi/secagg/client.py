@@ -22,11 +22,11 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from fedprompt_mpi.secagg.keys import (
     CONFIRMATION_BYTES,
     KEY_BYTES,
-    PairKeys,
     WrongKeyError,
     WrongMessageError,
     agree,
-    pair_keys,
+    confirmation,
+    mask_key,
     seal,
     unseal,
 )
@@ -38,10 +38,9 @@ SEALED_BYTES = 2 * SHARE_BYTES + CONFIRMATION_BYTES + 16
 """Of a dealt message; the last 16 bytes authenticate it."""
 
 
-def label_of(round_id: bytes, one: int, other: int) -> bytes:
-    """Return what names a pair of clients in a round, the same for both."""
-    low, high = sorted((one, other))
-    return round_id + low.to_bytes(4, "big") + high.to_bytes(4, "big")
+def label_of(round_id: bytes, pair: Mapping[int, bytes]) -> bytes:
+    """Return what names a pair of clients and what each has advertised in a round, the same for both."""
+    return round_id + b"".join(client.to_bytes(4, "big") + pair[client] for client in sorted(pair))
 
 
 def way_of(sender: int, receiver: int) -> bytes:
@@ -68,16 +67,20 @@ class SecureClient:
         """
         self.client, self._round_id, self._least, self._threshold = client, round_id, least, threshold
         self._sharing, self._masking = X25519PrivateKey.generate(), X25519PrivateKey.generate()
+        self._own_keys = b"".join(key.public_key().public_bytes_raw() for key in (self._sharing, self._masking))
         self._seed = secrets.token_bytes(KEY_BYTES)
+        self._advertised: Mapping[int, bytes] = {}
         self._secrets: dict[int, bytes] = {}
-        self._pairs: dict[int, PairKeys] = {}
+        """With each neighbour, of the keys for shares."""
+        self._mask_secrets: dict[int, bytes] = {}
+        """With each neighbour, of the keys for masks."""
         self._shares: dict[int, tuple[bytes, bytes]] = {}
         """Of each neighbour, and of this client: a share of the masking key, and of the seed."""
         self._has_revealed = False
 
     def advertise(self) -> bytes:
         """Return the public keys for shares and for masks."""
-        return self._sharing.public_key().public_bytes_raw() + self._masking.public_key().public_bytes_raw()
+        return self._own_keys
 
     def deal(self, advertised: Mapping[int, bytes]) -> dict[int, bytes]:
         """Return the sealed message for each neighbour, of `SEALED_BYTES`.
@@ -88,16 +91,16 @@ class SecureClient:
         Raises:
             WrongKeyError: if one is none.
         """
-        holders = [self.client, *advertised]
+        holders, self._advertised = [self.client, *advertised], advertised
         of_key = split(self._masking.private_bytes_raw(), self._threshold, holders)
         of_seed = split(self._seed, self._threshold, holders)
         self._shares[self.client] = of_key[self.client], of_seed[self.client]
         sealed = {}
         for other, keys in advertised.items():
-            label, way = label_of(self._round_id, self.client, other), way_of(self.client, other)
+            label, way = self._label(other), way_of(self.client, other)
             self._secrets[other] = agree(self._sharing, keys[:KEY_BYTES])
-            self._pairs[other] = pair_keys(agree(self._masking, keys[KEY_BYTES:]), label)
-            message = of_key[other] + of_seed[other] + self._pairs[other].confirmation
+            self._mask_secrets[other] = agree(self._masking, keys[KEY_BYTES:])
+            message = of_key[other] + of_seed[other] + confirmation(self._mask_secrets[other], label, way)
             sealed[other] = seal(self._secrets[other], label, way, message)
         return sealed
 
@@ -111,23 +114,23 @@ class SecureClient:
             WrongMessageError: if one is missing, changed, or of another round.
             WrongKeyError: if a neighbour does not hold the private key of what it has advertised.
         """
-        for other, pair in self._pairs.items():
+        for other, secret in self._mask_secrets.items():
             if other not in dealt:
                 raise WrongMessageError(f"client {self.client} has received no share of client {other}")
-            label, way = label_of(self._round_id, self.client, other), way_of(other, self.client)
+            label, way = self._label(other), way_of(other, self.client)
             message = unseal(self._secrets[other], label, way, dealt[other])
-            if message[2 * SHARE_BYTES :] != pair.confirmation:
+            if message[2 * SHARE_BYTES :] != confirmation(secret, label, way):
                 raise WrongKeyError(f"client {other} does not hold the key that it has advertised")
             self._shares[other] = message[:SHARE_BYTES], message[SHARE_BYTES : 2 * SHARE_BYTES]
 
-    def masks(self) -> Masks:
-        """Return the streams that hide this client's update."""
-        pairs = [(pair.mask, sign_of(self.client, other)) for other, pair in self._pairs.items()]
-        return Masks([(self._seed, 1), *pairs])
+    def _label(self, other: int) -> bytes:
+        return label_of(self._round_id, {self.client: self.advertise(), other: self._advertised[other]})
 
     def mask(self, words: np.ndarray, check: np.ndarray) -> None:
-        """Hide an update `[P]` and its check words, both uint32, in place."""
-        masks = self.masks()
+        """Hide an update `[P]` uint32 and its check words uint64, in place."""
+        secrets_of = self._mask_secrets.items()
+        pairs = [(mask_key(secret, self._label(other)), sign_of(self.client, other)) for other, secret in secrets_of]
+        masks = Masks([(self._seed, 1), *pairs])
         masks.add_to(words)
         masks.add_to(check)
 

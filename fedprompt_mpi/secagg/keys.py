@@ -4,8 +4,6 @@ References:
     RFC 7748 (X25519), RFC 5869 (HKDF), RFC 8439 (ChaCha20-Poly1305).
 """
 
-from typing import NamedTuple
-
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
@@ -22,15 +20,6 @@ class WrongKeyError(Exception):
 
 class WrongMessageError(Exception):
     """What a client has received is not what another has encrypted for it in this round."""
-
-
-class PairKeys(NamedTuple):
-    """What two clients derive from the agreed secret of their masking keys."""
-
-    mask: bytes
-    """Of `KEY_BYTES`, for the stream that one of them adds and the other subtracts."""
-    confirmation: bytes
-    """Of `CONFIRMATION_BYTES`: who sends it holds the private key of the public one it has advertised."""
 
 
 def agree(private: X25519PrivateKey, public: bytes) -> bytes:
@@ -50,10 +39,14 @@ def derive(secret: bytes, purpose: bytes, size: int) -> bytes:
     return HKDF(algorithm=SHA256(), length=size, salt=None, info=purpose).derive(secret)
 
 
-def pair_keys(secret: bytes, label: bytes) -> PairKeys:
-    """Return the keys of a pair, both directions alike, for one round named by the label."""
-    derived = derive(secret, b"mask" + label, KEY_BYTES + CONFIRMATION_BYTES)
-    return PairKeys(mask=derived[:KEY_BYTES], confirmation=derived[KEY_BYTES:])
+def mask_key(secret: bytes, label: bytes) -> bytes:
+    """Return the key of the stream that one of a pair adds and the other subtracts, from their masking keys' secret."""
+    return derive(secret, b"mask" + label, KEY_BYTES)
+
+
+def confirmation(secret: bytes, label: bytes, way: bytes) -> bytes:
+    """Return what a client sends in one direction to show that it holds the masking key it has advertised."""
+    return derive(secret, b"confirmation" + label + way, CONFIRMATION_BYTES)
 
 
 def seal(secret: bytes, label: bytes, way: bytes, message: bytes) -> bytes:

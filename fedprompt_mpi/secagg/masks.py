@@ -1,4 +1,4 @@
-"""Masks: keys stretched by a stream cipher into 32-bit words, added modulo 2^32.
+"""Masks: keys stretched by a stream cipher into words, added modulo 2^32 or 2^64.
 
 Legend: P words of a vector, n keys.
 """
@@ -10,9 +10,8 @@ from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CTR
 
-BLOCK = 2**15
-"""Words at a time: all masks are added to them while they are in the cache."""
-WORD = np.dtype("<u4")
+BLOCK_BYTES = 2**17
+"""At a time: all masks are added to them while they are in the cache."""
 
 
 class Masks:
@@ -25,14 +24,13 @@ class Masks:
     def __init__(self, keys: Iterable[tuple[bytes, int]]) -> None:
         """Begin the streams of keys, each with +1 to add it or -1 to subtract it."""
         self._streams = [(Cipher(AES(key), CTR(bytes(16))).encryptor(), sign) for key, sign in keys]
-        self._zeros, self._stream = bytes(4 * BLOCK), bytearray(4 * BLOCK)
+        self._zeros, self._stream = memoryview(bytes(BLOCK_BYTES)), bytearray(BLOCK_BYTES)
 
     def add_to(self, words: np.ndarray) -> None:
-        """Add the next words of all streams to `words` `[P]` uint32, in place and modulo 2^32."""
-        stream = np.frombuffer(self._stream, dtype=WORD)
-        zeros = memoryview(self._zeros)
-        for at in range(0, len(words), BLOCK):
-            block = words[at : at + BLOCK]
+        """Add the next words of all streams to `words` `[P]` uint32 or uint64, in place, modulo 2^32 or 2^64."""
+        stream, size = np.frombuffer(self._stream, dtype=words.dtype), BLOCK_BYTES // words.itemsize
+        for at in range(0, len(words), size):
+            block = words[at : at + size]
             for cipher, sign in self._streams:
-                cipher.update_into(zeros[: 4 * len(block)], self._stream)
+                cipher.update_into(self._zeros[: block.nbytes], self._stream)
                 (np.add if sign > 0 else np.subtract)(block, stream[: len(block)], out=block)

@@ -10,7 +10,9 @@ things must hold, for every client of the round at once:
 - the honest clients that are left are connected, so that only their sum is known: the circle falls apart only where two
   runs of k / 2 clients are lost or collude, with a probability of at most K^2 (share)^k <= 2^-40.
 
-X and Y are hypergeometric. If no k below K - 1 will do, all are neighbours of all (Bonawitz et al.), and t' = t.
+X and Y are hypergeometric. In rounds of fewer than `LEAST_SPARSE` clients, and where no k below K - 1 will do, all are
+neighbours of all (Bonawitz et al.), and t' = t. The circle is drawn from the round's public random number: who colludes
+must have been decided before.
 
 Legend: K clients of the round, t of which must be left, k neighbours of each, t' shares that recover a secret.
 
@@ -19,20 +21,21 @@ References:
     Bell et al., Secure Single-Server Aggregation with (Poly)Logarithmic Overhead, CCS 2020, Algorithm 2 and Section 3.
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 COLLUDING = 0.2
 """Share of the clients that may collude with the server."""
 SECURITY_BITS, CORRECTNESS_BITS = 40, 30
+LEAST_SPARSE = 100
+"""Below, a complete graph costs little, and protects against all colluding clients but the t-th."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Neighbourhood:
+class Neighbourhood(NamedTuple):
     """How many neighbours each client has, and how many shares of its secrets recover them."""
 
     neighbours: int
@@ -48,30 +51,19 @@ def least_clients(threshold: int | None, clients: int) -> int:
 
 @functools.cache
 def neighbourhood(clients: int, least: int, neighbours: int | None = None) -> Neighbourhood:
-    """Return the neighbourhood for K clients of which t must be left; the smallest one if k is not given.
-
-    Raises:
-        ValueError: if the given k is too small.
-    """
-    complete = Neighbourhood(clients - 1, least)
-    if neighbours is not None and neighbours < clients - 1:
-        if (found := _sparse(clients, least, neighbours)) is None:
-            raise ValueError(f"{neighbours} neighbours are too few for {clients} clients, {least} of them left")
-        return found
-    if neighbours is not None:
-        return complete
-    few = (_sparse(clients, least, k) for k in range(2, clients - 1, 2))
-    return next((found for found in few if found is not None), complete)
+    """Return the smallest neighbourhood for K clients of which t must be left, of at least as many as asked for."""
+    first = 2 * -(-(neighbours or 2) // 2)
+    few = (_sparse(clients, least, k) for k in range(first, clients - 1, 2)) if clients >= LEAST_SPARSE else ()
+    return next((found for found in few if found is not None), Neighbourhood(clients - 1, least))
 
 
 def _sparse(clients: int, least: int, neighbours: int) -> Neighbourhood | None:
     """Return the neighbourhood of k neighbours, if it keeps what the module says."""
-    bad = math.floor(COLLUDING * clients)
+    bad = math.ceil(COLLUDING * clients)
     share = (clients - least + bad) / clients
-    connected = share > 0 and 2 * math.log2(clients) + neighbours * math.log2(min(share, 1.0)) <= -SECURITY_BITS
-    if not (connected or share == 0) or neighbours % 2:
+    if 2 * math.log2(clients) + neighbours * math.log2(min(share, 1.0)) > -SECURITY_BITS:
         return None
-    left = _tail(clients - 1, least, neighbours, 2.0**-CORRECTNESS_BITS / clients, upper=False)
+    left = _tail(clients - 1, min(least, clients - 1), neighbours, 2.0**-CORRECTNESS_BITS / clients, upper=False)
     known = _tail(clients - 1, bad, neighbours, 2.0**-SECURITY_BITS / clients, upper=True)
     return Neighbourhood(neighbours, left) if 1 <= known <= left else None
 

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from fedprompt_mpi.secagg.check_words import CheckWords
 from fedprompt_mpi.secagg.client import label_of, sign_of
-from fedprompt_mpi.secagg.keys import KEY_BYTES, agree, pair_keys
+from fedprompt_mpi.secagg.keys import KEY_BYTES, agree, mask_key
 from fedprompt_mpi.secagg.masks import Masks
 from fedprompt_mpi.secagg.shamir import WrongSharesError, recover
 
@@ -41,7 +41,7 @@ class SecureServer:
 
         Args:
             total: `[P]` uint32, the sum of the masked updates modulo 2^32.
-            check: `[WORDS]` uint32, the sum of their masked check words.
+            check: `[H]` uint64, the sum of their masked check words.
             came: the clients whose updates it is of.
             revealed: what each of them has revealed of each of its neighbours and of itself.
 
@@ -52,7 +52,7 @@ class SecureServer:
         masks = Masks([*self._seeds(came, revealed), *self._pairs_of_lost(came, revealed)])
         masks.add_to(total)
         masks.add_to(check)
-        if not CheckWords(len(total), self._round_id).fit(total.view(np.int32), check):
+        if (CheckWords(len(total), self._round_id).of(total.view(np.int32)) != check).any():
             raise WrongSumError("the sum does not fit the check words: an update was changed, or its masks are others")
 
     def _recover(self, owner: int, came: Collection[int], revealed: Mapping[int, Mapping[int, bytes]]) -> bytes:
@@ -81,6 +81,6 @@ class SecureServer:
                 raise WrongSharesError(f"shares recover another key than client {lost} has advertised")
             for other in others:
                 secret = agree(key, self.advertised[other][KEY_BYTES:])
-                mask = pair_keys(secret, label_of(self._round_id, lost, other)).mask
-                streams.append((mask, -sign_of(other, lost)))
+                label = label_of(self._round_id, {at: self.advertised[at] for at in (lost, other)})
+                streams.append((mask_key(secret, label), -sign_of(other, lost)))
         return streams

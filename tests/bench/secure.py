@@ -22,7 +22,7 @@ import numpy as np
 
 from fedprompt_mpi.comm.exact_sum import in_units
 from fedprompt_mpi.federation.secure_round import CHECKS, KEYS, REVEALED, SHARES
-from fedprompt_mpi.secagg.check_words import WORDS, CheckWords
+from fedprompt_mpi.secagg.check_words import HASHES, CheckWords
 from fedprompt_mpi.secagg.client import SecureClient
 from fedprompt_mpi.secagg.neighbours import graph, least_clients, neighbourhood
 from fedprompt_mpi.secagg.server import SecureServer, WrongSumError
@@ -81,7 +81,7 @@ def measure_parts(clients: int) -> None:
 
         def unmask(total: np.ndarray = total) -> None:
             with contextlib.suppress(WrongSumError):
-                server.unmask(total, np.zeros(WORDS, dtype=np.uint32), came, revealed)
+                server.unmask(total, np.zeros(HASHES, dtype=np.uint64), came, revealed)
 
         unmask_s = _timed(unmask)[0]
         mask = statistics.median(mask_s)

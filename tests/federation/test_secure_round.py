@@ -9,10 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedprompt_mpi import load_prompt
+from fedprompt_mpi import RunConfig, SettingsError, load_prompt
+from fedprompt_mpi.comm.codec import FLOAT32
 from fedprompt_mpi.comm.local_channel import LocalChannel
-from fedprompt_mpi.federation.secure_round import CHECKS, REVEALED, SHARES, SecureRound
-from fedprompt_mpi.federation.updates import PUBLIC_HEADER
+from fedprompt_mpi.config import FederationConfig
+from fedprompt_mpi.federation.cohort import Cohort
+from fedprompt_mpi.federation.secure_round import CHECKS, KEYS, REVEALED, SHARES, SecureRound
+from fedprompt_mpi.federation.server import Server
+from fedprompt_mpi.federation.updates import HEADER, PUBLIC_HEADER, LocalUpdates, gather
 from fedprompt_mpi.rundir.paths import RunPaths
 from fedprompt_mpi.rundir.timings import read_timings
 from tests.jobs import find_mpirun, read_rounds, run_here, run_program
@@ -72,17 +76,33 @@ def test_the_same_bits_on_any_number_of_ranks(ranks: int, collective: str, tmp_p
     assert traffic["bytes"] > 10 * 9 * SHARES.itemsize and traffic["wire_bytes"] == 0
 
 
-def test_dropout_in_a_plain_run_is_the_run_of_those_who_came(tmp_path: Path) -> None:
-    """Also under a rule that sees each update: its result does not know that there were others."""
-    for name, flags in {"median": ("--federation.aggregator=median",), "fedavg": ()}.items():
-        run_here(tmp_path / name, *flags, "--federation.rounds=1", "--federation.dropout=0.3")
-        (record,) = read_rounds(tmp_path / name)[1:]
-        assert record["vanished"] and len(record["vanished"]) < 10
-        come = 10 - len(record["vanished"])
-        assert record["bytes_up"] == come * 10240
-        assert record["bytes_down"] == 10 * 10240
-    run_here(tmp_path / "whole", "--federation.rounds=1")
-    assert _vector(tmp_path / "whole") != _vector(tmp_path / "fedavg")
+@pytest.mark.parametrize("rule", ["fedavg", "median", "norm_clip", "multi_krum"])
+def test_dropout_in_a_plain_run_is_the_rule_of_those_who_came(rule: str) -> None:
+    """By gather: the rest's result, as if the others had never been in the round."""
+    rng = np.random.default_rng(0)
+    deltas = rng.standard_normal((8, 6)).astype(np.float32)
+    config = RunConfig(federation=FederationConfig(clients=8, aggregator=rule))
+    results = []
+    for clients, vanished in (((0, 1, 2, 3, 4, 5, 6, 7), (2, 5)), ((0, 1, 3, 4, 6, 7), ())):
+        headers = np.zeros(len(clients), dtype=HEADER)
+        headers["client"], headers["num_examples"] = clients, [10 + client for client in clients]
+        headers["norm"] = np.linalg.norm(deltas[list(clients)], axis=1)
+        cohort = Cohort(clients=clients, ranks=(0,) * len(clients), size=1, vanished=vanished)
+        updates = LocalUpdates(cohort=cohort, headers=headers, deltas=deltas[list(clients)], own_rates=[])
+        channel, server = LocalChannel(), Server(np.zeros(6, dtype=np.float32), config, is_root=True)
+        aggregation = server.apply(gather(channel, updates, FLOAT32, server.judge), channel.phases, 1)
+        assert aggregation.aggregated
+        results.append(server.vector)
+    np.testing.assert_allclose(results[0], results[1], atol=1e-8 if rule == "norm_clip" else 0)
+    assert results[0].any()
+
+
+def test_dropout_in_a_plain_run_sends_no_update(tmp_path: Path) -> None:
+    run_here(tmp_path / "run", "--federation.rounds=1", "--federation.dropout=0.3")
+    (record,) = read_rounds(tmp_path / "run")[1:]
+    come = 10 - len(record["vanished"])
+    assert 0 < come < 10
+    assert (record["bytes_up"], record["bytes_down"]) == (come * 10240, 10 * 10240)
 
 
 def test_a_round_with_too_few_is_given_up_and_the_run_goes_on(
@@ -100,7 +120,7 @@ def test_a_round_with_too_few_is_given_up_and_the_run_goes_on(
         come = 10 - len(record["vanished"])
         assert come < 8
         assert record["given_up"] == f"{come} of 10 clients came, and 8 must be left"
-        assert f"round {record['round']} is given up: {record['given_up']}" in said
+        assert f"{record['given_up']}; prompt kept" in said
         assert not record["aggregated"] and record["shares"] is None and record["bytes_up"] == 0
     assert all(len(record["vanished"]) <= 2 for record in records if not record["given_up"])
 
@@ -112,7 +132,14 @@ def test_an_update_that_is_not_finite_does_not_come(tmp_path: Path) -> None:
     run_here(tmp_path / "secure", *flags, SECURE)
     assert _vector(tmp_path / "plain") == _vector(tmp_path / "secure")
     assert read_rounds(tmp_path / "plain")[1]["dropped"] == [3]
-    assert read_rounds(tmp_path / "secure")[1]["vanished"] == [3]
+    assert read_rounds(tmp_path / "secure")[1]["dropped"] == [3]
+
+
+def test_a_run_in_which_everybody_diverges_ends_as_a_plain_one(tmp_path: Path) -> None:
+    diverging = ("--prompt.method=full", "--client.lr=1e14", "--client.optimizer=sgd")
+    for name, flags in {"plain": (), "secure": (SECURE,)}.items():
+        with pytest.raises(SettingsError, match="with which every client diverged in round 1"):
+            run_here(tmp_path / name, *RULES["fedavg"], *flags, *diverging)
 
 
 def test_the_header_has_nothing_of_the_update() -> None:
@@ -127,7 +154,7 @@ def _flip(data: bytearray) -> None:
 
 
 class TamperedChannel(LocalChannel):
-    """Changes what rank 0 receives or deals, in round 2."""
+    """Changes what rank 0 receives or deals, in round 2; a place in the data is that of an address."""
 
     def __init__(self, where: str, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -144,12 +171,16 @@ class TamperedChannel(LocalChannel):
             del changed[-{"shares": SHARES, "unmask": REVEALED}[str(phase)].itemsize :]
         if self._is_due(f"check {phase}"):
             changed[CHECKS.itemsize - 1] ^= 128
+        if self._is_due(f"address {phase}"):
+            changed[len(changed) - {"keys": KEYS, "shares": SHARES, "unmask": REVEALED}[str(phase)].itemsize + 1] ^= 1
         return [bytes(changed)]
 
     def deal(self, parts: list[bytes], phase: str) -> bytes:
         changed = bytearray(parts[0])
         if self._is_due(f"deal {phase}"):
             _flip(changed)
+        if self._is_due(f"dealt address {phase}"):
+            changed[1] ^= 1
         return bytes(changed)
 
     def gather(self, rows: Any, *arguments: Any) -> Iterator[tuple[slice, np.ndarray]]:  # pyright: ignore
@@ -170,6 +201,11 @@ class TamperedChannel(LocalChannel):
         ("check unmask", "does not fit the check words"),
         ("collect unmask", "do not belong together"),
         ("loses unmask", "shares are there"),
+        ("address keys", "public keys were changed"),
+        ("dealt address keys", "public keys were changed"),
+        ("address shares", "has received no share"),
+        ("dealt address shares", "has received no share"),
+        ("address unmask", "shares are there"),
     ],
 )
 def test_what_is_changed_on_its_way_ends_the_round_and_not_the_run(
@@ -212,5 +248,5 @@ def test_what_rank_0_receives_of_one_client_is_uniform(tmp_path: Path, monkeypat
 
 
 def test_a_bound_that_is_far_too_large_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run_here(tmp_path / "run", "--federation.update_bound=1e9")
+    run_here(tmp_path / "run", "--federation.update_bound=1e8")
     assert capsys.readouterr().out.count("warning: the bound of the updates is so large that rounding makes") == 1

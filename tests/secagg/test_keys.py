@@ -5,7 +5,16 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from fedprompt_mpi.secagg.keys import WrongKeyError, WrongMessageError, agree, derive, pair_keys, seal, unseal
+from fedprompt_mpi.secagg.keys import (
+    WrongKeyError,
+    WrongMessageError,
+    agree,
+    confirmation,
+    derive,
+    mask_key,
+    seal,
+    unseal,
+)
 
 hexed = bytes.fromhex
 
@@ -61,10 +70,11 @@ def test_a_public_key_of_small_order_is_refused(point: str) -> None:
         agree(X25519PrivateKey.generate(), hexed(point))
 
 
-def test_both_of_a_pair_derive_the_same_and_each_round_another() -> None:
+def test_each_round_and_each_direction_has_keys_of_its_own() -> None:
     secret = b"s" * 32
-    assert pair_keys(secret, b"round 1") == pair_keys(secret, b"round 1")
-    assert pair_keys(secret, b"round 1").mask != pair_keys(secret, b"round 2").mask
+    assert mask_key(secret, b"round 1") == mask_key(secret, b"round 1") != mask_key(secret, b"round 2")
+    ways = {confirmation(secret, label, way) for label in (b"round 1", b"round 2") for way in (b"there", b"back")}
+    assert len(ways) == 4  # a client cannot send back what it has received
 
 
 def test_a_sealed_message_is_opened_by_the_same_pair_round_and_direction_alone() -> None:

@@ -10,10 +10,10 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from scipy import stats
 
 import fedprompt_mpi.secagg.client as client_module
-from fedprompt_mpi.secagg.check_words import WORDS, CheckWords
+from fedprompt_mpi.secagg.check_words import BLOCK, HASHES, CheckWords
 from fedprompt_mpi.secagg.client import SEALED_BYTES, SecureClient
 from fedprompt_mpi.secagg.keys import WrongKeyError, WrongMessageError
-from fedprompt_mpi.secagg.masks import BLOCK, Masks
+from fedprompt_mpi.secagg.masks import Masks
 from fedprompt_mpi.secagg.neighbours import graph, neighbourhood
 from fedprompt_mpi.secagg.server import SecureServer, WrongSumError
 from fedprompt_mpi.secagg.shamir import WrongSharesError, split
@@ -22,8 +22,8 @@ SIZE = 1000
 Dealt = dict[int, dict[int, bytes]]
 
 
-def _sum(words: Iterable[np.ndarray]) -> np.ndarray:
-    return np.stack([*words]).sum(axis=0, dtype=np.uint32)
+def _sum(words: Iterable[np.ndarray], dtype: type = np.uint32) -> np.ndarray:
+    return np.stack([*words]).sum(axis=0, dtype=dtype)
 
 
 class Round:
@@ -71,7 +71,7 @@ class Round:
 
     def unmask(self, revealed: Dealt) -> np.ndarray:
         total = _sum(self.masked.values())
-        check = _sum(self.checks.values())
+        check = _sum(self.checks.values(), np.uint64)
         self.server.unmask(total, check, self.came, revealed)
         return total.view(np.int32)
 
@@ -98,7 +98,7 @@ def test_sums_up_to_31_bits_wrap_nowhere() -> None:
 
 def test_what_the_server_receives_is_uniform_and_says_nothing_of_the_update() -> None:
     """Bytes of masked vectors of zeros, of ones and of their opposite: each passes for uniform, and no two differ."""
-    samples = []
+    samples: list[np.ndarray] = []
     for value in (0, 2**20, -(2**20)):
         sent = []
         for _ in range(20):
@@ -106,7 +106,7 @@ def test_what_the_server_receives_is_uniform_and_says_nothing_of_the_update() ->
             round_.updates[:] = value
             round_.accept(round_.deal())
             round_.mask()
-            sent.append(np.concatenate([round_.masked[0], round_.checks[0]]))
+            sent.append(np.concatenate([round_.masked[0], round_.checks[0].view(np.uint32)]))
         samples.append(np.concatenate(sent))
     for words in samples:
         assert stats.chisquare(np.bincount(words.view(np.uint8), minlength=256)).pvalue > 1e-6
@@ -207,7 +207,7 @@ def test_a_client_that_lies_about_its_masking_key_is_noticed() -> None:
     """By its neighbours, which get no confirmation that it holds the key."""
     round_ = Round()
     liar = X25519PrivateKey.generate().public_key().public_bytes_raw()
-    round_.advertised[2] = round_.advertised[2][:32] + liar
+    round_.advertised[2] = round_.clients[2]._own_keys = round_.advertised[2][:32] + liar
     dealt = round_.deal()
     with pytest.raises(WrongKeyError, match="client 2 does not hold the key"):
         round_.accept(dealt)
@@ -216,8 +216,7 @@ def test_a_client_that_lies_about_its_masking_key_is_noticed() -> None:
 def test_a_client_that_masks_with_another_key_never_gives_a_wrong_sum() -> None:
     round_ = Round()
     round_.accept(round_.deal())
-    pairs = round_.clients[2]._pairs
-    pairs[4] = pairs[4]._replace(mask=b"x" * 32)
+    round_.clients[2]._mask_secrets[4] = b"x" * 32
     round_.mask()
     with pytest.raises(WrongSumError):
         round_.unmask(round_.reveal())
@@ -267,21 +266,34 @@ def test_an_update_of_an_earlier_round_never_gives_a_wrong_sum() -> None:
 
 
 def test_check_words_are_linear_and_notice_every_single_error() -> None:
+    """Also those for which a hash modulo a prime, or one of odd factors alone, would be blind."""
     rng, hashes = np.random.default_rng(0), CheckWords(2 * BLOCK + 5, b"round")
     updates = rng.integers(-(2**29), 2**29, (3, 2 * BLOCK + 5)).astype(np.int32)
-    words = _sum(hashes.of(update) for update in updates)
-    assert words.shape == (WORDS,)
+    words = _sum((hashes.of(update) for update in updates), np.uint64)
+    assert words.shape == (HASHES,)
     total = updates.sum(axis=0, dtype=np.int32)
-    assert hashes.fit(total, words)
+    np.testing.assert_array_equal(hashes.of(total), words)
     for at in (0, BLOCK - 1, BLOCK, 2 * BLOCK + 4):
-        for error in (1, -1, 2**31):
+        for error in (1, -1, 2**31, 2**20 - 3, 2**16 + 1, 65536):
             wrong = total.copy()
             wrong[at : at + 1] = (wrong[at : at + 1].view(np.uint32) + np.uint32(error % 2**32)).view(np.int32)
-            assert not hashes.fit(wrong, words), (at, error)
+            assert (hashes.of(wrong) != words).any(), (at, error)
     swapped = total.copy()
     swapped[[0, 1]] = swapped[[1, 0]]
-    assert not hashes.fit(swapped, words)
-    assert not CheckWords(2 * BLOCK + 5, b"other").fit(total, words)
+    assert (hashes.of(swapped) != words).any()
+    both = total.copy()
+    both[[3, 4]] = (both[[3, 4]].view(np.uint32) + np.uint32(2**31)).view(np.int32)
+    assert (hashes.of(both) != words).any()
+    assert (CheckWords(2 * BLOCK + 5, b"other").of(total) != words).any()
+
+
+def test_the_sum_of_check_words_says_no_more_than_the_sum_of_the_updates() -> None:
+    """Updates that have the same sum, shared otherwise: to the word the same."""
+    rng, hashes = np.random.default_rng(0), CheckWords(SIZE, b"round")
+    for _ in range(20):
+        first, second, moved = rng.integers(-(2**28), 2**28, (3, SIZE)).astype(np.int32)
+        ours = hashes.of(first) + hashes.of(second)
+        np.testing.assert_array_equal(hashes.of(first - moved) + hashes.of(second + moved), ours)
 
 
 def test_masks_go_on_where_they_were() -> None:
