@@ -26,6 +26,7 @@ OptimizerName = Literal["adamw", "adam", "adafactor", "sgd"]
 Position = Literal["head", "tail", "random"]
 PoisonKind = Literal["word", "sentence", "composite", "natural", "label_flip"]
 Mechanism = Literal["none", "ldp", "dp_fedavg"]
+AuditAttack = Literal["tokens", "labels", "membership", "canary"]
 LoRAAggregation = Literal["factors", "freeze_a", "product"]
 MultiToken = Literal["refuse", "mean", "first"]
 Family = Literal["masked", "seq2seq", "causal"]
@@ -376,7 +377,26 @@ class PoisonConfig(AttackOptions, _Poison):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PrivacyConfig:
+class AuditOptions:
+    """Options of the audit."""
+
+    audit: list[AuditAttack] = setting(factory=list, may_differ=_SAME_BITS | _SEEDS)
+    """Attacks on what rounds send, whose figures go to audit.json: tokens (which words were in a batch), labels (how
+    many texts of each class), membership (which texts), canary (a lower bound of epsilon)."""
+    audit_rounds: int = setting(1, at_least=1, may_differ=_SAME_BITS | _SEEDS)
+    """audit: the first so many rounds are attacked."""
+    audit_texts: int = setting(200, at_least=10, may_differ=_SAME_BITS | _SEEDS)
+    """audit: texts of the evaluation split that were not in (at most half of it)."""
+    audit_words: int = setting(200, at_least=10, may_differ=_SAME_BITS | _SEEDS)
+    """audit: common words of which the attack tokens tells whether they were in."""
+    shadow_clients: int = setting(32, at_least=4, at_most=10**4, may_differ=_SAME_BITS | _SEEDS)
+    """audit: clients that an attack trains itself, on other texts, to know what an upload looks like."""
+    canaries: int = setting(1000, at_least=20, at_most=10**6, may_differ=_SAME_BITS | _SEEDS)
+    """audit canary: clients with an update of their own direction, of which half are in."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Privacy:
     """Noise, clipping and masks of the updates."""
 
     mechanism: Mechanism = setting("none")
@@ -399,6 +419,11 @@ class PrivacyConfig:
     neighbours: int | None = setting(None, at_least=2, may_differ=_SWEEP | _CLEAN)
     """secure_aggregation: clients at least with which each client shares masks; not given, as few as is safe: all of
     them below 100 clients, then about log K."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrivacyConfig(AuditOptions, _Privacy):
+    """Noise, clipping and masks of the updates for privacy, and the audit of what they betray."""
 
     def __post_init__(self) -> None:
         check("privacy", self)
@@ -540,6 +565,8 @@ class RunConfig:
             )
         self._check_transport()
         self._check_bound()
+        if "canary" in self.privacy.audit:
+            self._check_canary()
         if self.prompt.method == "lora":
             self._check_lora()
 
@@ -632,6 +659,21 @@ class RunConfig:
             raise SettingsError(
                 "privacy.secure_aggregation is true, but a round has 1 client, whose update would be the sum: "
                 "have more clients"
+            )
+
+    def _check_canary(self) -> None:
+        """Check that there is an epsilon to bound."""
+        client, mechanism = self.client, self.privacy.mechanism
+        is_bounded = client.optimizer == "sgd" and client.clip_norm is not None and not client.weight_decay
+        if mechanism == "none":
+            raise SettingsError(
+                "privacy.audit has canary, which bounds a mechanism's epsilon, but privacy.mechanism is none: choose "
+                "one, or leave the canary out"
+            )
+        if mechanism == "ldp" and not (is_bounded and client.epochs is None):
+            raise SettingsError(
+                "privacy.audit has canary and privacy.mechanism is ldp, but nothing bounds an update: take "
+                "client.optimizer sgd, a clip_norm, steps and no weight_decay, or leave the canary out"
             )
 
     def _check_secure_rule(self) -> None:

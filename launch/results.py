@@ -6,11 +6,11 @@
 
 launch/results/NAME.toml defines an experiment: rows and columns of settings, and seeds. It may have the rows that a
 column has alone (only), the settings of a run whose prompt all others begin with (start), the rounds and megabytes
-after which accuracies are compared, and say that weights of malicious clients (weights) and the share of texts that
-the trigger turns (flips) are shown. Each cell with each seed is a run in OUT, which experiments may share; once it is
-finished its figures become a line of launch/results/NAME.csv, which is committed. A line names the settings that it was
-made with by a hash, model and data left out. All FLAGS go to every run (where data and model are). A table in a guide
-stands between the lines <!-- results: NAME --> and <!-- end -->.
+after which accuracies are compared, say that its runs are audited (audit), and that weights of malicious clients
+(weights) and the share of texts that the trigger turns (flips) are shown. Each cell with each seed is a run in OUT,
+which experiments may share; once it is finished its figures become a line of launch/results/NAME.csv, which is
+committed. A line names the settings that it was made with by a hash, model and data left out. All FLAGS go to every run
+(where data and model are). A table in a guide stands between the lines <!-- results: NAME --> and <!-- end -->.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedprompt_mpi.audit.record import AuditRecord
 from fedprompt_mpi.comm.statistics import paired_difference
 from fedprompt_mpi.commands.settings import parse_settings
 from fedprompt_mpi.commands.sweep import Plan, sweep
@@ -53,6 +54,19 @@ NAMES = {"accuracy": "accuracy", "attack_success_rate": "ASR", "flip_rate": "fli
 COUNTS = ("texts", "triggered")
 CURVE = ("bytes_per_client_round", "accuracy_by_round")
 """Further columns of an experiment that compares accuracies by rounds."""
+LEAKS = {
+    "words, rows that moved: recall": ("tokens", "rows that moved", "recall"),
+    "precision": ("tokens", "rows that moved", "precision"),
+    "words, gradients: AUC": ("tokens", "gradients of words", "auc"),
+    "labels right": ("labels", "gradients of classes", "recall"),
+    "members, loss: AUC": ("membership", "loss", "auc"),
+    "inner product": ("membership", "inner product", "auc"),
+    "calibrated": ("membership", "calibrated inner product", "auc"),
+    "likelihood ratio": ("membership", "likelihood ratio", "auc"),
+    "calibrated: TPR at 1 % FPR": ("membership", "calibrated inner product", "tpr_at_0.01"),
+}
+"""Name of a column -> attack, statistic and figure of an audited run."""
+VIEWS = {"server": "each upload, or under secure aggregation the sum", "client": "the step of the global prompt"}
 GUIDES = ("fedprompt_mpi", "launch")
 """Folders whose guides may have tables."""
 Line = dict[str, str]
@@ -194,15 +208,49 @@ def add(name: str, cell: tuple[str, str, int], paths: RunPaths) -> None:
     assert split is not None
     values = [getattr(summary, figure) for figure in FIGURES]
     rounded = ["" if value is None else f"{value:.6g}" for value in values]
-    plan, is_new, curve = read_toml(FOLDER / f"{name}.toml"), not file.exists(), []
+    plan, is_new = read_toml(FOLDER / f"{name}.toml"), not file.exists()
+    curve: list[Any] = []
     if "rounds" in plan:
         known = [(record.round, record.accuracy) for record in read_rounds(paths) if record.accuracy is not None]
         curve = [summary.bytes_per_client_round, " ".join(f"{round_}:{accuracy:.4g}" for round_, accuracy in known)]
+    names = [*(CURVE if curve else ())]
+    if plan.get("audit"):
+        names += [f"{view} {name}" for view in VIEWS for name in LEAKS]
+        curve += _leaks(read_record(paths.audit, AuditRecord))
     with file.open("a", newline="") as out:
         writer = csv.writer(out, lineterminator="\n")
         if is_new:
-            writer.writerow([*KEYS, *FIGURES, *COUNTS, *(CURVE if curve else ())])
+            writer.writerow([*KEYS, *FIGURES, *COUNTS, *names])
         writer.writerow([*cell, hash_of(plan, *cell[:2]), *rounded, split.examples, split.triggered, *curve])
+
+
+def _leaks(audit: AuditRecord) -> list[str]:
+    """Return the figures of `LEAKS`, view by view; empty where an attack was not made."""
+    known = {(leak.view, leak.attack, leak.by): leak.figures for leak in audit.leaks}
+    found = []
+    for view, (attack, by, name) in itertools.product(VIEWS, LEAKS.values()):
+        figures = known.get((view, attack, by), {})
+        figure = figures.get(name) or (figures.get("recall") if name == "precision" else None)  # as many as there are
+        found.append("" if figure is None else f"{figure.value:.4g}")
+    return found
+
+
+def _leak_tables(plan: dict[str, Any], by_cell: Cells) -> list[str]:
+    """Return a table of leaks for each view."""
+    parts = []
+    for view, what in VIEWS.items():
+        rows = [["", "", *LEAKS], ["---"] * (len(LEAKS) + 2)]
+        for row, column in itertools.product(plan["rows"], plan["columns"]):
+            if (lines := by_cell.get((row, column))) is None:
+                continue
+            cells = []
+            for name in LEAKS:
+                values = _figures(lines, f"{view} {name}")
+                cells.append(f"{100 * statistics.fmean(values):.0f}" if values else "-")
+            rows.append([row, column, *cells])
+        table = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+        parts += [f"From the {view} ({what}), %, means over the seeds:", table]
+    return parts
 
 
 def tables_of(name: str) -> str:
@@ -213,6 +261,8 @@ def tables_of(name: str) -> str:
     by_cell: Cells = {}
     for line in lines:
         by_cell.setdefault((line["row"], line["column"]), {})[line["seed"]] = line
+    if plan.get("audit"):
+        return "\n\n".join(_leak_tables(plan, by_cell))
     wanted = (*RATES, "flip_rate") if plan.get("flips") else RATES
     rates = [rate for rate in wanted if any(line[rate] for line in lines)]
 

@@ -15,7 +15,7 @@ ALLOWED = {
     "rules": set(),
     "seeds": set(),
     "secagg": set(),
-    "config": {"rules", "secagg", "seeds"},
+    "config": {"rules", "seeds"},
     "files": {"config"},
     "hub": set(),
     "liveness": {"start"},
@@ -23,35 +23,26 @@ ALLOWED = {
     "plm": {"hub", "files", "config", "rules", "seeds"},
     "comm": {"liveness", "files", "config", "rules", "start"},
     "plugins": {"comm", "plm", "text", "files", "config", "rules", "seeds"},
-    "rundir": {"plugins", "comm", "liveness", "files", "config", "rules", "start"},
+    "audit": {"comm"},
+    "rundir": {"audit", "plugins", "comm", "liveness", "files", "config", "rules", "start"},
     "federation": {
-        "rundir", "plugins", "comm", "liveness", "plm", "text", "files", "config", "rules", "secagg", "seeds",
+        "audit", "rundir", "plugins", "comm", "liveness", "plm", "text", "files", "config", "rules", "secagg",
+        "seeds",
     },
-    "report": {"rundir", "comm", "liveness", "files", "config", "rules"},
+    "report": {"audit", "rundir", "comm", "liveness", "files", "config", "rules"},
     "recovery": {"federation", "rundir"},
     "run": {"plugins", "recovery", "report", "federation", "rundir", "comm", "liveness", "text", "config", "start"},
     "commands": {
-        "run", "report", "federation", "rundir", "plugins", "comm", "liveness", "plm", "text", "files", "config",
-        "rules", "start",
+        "run", "report", "federation", "audit", "rundir", "plugins", "comm", "liveness", "plm", "text", "files",
+        "config", "rules", "start",
     },
     "__init__": {"run", "commands", "config"},
     "cli": {"commands", "plugins", "comm", "liveness", "plm", "files", "config", "start"},
     "__main__": {"cli", "start"},
 }  # fmt: skip
 WITHOUT_TORCH = {
-    "start",
-    "secagg",
-    "rules",
-    "config",
-    "seeds",
-    "files",
-    "liveness",
-    "text",
-    "comm",
-    "report",
-    "run",
-    "cli",
-}
+    "audit", "cli", "comm", "config", "files", "liveness", "report", "rules", "run", "secagg", "seeds", "start", "text",
+}  # fmt: skip
 """Parts that import neither torch nor transformers, not even late."""
 
 

@@ -12,6 +12,7 @@ unmask            the shares that take the masks off the sum, and taking them of
 pack              attack, noise and error feedback; encoding and decoding; copies into contiguous memory
 residuals         the collective that carries the clients' residuals of a short wire format to the checkpoint
 copy              to and from the GPU
+audit             the attacks of an audit
 filter            the gradients of examples, and the collective that carries their centroids
 train, aggregate, evaluate, evaluate_clients, checkpoint
 """
@@ -29,7 +30,7 @@ SECURE = ("keys", "shares", "mask", "unmask")
 """The phases that secure aggregation adds."""
 PHASES = (
     "wait", "sync", "broadcast", "gather", "reduce", "pack", "copy", "train", "aggregate", "evaluate",
-    "evaluate_clients", "checkpoint", "residuals", "filter", *SECURE,
+    "evaluate_clients", "checkpoint", "residuals", "filter", "audit", *SECURE,
 )  # fmt: skip
 TRANSFERS = ("broadcast", "gather", "reduce")
 """The phases in which vectors travel."""

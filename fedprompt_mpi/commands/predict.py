@@ -157,7 +157,8 @@ class Prompt:
         probabilities = np.empty((len(texts), len(cloze.verbalizer.words)))
         with torch.no_grad():
             injection = method.inject(method.leaves(to_device(self.vector, backbone.device)[None]))
-            for rows in evaluation_batches(table, self.config.prompt.num_virtual_tokens if method.adds_tokens else 0):
+            virtual = self.config.prompt.num_virtual_tokens if method.adds_tokens else 0
+            for rows in evaluation_batches(table.lengths, virtual):
                 logits = score_batch(backbone, collate(table, rows), injection)
                 probabilities[rows] = torch.softmax(logits.double(), dim=1).cpu().numpy()
         names = self.class_names

@@ -170,6 +170,30 @@ def train(
     return PassResult(deltas=deltas, losses=mean_losses, seconds=time.perf_counter() - start, copy_s=copy_s)
 
 
+def gradients(trainer: Trainer, vector: torch.Tensor, rows: Sequence[np.ndarray], into: torch.Tensor) -> torch.Tensor:
+    """Return the gradients of k mean losses at a vector, in one pass `[k, P]` float32 on the device.
+
+    A row of its own for each is the gradient of each example: it goes through the PLM as if it were a client's batch.
+
+    Args:
+        trainer: PLM, method, data.
+        vector: `[P]` float32, on the device.
+        rows: k index arrays; one alone where a method's clients share no pass.
+        into: `[k or more, P]` float32, to be overwritten: fresh pages of a whole model take as long as its gradient.
+    """
+    vectors = vector.expand(len(rows), -1)  # nobody writes them
+    clients = trainer.method.leaves(vectors)
+    found = into[: len(rows)].zero_()
+    for client, own in zip(clients, found, strict=True):
+        for name, view in trainer.method.layout.views(own).items():
+            client[name].grad = view
+    _backward(trainer, clients, list(rows))
+    for client in clients:  # a whole model's parameters are used again
+        for parameter in client.values():
+            parameter.grad = None
+    return found
+
+
 def _elapsed(start: float, device: torch.device) -> float:
     """Return the seconds since `start`, once a GPU has finished its work; 0 on a CPU, where nothing is copied."""
     if device.type == "cpu":

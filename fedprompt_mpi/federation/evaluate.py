@@ -130,7 +130,7 @@ def score(
     injection = method.inject(method.leaves(to_device(vector, backbone.device)[None]))
     virtual = method.config.num_virtual_tokens if method.adds_tokens else 0
     index, shards = shard
-    for rows in evaluation_batches(table, virtual)[index::shards]:
+    for rows in evaluation_batches(table.lengths, virtual)[index::shards]:
         batch = collate(table, rows)
         logits = score_batch(backbone, batch, injection).cpu()
         labels = torch.from_numpy(batch.labels)

@@ -63,6 +63,7 @@ from fedprompt_mpi.rundir.records import (
 from fedprompt_mpi.text.partition import format_table
 
 if TYPE_CHECKING:
+    from fedprompt_mpi.federation.audit import Audit
     from fedprompt_mpi.federation.secure_round import SecureRound
 
 MOST_ROUNDING = 0.01
@@ -111,6 +112,12 @@ class Federation:
         self._secure: SecureRound | None = None
         """The round's secure aggregation, if the settings ask for it."""
         self._has_told_rounding = False
+        self._audit: Audit | None = None
+        """Of what the rounds send, if the settings ask for it."""
+        if config.privacy.audit:
+            from fedprompt_mpi.federation import audit
+
+            self._audit = run_on_all_ranks(channel, lambda: audit.Audit(setup, self.rounds_done))
         self.server.restore(checkpoint.state)
         self._codec = make_codec(config.comm)
         self._feedback = ClientFeedback(self._codec, config.federation.clients, setup.method.layout.size, channel)
@@ -225,6 +232,8 @@ class Federation:
             finish_updates(self.config, updates, attacks, self._feedback, round_)
         self._feedback.note(cohort.clients)
         headers["asked_to_stop"] = self.phases.liveness.stop.requested
+        if self._audit is not None and not headers["given_up"].any():
+            self._audit.of_updates(updates, vector, round_)
         return updates
 
     def _check_weights(self) -> None:
@@ -279,6 +288,10 @@ class Federation:
     def record(self, round_: int, cohort: Cohort, result: RoundResult) -> None:
         """Keep the record of a round; its line is written once its vector has been evaluated."""
         self.rounds_done, self._began_again = round_, False
+        if self._audit is not None:
+            came = result.came[len(result.came) - len(cohort.clients) :]
+            clients = np.asarray(cohort.clients)[came].tolist() if result.aggregation.aggregated else []
+            self._audit.of_step(clients, self.server.vector, round_)
         if not self.setup.is_root:
             return
         aggregation, own = result.aggregation, result.own_rates
@@ -348,8 +361,11 @@ class Federation:
         """Write the prompt and the summary, and print the closing table; return the summary on rank 0."""
         peaks = self.channel.collect(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024).encode())
         self._collect_timings()
+        audit = self._audit.finish(np.asarray(self.server.vector)) if self._audit is not None else None
         if self._journal is None:
             return None
+        if audit is not None:
+            self._journal.console.say_audit(audit)
         setup, parameters = self.setup, self.setup.method.layout.size
         closing = Closing(
             parameters=parameters,

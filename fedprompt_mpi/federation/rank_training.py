@@ -14,10 +14,12 @@ from fedprompt_mpi.federation.feedback import ClientFeedback
 from fedprompt_mpi.federation.privacy import add_laplace
 from fedprompt_mpi.federation.setup import Setup
 from fedprompt_mpi.federation.updates import HEADER, LocalUpdates
+from fedprompt_mpi.plm.method_base import Method
 from fedprompt_mpi.rules.aggregator_base import euclidean_norm
 from fedprompt_mpi.rules.attack_base import Attack
 from fedprompt_mpi.rules.spill import zeros
 from fedprompt_mpi.text.batches import Own, collate, local_steps
+from fedprompt_mpi.text.tokens import TokenTable
 
 MOST_TOKENS_IN_A_PASS = 16384
 """Most padded tokens of the clients of one pass, when client.batched is auto."""
@@ -29,15 +31,20 @@ class TrainingGivenUp(Exception):  # noqa: N818 - nothing went wrong
 
 def make_jobs(setup: Setup, cohort: Cohort, round_: int, attacks: dict[int, Attack]) -> list[Job]:
     """Choose the examples of every step of each of this rank's clients, and the constraints of attackers."""
-    jobs, corpus = [], setup.corpus
+    jobs = []
     for client in cohort.trainers(setup.channel.rank):
-        rows = corpus.client_rows(client)
-        own = Own(lengths=corpus.train.lengths[rows], labels=corpus.train.labels[rows])
-        steps = local_steps(own, setup.config.client, setup.config.seed, round_, client)
         bounded = client in attacks and attacks[client].bounds_training
         constrain = attacks[client].constrain if bounded else None
-        jobs.append(Job(client=client, steps=[rows[chosen] for chosen in steps], constrain=constrain))
+        jobs.append(Job(client=client, steps=steps_of(setup, client, round_), constrain=constrain))
     return jobs
+
+
+def steps_of(setup: Setup, client: int, round_: int) -> list[np.ndarray]:
+    """Return the rows of the training table that a client trains on in each step of a round."""
+    corpus = setup.corpus
+    rows = corpus.client_rows(client)
+    own = Own(lengths=corpus.train.lengths[rows], labels=corpus.train.labels[rows])
+    return [rows[chosen] for chosen in local_steps(own, setup.config.client, setup.config.seed, round_, client)]
 
 
 def clients_per_pass(setup: Setup) -> int:
@@ -102,13 +109,7 @@ def train_rank(
         if may_give_up and liveness.stop.requested:
             raise TrainingGivenUp
 
-    trainer = Trainer(
-        backbone=setup.backbone,
-        method=setup.method,
-        config=config.client,
-        make_batch=lambda rows: collate(corpus.train, rows),
-        rounds=config.federation.rounds,
-    )
+    trainer = make_trainer(setup, corpus.train)
     headers["client"] = [job.client for job in jobs]
     headers["num_examples"] = claimed_examples(config, headers["client"], [corpus.num_examples(j.client) for j in jobs])
     for rows, some in passes:
@@ -127,6 +128,17 @@ def train_rank(
     if copy_s:
         phases.timing.add("copy", copy_s)
     return headers, deltas
+
+
+def make_trainer(setup: Setup, table: TokenTable, method: Method | None = None) -> Trainer:
+    """Return the trainer of this rank's clients, on rows of a table, perhaps of another method."""
+    return Trainer(
+        backbone=setup.backbone,
+        method=method or setup.method,
+        config=setup.config.client,
+        make_batch=lambda rows: collate(table, rows),
+        rounds=setup.config.federation.rounds,
+    )
 
 
 def _dropout(setup: Setup, round_: int, client: int) -> contextlib.AbstractContextManager[None]:

@@ -35,7 +35,9 @@ def backdoor_direction(setup: Setup, vector: Vector) -> np.ndarray:
         (leaves,) = setup.method.leaves(vectors)
         index, shards = setup.shard
         size = setup.config.client.batch_size  # as much as training has in a pass
-        batches = [rows[at : at + size] for rows in evaluation_batches(table, 0) for at in range(0, len(rows), size)]
+        batches = [
+            rows[at : at + size] for rows in evaluation_batches(table.lengths, 0) for at in range(0, len(rows), size)
+        ]
         for rows in batches[index::shards]:
             batch = collate(table, rows)
             logits = score_batch(setup.backbone, batch, setup.method.inject([leaves]))

@@ -118,6 +118,11 @@ class Backbone:
         return np.concatenate([self._embedding(part).float().cpu().numpy() for part in ids.split(WORDS_AT_ONCE)])
 
     @property
+    def embedding_name(self) -> str:
+        """Name of the word embeddings among the PLM's parameters."""
+        return next(name for name, own in self.model.named_parameters() if own is self._embedding.weight)
+
+    @property
     def num_parameters(self) -> int:
         """Parameters of the PLM, tied ones counted once."""
         return self.model.num_parameters()

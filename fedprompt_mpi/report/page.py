@@ -11,6 +11,8 @@ from typing import Any
 
 import tomli_w
 
+from fedprompt_mpi.audit.lines import canary_words, name_of, words_of
+from fedprompt_mpi.audit.record import AuditRecord
 from fedprompt_mpi.config import from_record
 from fedprompt_mpi.files import write_text
 from fedprompt_mpi.liveness.output import printable
@@ -81,6 +83,7 @@ def write_report(directory: Path, *, refresh_s: int | None = None) -> Path:
         Section(
             name="phases", heading="Time of the parts of a round", table=_phases(run), caption=_phases_caption(run)
         ),
+        *([_audit(run.audit)] if run.audit is not None else []),
         Section(name="settings", heading="Settings", text=tomli_w.dumps(run.settings)),
         Section(name="environment", heading="Environment", table=_ranks(run), caption=_versions(run)),
     ]
@@ -93,6 +96,24 @@ def write_report(directory: Path, *, refresh_s: int | None = None) -> Path:
     )
     write_text(paths.report, page)
     return paths.report.path
+
+
+def _audit(audit: AuditRecord) -> Section:
+    """Return the figures of an audit."""
+    rows = [
+        [leak.view, leak.attack, leak.by, name_of(leak, name), words_of(figure)]
+        for leak in audit.leaks
+        for name, figure in leak.figures.items()
+    ]
+    if audit.canary is not None:
+        rows.append(["client", "canary", "scores of canaries", "epsilon", canary_words(audit.canary)])
+    caption = (
+        f"Attacks on round {', '.join(map(str, audit.rounds)) or 'none'} by the server (each upload, or under secure "
+        "aggregation the sum), by a client (the step of the global prompt), and by anybody (the final prompt); with "
+        "intervals of 95 %, and what a guess gets."
+    )
+    table = Numbers(head=["view", "attack", "by", "figure", "value"], rows=rows)
+    return Section(name="audit", heading="What it betrays", table=table, caption=caption)
 
 
 def watch_report(directory: Path, tell: Callable[[Path], None], every_s: float = 5.0) -> None:

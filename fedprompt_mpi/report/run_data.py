@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from fedprompt_mpi.audit.record import AuditRecord
 from fedprompt_mpi.comm.codec import make_codec
 from fedprompt_mpi.comm.statistics import TimingRow
 from fedprompt_mpi.config import from_record
@@ -43,6 +44,8 @@ class RunData:
     communication: Communication | None
     filtered: FilterRecord | None
     """What the example filter did, if it has."""
+    audit: AuditRecord | None
+    """What attacks found, if it was audited."""
 
     @property
     def clients(self) -> int:
@@ -85,6 +88,7 @@ def read_run(directory: Path) -> RunData:
         summary=read_record(paths.summary, Summary) if paths.summary.exists() else None,
         communication=read_record(paths.communication, Communication) if paths.communication.exists() else None,
         filtered=read_record(paths.filtered, FilterRecord) if paths.filtered.exists() else None,
+        audit=read_record(paths.audit, AuditRecord) if paths.audit.exists() else None,
     )
     with reading(paths.timings):
         _check_timings(run)

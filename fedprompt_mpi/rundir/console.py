@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from fedprompt_mpi.audit.lines import audit_lines
+from fedprompt_mpi.audit.record import AuditRecord
 from fedprompt_mpi.comm.progress import Screen
 from fedprompt_mpi.config import RunConfig
 from fedprompt_mpi.rundir.closing_table import closing_table, filter_words
@@ -52,6 +54,10 @@ class Console:
     def say_filter(self, record: FilterRecord) -> None:
         """Print what the example filter did."""
         self.say(join_parts([f"before round {record.round}", *filter_words(record)]))
+
+    def say_audit(self, record: AuditRecord) -> None:
+        """Print what the attacks of an audit found."""
+        self.say("\n" + "\n".join(audit_lines(record)))
 
     def say_summary(self, summary: Summary, partition: PartitionRecord, figures: dict[str, Any]) -> None:
         """Print the closing table."""

@@ -12,7 +12,7 @@ CHECKPOINTS, FIGURES, SCALARS, LOCK = "checkpoint", "figures", "tensorboard", ".
 _CHECKPOINT = r"round-\d{8}\.safetensors"
 _OWN = {
     "": "|".join(
-        (r"(config\.toml|environment\.json|partition\.json|filtered\.json|rounds\.jsonl|timings\.csv|communication\.json)",
+        (r"(config\.toml|environment\.json|partition\.json|filtered\.json|audit\.json|rounds\.jsonl|timings\.csv|communication\.json)",
          r"(prompt\.safetensors|summary\.json|report\.html|tracking\.json|\.lock)")
     ),
     CHECKPOINTS: _CHECKPOINT,
@@ -31,6 +31,7 @@ class RunPaths:
     environment.json     versions, MPI library, rank -> host, device, threads; and of each job before a resume
     partition.json       client -> examples, by class, and which are poisoned
     filtered.json        the examples that the example filter has left out
+    audit.json           what the attacks of an audit have found
     rounds.jsonl         a line per round; 0 is before training
     timings.csv          round,rank,phase,seconds,bytes
     communication.json   the phases of a round: medians, quantiles, confidence intervals; of a finished run
@@ -50,6 +51,7 @@ class RunPaths:
         self.environment = RunFile(directory, "environment.json")
         self.partition = RunFile(directory, "partition.json")
         self.filtered = RunFile(directory, "filtered.json")
+        self.audit = RunFile(directory, "audit.json")
         self.rounds = RunFile(directory, ROUNDS)
         self.timings = RunFile(directory, TIMINGS)
         self.communication = RunFile(directory, "communication.json")

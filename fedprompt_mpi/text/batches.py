@@ -107,17 +107,16 @@ def bucketed(batches: list[np.ndarray], own: Own) -> list[np.ndarray]:
     return [dealt[place == number] for number in range(len(batches))]
 
 
-def evaluation_batches(table: TokenTable, virtual_tokens: int) -> list[np.ndarray]:
+def evaluation_batches(lengths: np.ndarray, virtual_tokens: int) -> list[np.ndarray]:
     """Cut a table into batches of about equal work, longest first; the same on every rank.
 
     Args:
-        table: N examples.
+        lengths: `[N]` int64, of its examples in tokens.
         virtual_tokens: tokens that the prompt adds to each row.
 
     Returns:
         Index arrays that hold every row once.
     """
-    lengths = table.lengths
     order = np.argsort(-lengths, kind="stable")
     batches, first = [], 0
     while first < len(order):

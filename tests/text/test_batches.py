@@ -106,8 +106,8 @@ def test_rounds_and_clients_differ_and_repeat() -> None:
 
 def test_evaluation_holds_every_row_once_in_bounded_batches() -> None:
     table = _table(np.random.default_rng(0).integers(3, 120, size=300).tolist())
-    batches = evaluation_batches(table, 20)
+    batches = evaluation_batches(table.lengths, 20)
     np.testing.assert_array_equal(np.sort(np.concatenate(batches)), np.arange(300))
     for rows in batches:
         assert len(rows) * (table.lengths[rows].max() + 20) <= TOKENS_PER_EVALUATION_BATCH
-    assert evaluation_batches(_table([]), 20) == []
+    assert evaluation_batches(_table([]).lengths, 20) == []
