@@ -391,7 +391,7 @@ class AuditOptions:
     """audit: common words of which the attack tokens tells whether they were in."""
     shadow_clients: int = setting(32, at_least=4, at_most=10**4, may_differ=_SAME_BITS | _SEEDS)
     """audit: clients that an attack trains itself, on other texts, to know what an upload looks like."""
-    canaries: int = setting(1000, at_least=20, at_most=10**6, may_differ=_SAME_BITS | _SEEDS)
+    canaries: int = setting(1000, at_least=20, at_most=10**4, may_differ=_SAME_BITS | _SEEDS)
     """audit canary: clients with an update of their own direction, of which half are in."""
 
 
@@ -700,7 +700,7 @@ class RunConfig:
                 value: Any = self
                 for part in name.split("."):
                     value = getattr(value, part)
-                shown = {None: "not given", True: "true"}.get(value, value)
+                shown = "not given" if value is None else "true" if value is True else value
                 raise SettingsError(f"privacy.secure_aggregation is true and {name} is {shown}, but {why}")
 
     @property

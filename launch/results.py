@@ -58,14 +58,17 @@ LEAKS = {
     "words, rows that moved: recall": ("tokens", "rows that moved", "recall"),
     "precision": ("tokens", "rows that moved", "precision"),
     "words, gradients: AUC": ("tokens", "gradients of words", "auc"),
+    "by frequency": ("tokens", "gradients of words", "auc.chance"),
     "labels right": ("labels", "gradients of classes", "recall"),
+    "by chance": ("labels", "gradients of classes", "recall.chance"),
     "members, loss: AUC": ("membership", "loss", "auc"),
     "inner product": ("membership", "inner product", "auc"),
     "calibrated": ("membership", "calibrated inner product", "auc"),
     "likelihood ratio": ("membership", "likelihood ratio", "auc"),
     "calibrated: TPR at 1 % FPR": ("membership", "calibrated inner product", "tpr_at_0.01"),
 }
-"""Name of a column -> attack, statistic and figure of an audited run."""
+"""Name of a column -> attack, statistic and figure of an audited run, or what a guess gets of it."""
+CHANCE = ".chance"
 VIEWS = {"server": "each upload, or under secure aggregation the sum", "client": "the step of the global prompt"}
 GUIDES = ("fedprompt_mpi", "launch")
 """Folders whose guides may have tables."""
@@ -230,8 +233,9 @@ def _leaks(audit: AuditRecord) -> list[str]:
     found = []
     for view, (attack, by, name) in itertools.product(VIEWS, LEAKS.values()):
         figures = known.get((view, attack, by), {})
-        figure = figures.get(name) or (figures.get("recall") if name == "precision" else None)  # as many as there are
-        found.append("" if figure is None else f"{figure.value:.4g}")
+        figure = figures.get(name.removesuffix(CHANCE))
+        value = None if figure is None else figure.chance if name.endswith(CHANCE) else figure.value
+        found.append("" if value is None else f"{value:.4g}")
     return found
 
 

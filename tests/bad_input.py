@@ -210,9 +210,11 @@ CASES: dict[str, tuple[Make, str]] = {
         _flags(SECURE, "--privacy.mechanism=dp_fedavg", "--federation.fraction=0.3", "--privacy.threshold=10"),
         "take at most 3",
     ),
-    "a bound that leaves nothing of the updates": (
-        _beside("--federation.update_bound=1e12"), "so large that rounding leaves nothing of them in round 1"
+    "canaries without a mechanism": (_flags('--privacy.audit=["canary"]'), "privacy.mechanism is none"),
+    "canaries of a mechanism without a bound": (
+        _flags('--privacy.audit=["canary"]', "--privacy.mechanism=ldp"), "nothing bounds an update"
     ),
+    "an attack that there is not": (_flags('--privacy.audit=["telepathy"]'), "privacy.audit"),
     "secure aggregation of one client": (_flags(*BOUND, "--federation.clients=1"), "whose update would be the sum"),
     "secure aggregation in a short format": (_flags(*BOUND, "--comm.wire=int8"), "comm.wire is int8"),
     "secure aggregation of mixed updates": (_flags(*BOUND, "--federation.mixing=true"), "federation.mixing is true"),

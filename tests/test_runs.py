@@ -103,7 +103,7 @@ def test_two_rounds_are_one_and_a_resumed_one(one_process: Path, tmp_path: Path)
     finished = run_program(3, directory, "--client.batched=1", "--output.resume=true")
     assert finished.status == 0, finished
     assert _vector(directory).tobytes() == _vector(one_process).tobytes()
-    assert (directory / "config.toml").read_text() == begun.replace("rounds = 1", "rounds = 2")
+    assert (directory / "config.toml").read_text() == begun.replace("\nrounds = 1", "\nrounds = 2")
     rounds = read_rounds(directory)
     assert [record["round"] for record in rounds] == [0, 1, 2]
     assert all(record["seconds"]["train"] > 0 for record in rounds[1:])

@@ -7,8 +7,9 @@ import numpy as np
 
 OUTLIER = 6.0
 """Robust deviations from the median beyond which a row of the embeddings has moved."""
-RIDGE = 0.1
-"""Of the regression: features of classes may be nearly dependent."""
+RIDGES = (0.1, 1.0, 10.0, 100.0, 1000.0)
+"""Of the regression: with the last one every upload is told the mean of the shadows."""
+LEAST_OF_CLASS = 5
 TINY = 1e-30
 
 
@@ -27,18 +28,47 @@ def rows_that_moved(rows: np.ndarray) -> np.ndarray:
     return lengths > middle + OUTLIER * 1.4826 * np.median(np.abs(lengths - middle))
 
 
-def calibrated(scores: np.ndarray, shadows: np.ndarray) -> np.ndarray:
+def calibrated(scores: np.ndarray, shadows: np.ndarray, floor: float) -> np.ndarray:
     """Return scores `[n, U]` in deviations from those of shadow uploads `[n, S]`, which were trained without.
 
-    A deviation that is smaller than half the median one is taken for that: of S scores it is itself uncertain.
+    A deviation that is smaller than the floor is taken for that: of S scores it is itself uncertain.
 
     References:
         Carlini et al., Membership Inference Attacks From First Principles, S&P 2022, arXiv:2112.03570, Section V (LiRA,
         the offline variant with one normal distribution).
     """
-    spread = shadows.std(axis=1, ddof=1)
-    floor = max(float(np.median(spread)) / 2, TINY)
-    return (scores - shadows.mean(axis=1, keepdims=True)) / np.maximum(spread, floor)[:, None]
+    spread = np.maximum(shadows.std(axis=1, ddof=1), floor)
+    return (scores - shadows.mean(axis=1, keepdims=True)) / spread[:, None]
+
+
+def floor_of(shadows: np.ndarray) -> float:
+    """Return half the median deviation of the scores `[m, S]` of texts that nobody was trained on."""
+    return max(float(np.median(shadows.std(axis=1, ddof=1))) / 2, TINY)
+
+
+def within_classes(
+    inside: np.ndarray, outside: np.ndarray, labels: tuple[np.ndarray, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return scores in deviations of those texts of the same class that were not in, so that a label says nothing.
+
+    Texts of a class of which fewer than `LEAST_OF_CLASS` were not in are left out.
+
+    Args:
+        inside: scores of members `[n]`.
+        outside: scores of others `[m]`.
+        labels: their classes `[n]` and `[m]`.
+    """
+    members, others = [], []
+    for label in np.unique(labels[1]):
+        of_class = outside[labels[1] == label]
+        if len(of_class) < LEAST_OF_CLASS:
+            continue
+        middle, spread = float(of_class.mean()), max(float(of_class.std()), TINY)
+        members.append((inside[labels[0] == label] - middle) / spread)
+        others.append((of_class - middle) / spread)
+    if not members:
+        return np.zeros(0), np.zeros(0)
+    return np.concatenate(members), np.concatenate(others)
 
 
 def unit_rows(deltas: np.ndarray) -> np.ndarray:
@@ -48,7 +78,9 @@ def unit_rows(deltas: np.ndarray) -> np.ndarray:
 
 
 def label_shares(features: np.ndarray, shadows: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """Return the class shares `[U, C]` of uploads, by linear regression over shadow uploads.
+    """Return the class shares `[U, C]` of uploads, by ridge regression over shadow uploads.
+
+    The ridge is the one with the least error on shadows that are left out.
 
     Args:
         features: `[U, C]`, how far each upload goes down the mean gradient of each class.
@@ -56,11 +88,17 @@ def label_shares(features: np.ndarray, shadows: np.ndarray, shares: np.ndarray) 
         shares: `[S, C]`, of what the shadows were trained on.
     """
     middle, spread = shadows.mean(axis=0), shadows.std(axis=0) + TINY
-    design = np.column_stack([np.ones(len(shadows)), (shadows - middle) / spread])
-    penalty = RIDGE * np.diag([0.0] + [1.0] * shadows.shape[1])
-    weights = np.linalg.solve(design.T @ design + penalty, design.T @ shares)
-    told = np.column_stack([np.ones(len(features)), (features - middle) / spread]) @ weights
-    told = np.maximum(told, 0.0)
+    design, asked = (np.column_stack([np.ones(len(of)), (of - middle) / spread]) for of in (shadows, features))
+
+    def solution(ridge: float) -> np.ndarray:
+        penalty = ridge * np.diag([0.0] + [1.0] * shadows.shape[1])
+        return np.linalg.solve(design.T @ design + penalty, design.T)
+
+    def left_out(ridge: float) -> float:
+        hat = design @ solution(ridge)
+        return float(np.square((shares - hat @ shares) / np.maximum(1 - np.diag(hat), TINY)[:, None]).sum())
+
+    told = np.maximum(asked @ solution(min(RIDGES, key=left_out)) @ shares, 0.0)
     return told / np.maximum(told.sum(axis=1, keepdims=True), TINY)
 
 

@@ -12,9 +12,6 @@ import numpy as np
 
 from fedprompt_mpi.comm.statistics import NORMAL_95, student_95
 
-LEAST_BEYOND = 1
-"""Negatives that must be above a threshold for a false-positive rate to mean something."""
-
 
 class Figure(NamedTuple):
     """A figure and its interval."""
@@ -50,18 +47,22 @@ def auc_interval(value: float, n: int, m: int) -> Figure:
     return Figure(value, max(0.0, value - reach), min(1.0, value + reach))
 
 
-def true_positive_rate(positives: np.ndarray, negatives: np.ndarray, false_positive_rate: float) -> Figure | None:
-    """Return the share of positives above all but a share of the negatives; None if there are too few negatives.
+def allowed(false_positive_rate: float, negatives: int) -> int:
+    """Return which of m negatives, the largest first, is the threshold of a false-positive rate; 0 if m is too few.
+
+    What was not there and is like the others is above the k-th largest of them with a probability of k / (m + 1).
+    """
+    return math.floor(false_positive_rate * (negatives + 1) + 1e-9)
+
+
+def above(positives: np.ndarray, negatives: np.ndarray, rank: int) -> int:
+    """Return how many positives are above the negative of a rank, 1 for the largest.
 
     References:
         Carlini et al., Membership Inference Attacks From First Principles, S&P 2022, arXiv:2112.03570, Section IV (the
         rate at a low false-positive rate).
     """
-    allowed = math.floor(false_positive_rate * len(negatives))
-    if allowed < LEAST_BEYOND:
-        return None
-    threshold = np.sort(negatives)[-allowed - 1]
-    return proportion(int((positives > threshold).sum()), len(positives))
+    return int((positives > np.sort(negatives)[-rank]).sum())
 
 
 def proportion(hits: int, count: int, confidence: float = 0.95) -> Figure:

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from fedprompt_mpi.audit.intervals import Figure, auc_interval, auc_value, mean, true_positive_rate
+from fedprompt_mpi.audit.intervals import Figure, above, allowed, auc_interval, auc_value, mean, proportion
 
 View = Literal["server", "client", "public"]
 FALSE_POSITIVE_RATES = (0.01, 0.001)
@@ -39,6 +39,8 @@ class Observation:
     """how many there are,"""
     chance: float | None = None
     """and the share of these that a guess without the upload gets."""
+    chance_auc: float = 0.5
+    """The AUC of a guess without the upload."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,15 +134,17 @@ def _figures(group: list[Observation]) -> Iterator[tuple[str, FigureRecord]]:
     outside = [np.array(seen.scores)[~np.array(seen.truth)] for seen in scored]
     if scored:
         value = float(np.mean([auc_value(one, other) for one, other in zip(inside, outside, strict=True)]))
-        # what was not there is the same for all observations of a round
-        yield "auc", _record(auc_interval(value, sum(map(len, inside)), max(map(len, outside))), 0.5)
+        # what was not there is the same for all observations of a round, and so are words
+        count = sum(map(len, inside)) if group[0].attack == "membership" else max(map(len, inside))
+        guesses = [seen.chance_auc for seen in scored]
+        yield "auc", _record(auc_interval(value, count, max(map(len, outside))), float(np.mean(guesses)))
     if scored and group[0].attack == "membership":
-        pairs = [_standard(one, other) for one, other in zip(inside, outside, strict=True)]
-        members, others = (np.concatenate(part) for part in zip(*pairs, strict=True))
         for rate in FALSE_POSITIVE_RATES:
-            found = true_positive_rate(members, others, rate)
-            if found is not None:
-                yield f"tpr_at_{rate:g}", _record(found, rate)
+            ranks = [allowed(rate, len(other)) for other in outside]
+            if all(ranks):
+                hits = sum(above(one, other, k) for one, other, k in zip(inside, outside, ranks, strict=True))
+                chance = float(np.mean([k / (len(other) + 1) for k, other in zip(ranks, outside, strict=True)]))
+                yield f"tpr_at_{rate:g}", _record(proportion(hits, sum(map(len, inside))), chance)
     named = [seen for seen in group if seen.true]
     if named:
         chances = [seen.chance for seen in named if seen.chance is not None]
@@ -148,12 +152,6 @@ def _figures(group: list[Observation]) -> Iterator[tuple[str, FigureRecord]]:
         yield "recall", _record(mean(np.array([seen.hits / seen.true for seen in named])), chance)
         if named[0].attack == "tokens":
             yield "precision", _record(mean(np.array([seen.hits / max(seen.said, 1) for seen in named])), None)
-
-
-def _standard(inside: np.ndarray, outside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return scores in deviations of those that were not in, so that uploads of different sizes compare."""
-    middle, spread = float(np.mean(outside)), float(np.std(outside)) or 1.0
-    return (inside - middle) / spread, (outside - middle) / spread
 
 
 def _record(figure: Figure, chance: float | None) -> FigureRecord:

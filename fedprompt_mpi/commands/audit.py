@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedprompt_mpi.audit.lines import audit_lines
 from fedprompt_mpi.audit.record import AuditRecord
 from fedprompt_mpi.commands.settings import add_plugins, command_parser, parse
 from fedprompt_mpi.config import OutputConfig, RunConfig, SettingsError, from_dict
@@ -45,6 +46,13 @@ def main(arguments: Sequence[str], liveness: Liveness) -> None:
     summary, rounds = read_record(paths.summary, Summary), read_rounds(paths)
     if not parsed.other_versions:
         _check_versions(paths)
+    if config.privacy.audit == ["canary"]:  # the mechanism alone: no model, no data
+        if liveness.rank == 0:
+            from fedprompt_mpi.federation.canary import audit_mechanism
+
+            found = audit_mechanism(config, summary.parameters, liveness.alive)
+            _write(paths, dataclasses.replace(_empty(config), canary=found))
+        return
     audited = _repeated(paths, config)
     if liveness.rank == 0:
         print(_cost(config, rounds), flush=True)
@@ -133,7 +141,6 @@ def _cost(config: RunConfig, rounds: Sequence[RoundRecord]) -> str:
 
 def _bring_home(paths: RunPaths, repeated: RunPaths, summary: Summary) -> None:
     """Write the audit into the run's directory and its page, and say whether the repetition is the run."""
-    write_record(paths.audit, read_record(repeated.audit, AuditRecord))
     ours, theirs = read_prompt(str(repeated.prompt.path))[0]["vector"], read_prompt(str(paths.prompt.path))[0]["vector"]
     if ours.shape == theirs.shape and ours.tobytes() == theirs.tobytes():
         print("the repetition has the bits of the run", flush=True)
@@ -145,7 +152,37 @@ def _bring_home(paths: RunPaths, repeated: RunPaths, summary: Summary) -> None:
             file=sys.stderr,
             flush=True,
         )
-    print(f"audit in {paths.audit}", flush=True)
+    _write(paths, read_record(repeated.audit, AuditRecord))
+
+
+def _empty(config: RunConfig) -> AuditRecord:
+    """Return the record of an audit that has seen nothing."""
+    return AuditRecord(
+        method=config.prompt.method,
+        mechanism=config.privacy.mechanism,
+        secure_aggregation=config.privacy.secure_aggregation,
+        batch_size=config.client.batch_size,
+        steps=config.client.steps if config.client.epochs is None else None,
+        rounds=[],
+        seconds=0.0,
+        leaks=[],
+    )
+
+
+def _write(paths: RunPaths, audit: AuditRecord) -> None:
+    """Write an audit beside what an earlier one of other attacks has found, and the page anew."""
+    if paths.audit.exists():
+        earlier = read_record(paths.audit, AuditRecord)
+        again = {leak.attack for leak in audit.leaks}
+        audit = dataclasses.replace(
+            audit,
+            rounds=sorted({*earlier.rounds, *audit.rounds}),
+            leaks=[*(leak for leak in earlier.leaks if leak.attack not in again), *audit.leaks],
+            canary=audit.canary or earlier.canary,
+            observations=[*(seen for seen in earlier.observations if seen.attack not in again), *audit.observations],
+        )
+    write_record(paths.audit, audit)
+    print("\n".join(audit_lines(audit)) if not audit.leaks else f"audit in {paths.audit}", flush=True)
     if paths.report.exists():
         from fedprompt_mpi.report.page import write_report
 

@@ -10,6 +10,7 @@ import numpy as np
 from fedprompt_mpi.audit.record import AuditRecord, CanaryRecord, Observation, leaks_of
 from fedprompt_mpi.comm.device import Vector
 from fedprompt_mpi.config import RunConfig
+from fedprompt_mpi.federation.adversary import attacking_clients
 from fedprompt_mpi.federation.auditor import Auditor
 from fedprompt_mpi.federation.setup import Setup
 from fedprompt_mpi.federation.updates import LocalUpdates, is_finite
@@ -32,6 +33,11 @@ class Audit:
             self._seen = [seen for seen in earlier.observations if seen.round <= done and seen.view != "public"]
             self._seconds = earlier.seconds
 
+    def follow(self, setup: Setup) -> None:
+        """Go on with a setup whose clients leave examples out."""
+        self._setup = setup
+        self._auditor.follow(setup)
+
     def of_updates(self, updates: LocalUpdates, vector: Vector, round_: int) -> None:
         """Attack this rank's uploads of a round, which began with a vector, unless rank 0 sees none."""
         if not self._auditor.is_due(round_):
@@ -42,18 +48,28 @@ class Audit:
             return
         headers, clients = updates.headers, self._setup.config.federation.clients
         is_sent = is_finite(headers) & ~np.isin(headers["client"], updates.cohort.vanished)
-        chosen = np.flatnonzero(is_sent & (headers["client"] < clients))
+        is_honest = ~np.isin(headers["client"], list(attacking_clients(self._setup.config)))
+        chosen = np.flatnonzero(is_sent & is_honest & (headers["client"] < clients))
         start = time.perf_counter()
         self._auditor.look_at_uploads(vector, updates.deltas[chosen], headers["client"][chosen].tolist(), round_)
         self._seconds += time.perf_counter() - start
 
-    def of_step(self, clients: list[int], vector: Vector, round_: int) -> None:
-        """Attack the step that the clients' updates made of the global vector, and keep what all ranks have seen."""
+    def of_step(self, clients: list[int], vector: Vector, summed: np.ndarray | None, round_: int) -> None:
+        """Attack the step that the clients' updates made of the global vector, and keep what all ranks have seen.
+
+        Args:
+            clients: those whose update counts.
+            vector: after the round.
+            summed: what rank 0 knows of the updates under secure aggregation `[P]`, before noise and optimiser.
+            round_: from 1.
+        """
         if not self._auditor.is_due(round_):
             return
         start = time.perf_counter()
         if self._before is not None:
             self._auditor.look_at_sum(self._before, np.asarray(vector) - self._before, clients, round_)
+            if summed is not None:
+                self._auditor.look_at_sum(self._before, summed, clients, round_, "server")
         self._seconds += time.perf_counter() - start
         own = {"seconds": self._seconds, "seen": [dataclasses.asdict(seen) for seen in self._auditor.observations]}
         self._auditor.observations.clear()
@@ -73,7 +89,9 @@ class Audit:
         if "canary" in config.privacy.audit:
             from fedprompt_mpi.federation.canary import audit_mechanism
 
-            self._canary: CanaryRecord | None = audit_mechanism(config, len(vector))
+            self._canary: CanaryRecord | None = audit_mechanism(
+                config, len(vector), self._setup.channel.phases.liveness.alive
+            )
         self._seconds += time.perf_counter() - start
         return self._write()
 

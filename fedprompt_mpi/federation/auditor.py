@@ -16,9 +16,21 @@ import numpy as np
 import torch
 
 from fedprompt_mpi import seeds
-from fedprompt_mpi.audit.attacks import as_counts, calibrated, confidence, label_shares, rows_that_moved, unit_rows
+from fedprompt_mpi.audit.attacks import (
+    as_counts,
+    calibrated,
+    confidence,
+    floor_of,
+    label_shares,
+    rows_that_moved,
+    unit_rows,
+    within_classes,
+)
+from fedprompt_mpi.audit.intervals import auc_value
 from fedprompt_mpi.audit.record import Observation, View
 from fedprompt_mpi.comm.device import Vector
+from fedprompt_mpi.config import SettingsError
+from fedprompt_mpi.federation.adversary import attacking_clients
 from fedprompt_mpi.federation.client_training import score_batch, to_device, to_host
 from fedprompt_mpi.federation.cohort import draw_cohort
 from fedprompt_mpi.federation.example_products import ExampleProducts
@@ -29,6 +41,8 @@ from fedprompt_mpi.federation.shadows import Shadows, sums_of, train_shadows
 from fedprompt_mpi.text.batches import collate, evaluation_batches
 from fedprompt_mpi.text.tokens import TokenTable
 
+LEAST_TEXTS = 20
+"""Of the evaluation split."""
 LEAST_MEMBERS = 8
 """Texts of an upload that are attacked if there are so many; of all uploads together about as many as were not in."""
 MOST_ROUNDS = 50
@@ -70,13 +84,21 @@ class Auditor:
         self._setup, options = setup, setup.config.privacy
         self._attacks = [attack for attack in options.audit if attack != "canary"]
         table = setup.corpus.test
+        if self._attacks and len(table) < LEAST_TEXTS:
+            raise SettingsError(
+                f"privacy.audit is {', '.join(options.audit)}, for which the evaluation split needs {LEAST_TEXTS} "
+                f"texts, but it has {len(table)}: give more, or leave the audit out"
+            )
         order = seeds.generator(setup.config.seed, "audit").permutation(len(table))
         half = len(order) // 2
         self._outside, self._reference = np.sort(order[: min(options.audit_texts, half)]), np.sort(order[half:])
-        self._steps = setup.config.client.steps
         self._shadows: tuple[int, Shadows] | None = None
         self.observations: list[Observation] = []
         """Of this rank, that rank 0 does not have yet."""
+
+    def follow(self, setup: Setup) -> None:
+        """Go on with a setup whose clients leave examples out."""
+        self._setup = setup
 
     def is_due(self, round_: int) -> bool:
         """Return whether a round is audited."""
@@ -99,46 +121,49 @@ class Auditor:
             )
         )  # fmt: skip
 
-    def look_at_sum(self, vector: Vector, step: np.ndarray, clients: Sequence[int], round_: int) -> None:
+    def look_at_sum(
+        self, vector: Vector, step: np.ndarray, clients: Sequence[int], round_: int, view: View = "client"
+    ) -> None:
         """Attack the step `[P]` of the global vector that these clients' uploads made, as any client could.
 
-        Under secure aggregation rank 0 knows no more.
+        Of the server under secure aggregation it is the sum, before the noise.
         """
         if not clients or not step.any():
             return
         steps = [steps_of(self._setup, client, round_) for client in clients]
         shadows = self._shadows_of(vector, round_, len(steps[0]))
-        before = len(self.observations)
+        sums = sums_of(self._setup, shadows, len(clients), round_, with_noise=view == "client")
+        rows = np.concatenate([part for own in steps for part in own])
         self._look(
             Target(
-                view="client", round=round_, vector=_on_host(vector), uploads=step[None], clients=[None],
-                rows=[np.concatenate([part for own in steps for part in own])],
-                shadows=sums_of(self._setup, shadows, len(clients), round_),
+                view=view, round=round_, vector=_on_host(vector), uploads=step[None], clients=[None], rows=[rows],
+                shadows=sums,
             )
         )  # fmt: skip
-        if self._setup.config.privacy.secure_aggregation:
-            self.observations += [dataclasses.replace(seen, view="server") for seen in self.observations[before:]]
 
     def look_at_prompt(self, vector: np.ndarray, rounds: int) -> None:
         """Attack the final prompt `[P]`, as anybody could: by the loss of texts."""
         if "membership" not in self._attacks:
             return
         setup, rows = self._setup, []
-        for round_ in np.unique(np.linspace(1, rounds, MOST_ROUNDS).astype(np.int64)).tolist() if rounds else []:
-            for client in draw_cohort(setup.config, 1, round_).clients:
+        first = setup.config.federation.filter_round or 1  # before, clients had other examples
+        for round_ in np.unique(np.linspace(first, rounds, MOST_ROUNDS).astype(np.int64)).tolist() if rounds else []:
+            cohort = draw_cohort(setup.config, 1, round_)
+            for client in set(cohort.clients) - set(cohort.vanished) - attacking_clients(setup.config):
                 rows += steps_of(setup, client, round_)
         if not rows:
             return
         with setup.channel.phases.time("audit", rounds):
             members = self._some(np.unique(np.concatenate(rows)), rounds, len(self._outside))
-            inside, outside = (
-                _losses(*self._logits(vector, table, chosen))
+            found = [
+                self._logits(vector, table, chosen)
                 for table, chosen in ((setup.corpus.train, members), (setup.corpus.test, self._outside))
-            )
+            ]
+            labels = found[0][1], found[1][1]
             prompt = Target(
                 view="public", round=rounds, vector=vector, uploads=vector[None], clients=[None], rows=[members]
             )
-            self._add_membership(prompt, 0, "loss", -inside, -outside)
+            self._add_membership(prompt, 0, "loss", labels, *(-_losses(*of) for of in found))
 
     def _some(self, members: np.ndarray, round_: int, most: int) -> np.ndarray:
         """Return members, or so many of them."""
@@ -148,12 +173,14 @@ class Auditor:
     def _shadows_of(self, vector: Vector, round_: int, steps: int) -> Shadows:
         """Return the shadow clients of a round, trained once."""
         if self._shadows is None or self._shadows[0] != round_:
+            self._say(f"audit of round {round_}: training shadow clients")
             with self._setup.channel.phases.time("audit", round_):
                 self._shadows = round_, train_shadows(self._setup, vector, self._reference, steps, round_)
         return self._shadows[1]
 
     def _look(self, target: Target) -> None:
         """Attack uploads."""
+        self._say(f"audit of round {target.round}: attacks from the {target.view}'s view")
         with self._setup.channel.phases.time("audit", target.round):
             directions = np.concatenate([unit_rows(target.uploads), unit_rows(target.all_shadows.deltas)])
             products = ExampleProducts(self._setup, target.vector, directions)
@@ -177,6 +204,8 @@ class Auditor:
         corpus, classes = self._setup.corpus, target.all_shadows.shares.shape[1]
         labels, count = corpus.test.labels[self._outside], len(target.uploads)
         there = np.unique(labels)
+        known = corpus.test.labels[self._reference]
+        prior = np.bincount(known, minlength=classes) / len(known)
         features = np.stack([outside[labels == label].mean(axis=0) for label in there], axis=1)
         told = label_shares(features[:count], features[count:], target.all_shadows.shares)
         for number, (share, own) in enumerate(zip(told, target.rows, strict=True)):
@@ -185,7 +214,7 @@ class Auditor:
             self._add(
                 target, number, "labels", "gradients of classes",
                 hits=int(np.minimum(counts, truth).sum()), said=len(own), true=len(own),
-                chance=float(np.minimum(1 / classes, truth / len(own)).sum()),
+                chance=float(np.minimum(prior, truth / len(own)).sum()),
             )  # fmt: skip
 
     def _rows_that_moved(self, target: Target) -> None:
@@ -208,48 +237,72 @@ class Auditor:
             return
         probes, count = self._probes, len(target.uploads)
         found = -products.of(probes.table, np.arange(len(probes.table)))
-        scores = calibrated(found[:, :count], found[:, count:])
-        by_word = scores.reshape(len(probes.words), -1, count).max(axis=1)  # over the classes
+        scores = calibrated(found[:, :count], found[:, count:], floor_of(found[:, count:]))
+        by_word = scores.reshape(len(probes.words), -1, count).max(axis=1) + probes.odds[:, None]  # over the classes
         for number, (score, own) in enumerate(zip(by_word.T, target.rows, strict=True)):
             there = np.isin(probes.words, _tokens_of(self._setup.corpus.train, own))
-            named = np.argsort(-score, kind="stable")[: there.sum()]
+            many = int(there.sum())
+            named, guessed = (np.argsort(-of, kind="stable")[:many] for of in (score, probes.odds))
+            knows = 0 < many < len(there)
             self._add(
                 target, number, "tokens", "gradients of words", scores=score.tolist(), truth=there.tolist(),
-                hits=int(there[named].sum()), said=int(there.sum()), true=int(there.sum()), chance=float(there.mean()),
+                hits=int(there[named].sum()), said=many, true=many,
+                chance=float(there[guessed].mean()) if many else None,
+                chance_auc=auc_value(probes.odds[there], probes.odds[~there]) if knows else 0.5,
             )  # fmt: skip
 
     def _membership(self, target: Target, products: ExampleProducts, outside: np.ndarray) -> None:
         """Tell which texts an upload was trained on."""
         train, test, count = self._setup.corpus.train, self._setup.corpus.test, len(target.uploads)
-        most = max(LEAST_MEMBERS, len(self._outside) // count)
+        sharers = 1 if target.clients == [None] else self._setup.config.federation.cohort_size  # on all ranks
+        most = max(LEAST_MEMBERS, len(self._outside) // sharers)
         members = [self._some(np.unique(own), target.round, most) for own in target.rows]
         everyone = np.unique(np.concatenate(members))
         inside = -products.of(train, everyone)
-        shadowed = [
-            np.stack([confidence(*self._logits(vector, table, rows)) for vector in target.shadow_vectors()], axis=1)
-            for table, rows in ((train, everyone), (test, self._outside))
-        ]
+        parts: list[tuple[np.ndarray, np.ndarray]] = []
+        self._say(f"audit of round {target.round}: texts under shadow clients", len(target.all_shadows.deltas))
+        for vector in target.shadow_vectors():
+            found = self._logits(vector, train, everyone), self._logits(vector, test, self._outside)
+            parts.append((confidence(*found[0]), confidence(*found[1])))
+            self._setup.channel.progress.advance(len(parts))
+        shadowed = [np.stack(of, axis=1) for of in zip(*parts, strict=True)]
+        floors = floor_of(outside[:, count:]), floor_of(shadowed[1])
         for number, own in enumerate(members):
             at = np.searchsorted(everyone, own)
             vector = target.vector + target.uploads[number]
             ours = self._logits(vector, train, own), self._logits(vector, test, self._outside)
+            labels = ours[0][1], ours[1][1]
             found = {
                 "inner product": (inside[at, number], outside[:, number]),
                 "calibrated inner product": tuple(
-                    calibrated(of[:, number : number + 1], of[:, count:])[:, 0] for of in (inside[at], outside)
+                    calibrated(of[:, number : number + 1], of[:, count:], floors[0])[:, 0]
+                    for of in (inside[at], outside)
                 ),
                 "loss": tuple(-_losses(*of) for of in ours),
                 "likelihood ratio": tuple(
-                    calibrated(confidence(*of)[:, None], theirs)[:, 0]
+                    calibrated(confidence(*of)[:, None], theirs, floors[1])[:, 0]
                     for of, theirs in zip(ours, (shadowed[0][at], shadowed[1]), strict=True)
                 ),
             }
             for by, (of_members, of_others) in found.items():
-                self._add_membership(target, number, by, of_members, of_others)
+                self._add_membership(target, number, by, labels, of_members, of_others)
 
-    def _add_membership(self, target: Target, number: int, by: str, inside: np.ndarray, outside: np.ndarray) -> None:
-        truth = [True] * len(inside) + [False] * len(outside)
-        self._add(target, number, "membership", by, scores=[*inside.tolist(), *outside.tolist()], truth=truth)
+    def _say(self, what: str, total: int = 0) -> None:
+        """Say on rank 0 what is going on."""
+        self._setup.channel.progress.stage(what, total)
+
+    def _add_membership(
+        self,
+        target: Target,
+        number: int,
+        by: str,
+        labels: tuple[np.ndarray, np.ndarray],
+        inside: np.ndarray,
+        outside: np.ndarray,
+    ) -> None:
+        members, others = within_classes(inside, outside, labels)
+        truth = [True] * len(members) + [False] * len(others)
+        self._add(target, number, "membership", by, scores=[*members.tolist(), *others.tolist()], truth=truth)
 
     def _add(self, target: Target, number: int, attack: str, by: str, **seen: Any) -> None:
         client = target.clients[number]

@@ -2,8 +2,9 @@
 
 dp_fedavg: the clients of a federation are canaries, each with an update along a coordinate of its own, longer than the
 clipping norm; as many others never take part. After all rounds the scores are the numbers of the global vector, which
-is what clients and the public see (the server knows who takes part). Cohorts, clipping, units, sum and noise are those
-of `Server` and `draw_cohort`. The guarantee does not depend on the number of clients, nor on P.
+is what the public sees: clients also see the step of each round, and the server who takes part. Cohorts, clipping,
+units, sum and noise are those of `Server` and `draw_cohort`, without masks. The guarantee does not depend on the number
+of clients, nor on P.
 
 ldp: two inputs that are as far apart as the stated bound allows (each local step moves by the whole clipping norm,
 along a vector of signs), through the noise of each round; the scores are log-likelihood ratios.
@@ -13,6 +14,7 @@ Legend: m canaries, half of them in, P parameters.
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -28,18 +30,24 @@ from fedprompt_mpi.federation.privacy import add_laplace, central_epsilon, ldp_e
 from fedprompt_mpi.federation.server import Server
 from fedprompt_mpi.federation.updates import HEADER, LocalUpdates, gather
 
-TIMES_THE_BOUND = 3.0
+TIMES_THE_BOUND = 30.0
 """Length of a canary's update, which the mechanism must clip."""
 
 
-def audit_mechanism(config: RunConfig, parameters: int) -> CanaryRecord:
-    """Return what canaries say of the mechanism of a run, beside what its accountant says."""
+def audit_mechanism(config: RunConfig, parameters: int, alive: Callable[[], None] = lambda: None) -> CanaryRecord:
+    """Return what canaries say of the mechanism of a run, beside what its accountant says.
+
+    Args:
+        config: of the run.
+        parameters: P.
+        alive: called now and then.
+    """
     rounds, count = config.federation.rounds, config.privacy.canaries // 2
     if config.privacy.mechanism == "dp_fedavg":
-        inside, outside = _central_scores(config, count)
+        inside, outside = _central_scores(config, count, alive)
         stated, delta = central_epsilon(config, rounds).epsilon, config.privacy.delta
     else:
-        inside, outside = _local_scores(config, parameters, count)
+        inside, outside = _local_scores(config, parameters, count, alive)
         stated, delta = ldp_epsilon(config, parameters, sum(_rates(config))), 0.0
     found = lower_bound(inside, outside, delta)
     return CanaryRecord(
@@ -55,7 +63,7 @@ def audit_mechanism(config: RunConfig, parameters: int) -> CanaryRecord:
     )
 
 
-def _central_scores(config: RunConfig, count: int) -> tuple[np.ndarray, np.ndarray]:
+def _central_scores(config: RunConfig, count: int, alive: Callable[[], None]) -> tuple[np.ndarray, np.ndarray]:
     """Return the scores of canaries that take part and of those that do not, each `[count]` float64."""
     federation = FederationConfig(clients=count, rounds=config.federation.rounds, fraction=config.federation.fraction)
     privacy = dataclasses.replace(config.privacy, secure_aggregation=False, threshold=None, neighbours=None, audit=[])
@@ -69,11 +77,12 @@ def _central_scores(config: RunConfig, count: int) -> tuple[np.ndarray, np.ndarr
         headers = np.zeros(len(deltas), dtype=HEADER)
         headers["client"], headers["num_examples"], headers["norm"] = cohort.clients, 1, length
         updates = LocalUpdates(cohort=cohort, headers=headers, deltas=deltas, own_rates=[])
+        alive()
         server.apply(gather(channel, updates, FLOAT32, server.judge), channel.phases, round_)
     return server.vector[:count].astype(np.float64), server.vector[count:].astype(np.float64)
 
 
-def _local_scores(config: RunConfig, size: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+def _local_scores(config: RunConfig, size: int, count: int, alive: Callable[[], None]) -> tuple[np.ndarray, np.ndarray]:
     """Return log-likelihood ratios of uploads of the one input and of the other, each `[count]` float64."""
     clip_norm, scale = config.client.clip_norm, config.privacy.laplace_scale
     assert clip_norm is not None
@@ -81,6 +90,7 @@ def _local_scores(config: RunConfig, size: int, count: int) -> tuple[np.ndarray,
     for trial in range(count):
         rng = seeds.generator(config.seed, "canaries", 0, trial)
         signs = rng.choice(np.array([-1, 1], dtype=np.float32), size)
+        alive()
         for rate in _rates(config):
             move = np.float32(clip_norm * rate / math.sqrt(size)) * signs
             for which, sign in enumerate((1, -1)):

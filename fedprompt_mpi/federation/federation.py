@@ -19,7 +19,7 @@ from fedprompt_mpi.comm.placement import describe_processors, own_processors
 from fedprompt_mpi.comm.timing import RECORD, TRANSFERS
 from fedprompt_mpi.comm.traffic import NOTHING, Journey, Traffic, to_root
 from fedprompt_mpi.config import SettingsError
-from fedprompt_mpi.federation.adversary import Observer, make_attacks
+from fedprompt_mpi.federation.adversary import Observer, attacking_clients, make_attacks
 from fedprompt_mpi.federation.cohort import Cohort, draw_cohort
 from fedprompt_mpi.federation.collusion import connect, meet
 from fedprompt_mpi.federation.feedback import ClientFeedback
@@ -118,6 +118,8 @@ class Federation:
             from fedprompt_mpi.federation import audit
 
             self._audit = run_on_all_ranks(channel, lambda: audit.Audit(setup, self.rounds_done))
+            if config.privacy.secure_aggregation and setup.is_root:
+                self.server.last_sum = np.zeros(setup.method.layout.size, dtype=np.float32)
         self.server.restore(checkpoint.state)
         self._codec = make_codec(config.comm)
         self._feedback = ClientFeedback(self._codec, config.federation.clients, setup.method.layout.size, channel)
@@ -289,9 +291,9 @@ class Federation:
         """Keep the record of a round; its line is written once its vector has been evaluated."""
         self.rounds_done, self._began_again = round_, False
         if self._audit is not None:
-            came = result.came[len(result.came) - len(cohort.clients) :]
-            clients = np.asarray(cohort.clients)[came].tolist() if result.aggregation.aggregated else []
-            self._audit.of_step(clients, self.server.vector, round_)
+            self._audit.of_step(
+                self._honest_and_counted(cohort, result), self.server.vector, self.server.last_sum, round_
+            )
         if not self.setup.is_root:
             return
         aggregation, own = result.aggregation, result.own_rates
@@ -327,6 +329,17 @@ class Federation:
             seconds=self._seconds(round_, cohort, result.headers),
         )
 
+    def _honest_and_counted(self, cohort: Cohort, result: RoundResult) -> list[int]:
+        """Return the clients whose own training is in a round's step, as far as rank 0 knows."""
+        if not result.aggregation.aggregated:
+            return []
+        size = len(cohort.clients)
+        counts = result.came[len(result.came) - size :].copy()
+        if (weights := result.aggregation.weights) is not None:
+            counts &= weights[len(weights) - size :] != 0
+        counts &= ~np.isin(cohort.clients, list(attacking_clients(self.config)))
+        return np.asarray(cohort.clients)[counts].tolist()
+
     def save_if_due(self, round_: int) -> None:
         """Save a checkpoint if this round has one; else keep the state in memory if ranks may be lost."""
         if round_ % self.config.output.checkpoint_every == 0 or round_ >= self.config.federation.rounds:
@@ -361,11 +374,8 @@ class Federation:
         """Write the prompt and the summary, and print the closing table; return the summary on rank 0."""
         peaks = self.channel.collect(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024).encode())
         self._collect_timings()
-        audit = self._audit.finish(np.asarray(self.server.vector)) if self._audit is not None else None
         if self._journal is None:
             return None
-        if audit is not None:
-            self._journal.console.say_audit(audit)
         setup, parameters = self.setup, self.setup.method.layout.size
         closing = Closing(
             parameters=parameters,
@@ -379,7 +389,10 @@ class Federation:
             filter_recall=None if self._filtered is None else self._filtered.recall,
             filter_precision=None if self._filtered is None else self._filtered.precision,
         )
-        return self._journal.finish(self.server.vector, setup.method.named(self.server.vector), closing)
+        summary = self._journal.finish(self.server.vector, setup.method.named(self.server.vector), closing)
+        if self._audit is not None and (audit := self._audit.finish(np.array(self.server.vector))) is not None:
+            self._journal.console.say_audit(audit)
+        return summary
 
     def close(self) -> None:
         """Close what the journal has open, in whatever way the rounds have ended."""
@@ -407,6 +420,8 @@ class Federation:
     def _leave_out(self, rows: np.ndarray) -> None:
         """Let clients train on none of these rows of the training table `[N]` bool from here on."""
         self.setup = dataclasses.replace(self.setup, corpus=self.setup.corpus.without(rows))
+        if self._audit is not None:
+            self._audit.follow(self.setup)
 
     def _begin_again(self, round_: int) -> None:
         """Go back to the vector that the run began with, before a round; every rank calls this.

@@ -20,6 +20,8 @@ class Probes:
 
     words: np.ndarray
     """`[W]` int64 tokens, the most common first."""
+    odds: np.ndarray
+    """`[W]` float64, logarithms of the odds with which a text has each word."""
     table: TokenTable
     """`W * C` questions: word by word, and for each the classes."""
     known: set[int]
@@ -30,7 +32,7 @@ def make_probes(setup: Setup, rows: np.ndarray) -> Probes | None:
     """Return the probes for the most common words of some rows of the evaluation split.
 
     Returns:
-        None if the questions have no part that is their text alone.
+        None if the questions have no part that is their text alone, or there is no word.
     """
     table, most = setup.corpus.test, setup.config.privacy.audit_words
     questions = [table.ids[table.starts[row] : table.starts[row + 1]].tolist() for row in rows]
@@ -52,9 +54,13 @@ def make_probes(setup: Setup, rows: np.ndarray) -> Probes | None:
         counts[np.unique(question)] += 1
     counts[[token for token in known if token < len(counts)]] = 0
     words = np.argsort(-counts, kind="stable")[: min(most, int((counts > 0).sum()))]
+    if not len(words):
+        return None
     classes = np.arange(len(setup.corpus.label_words))
     built = [([*head, int(word), *tail], answer) for word in words for _ in classes]
-    return Probes(words=words, table=TokenTable.build(built, np.tile(classes, len(words))), known=known)
+    share = (counts[words] + 0.5) / (len(questions) + 1)
+    odds = np.log(share) - np.log1p(-share)
+    return Probes(words=words, odds=odds, table=TokenTable.build(built, np.tile(classes, len(words))), known=known)
 
 
 def _in_common(questions: list[list[int]]) -> int:

@@ -75,6 +75,8 @@ class Server:
         self._optimizer = optimizer(config.federation, len(vector) if is_root else 0)
         self._codec = make_codec(config.comm)
         self._everyone_has_a_vector = False
+        self.last_sum: np.ndarray | None = None
+        """Room for the last sum `[P]` float32 before noise and optimiser, on rank 0, if an audit asks for it."""
         # of a short codec: the last step, and the rounding errors of all steps
         self._step = np.zeros(0 if self._codec.exact else len(vector), dtype=np.float32)
         self._residual = np.zeros_like(self._step)
@@ -312,6 +314,8 @@ class Server:
         def move(chunk: slice, numbers: np.ndarray) -> None:
             with phases.timing.time("aggregate"):  # in a second thread
                 for place, delta in combined(chunk, numbers):
+                    if self.last_sum is not None:
+                        self.last_sum[place] = delta
                     if noise_std:
                         delta += noise_std * rng.standard_normal(len(delta))
                     target[place] += self._optimizer.step(place, delta)

@@ -6,6 +6,7 @@ them an attack learns what an upload looks like without an example, and what lab
 Legend: S shadow clients, P parameters, C classes, K clients of a sum.
 """
 
+import contextlib
 import dataclasses
 
 import numpy as np
@@ -55,12 +56,15 @@ def train_shadows(setup: Setup, vector: Vector, rows: np.ndarray, steps: int, ro
         shares[shadow] = np.bincount(drawn, minlength=classes) / len(drawn)
         jobs.append(Job(client=shadow, steps=list(chosen.reshape(steps, size))))
     trainer, at_once = make_trainer(setup, table), clients_per_pass(setup)
+    stream = int(seeds.generator(config.seed, "dropout of shadows", round_).integers(2**63))
+    dropping = setup.backbone.dropping_out(stream) if config.drops_out else contextlib.nullcontext()
     deltas = np.empty((count, setup.method.layout.size), dtype=np.float32)
     liveness = setup.channel.phases.liveness
-    for at in range(0, count, at_once):
-        update = train(trainer, vector, jobs[at : at + at_once], round_, lambda step: liveness.step())
-        made = update.deltas if isinstance(update.deltas, np.ndarray) else to_host(update.deltas)
-        deltas[at : at + at_once] = made
+    with dropping:
+        for at in range(0, count, at_once):
+            update = train(trainer, vector, jobs[at : at + at_once], round_, lambda step: liveness.step())
+            made = update.deltas if isinstance(update.deltas, np.ndarray) else to_host(update.deltas)
+            deltas[at : at + at_once] = made
     if config.privacy.mechanism == "ldp":
         for shadow, delta in enumerate(deltas):
             rng = seeds.generator(config.seed, "shadow noise", round_, shadow)
@@ -68,10 +72,13 @@ def train_shadows(setup: Setup, vector: Vector, rows: np.ndarray, steps: int, ro
     return Shadows(deltas=deltas, shares=shares)
 
 
-def sums_of(setup: Setup, shadows: Shadows, clients: int, round_: int) -> Shadows:
-    """Return as many sums of K shadow clients, drawn with replacement, as the server would make of them."""
+def sums_of(setup: Setup, shadows: Shadows, clients: int, round_: int, *, with_noise: bool) -> Shadows:
+    """Return as many sums of K shadow clients, drawn with replacement, scaled to the bound, as there are shadows.
+
+    Rules that leave updates out, weights and the server's optimiser are not imitated.
+    """
     config, rule = setup.config, make_rule(setup.config)
-    noise_std = float(np.hypot(rule.noise_std, config.federation.noise_std))
+    noise_std = float(np.hypot(rule.noise_std, config.federation.noise_std)) if with_noise else 0.0
     norms = np.linalg.norm(shadows.deltas.astype(np.float64), axis=1)
     factors = np.ones(len(norms)) if rule.bound is None else clip_factors(norms, rule.bound)
     share = (

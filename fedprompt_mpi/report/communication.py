@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from fedprompt_mpi.comm.statistics import LEAST_SAMPLES, communication, rounds_after, slowest_by_round
+from fedprompt_mpi.comm.traffic import NOTHING, Traffic
 from fedprompt_mpi.config import SettingsError
 from fedprompt_mpi.report.run_data import RunData, read_run
 from fedprompt_mpi.rules.setting import Comparison
 from fedprompt_mpi.rundir.formats import format_seconds
 from fedprompt_mpi.rundir.may_differ import compared, differences
+from fedprompt_mpi.rundir.records import RoundTraffic
 
 UNMEASURED = ("wait", "wait (rank 0)", "wait (workers)", "transfer", "broadcast", "gather", "reduce", "overhead")
 """Figures that have no meaning where nothing separates waiting from the collective."""
@@ -46,8 +48,14 @@ def read_communication(directories: Sequence[Path], *, warmup: int | None) -> di
     assert figures is not None
     launches = [rounds_after(slowest_by_round(run.timings), run.environment.resumed_after) for run in runs]
     pooled = communication(launches, warmup=figures.warmup_rounds if warmup is None else warmup)
-    traffic = None if last is None else {field.name: getattr(last, field.name) for field in dataclasses.fields(last)}
+    traffic = None if last is None else _parts(last)
     return {"mode": figures.mode, **pooled, "traffic": traffic}
+
+
+def _parts(traffic: RoundTraffic) -> dict[str, Traffic]:
+    """Return the parts of a round's traffic by name; keys and shares only if there were some."""
+    parts = {field.name: getattr(traffic, field.name) for field in dataclasses.fields(traffic)}
+    return {name: part for name, part in parts.items() if name != "secure" or part != NOTHING}
 
 
 def _job(run: RunData) -> dict[str, Any]:

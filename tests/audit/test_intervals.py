@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from fedprompt_mpi.audit.intervals import auc_interval, auc_value, mean, proportion, true_positive_rate
+from fedprompt_mpi.audit.intervals import above, allowed, auc_interval, auc_value, mean, proportion
 
 
 def test_auc_is_scikit_learn_s() -> None:
@@ -32,13 +32,17 @@ def test_an_auc_of_one_has_an_interval() -> None:
     assert figure.value == figure.high == 1 and 0.9 < figure.low < 1
 
 
-def test_true_positives_by_hand() -> None:
-    outside = np.arange(100.0)
-    found = true_positive_rate(np.array([200.0, 99.5, 98.5, 0.0]), outside, 0.01)
-    assert found is not None and found.value == 0.75  # one of a hundred is above 98
-    assert true_positive_rate(np.ones(3), outside, 0.001) is None  # too few to know
-    same = true_positive_rate(np.ones(50), np.ones(200), 0.01)
-    assert same is not None and same.value == 0  # ties are not above
+def test_the_threshold_of_a_false_positive_rate() -> None:
+    """Scores of which none was in are above it as often as it says, also where there are few."""
+    assert [allowed(0.01, m) for m in (98, 99, 100, 199, 1000)] == [0, 1, 1, 2, 10]
+    assert allowed(0.001, 998) == 0 and allowed(0.001, 999) == 1
+    assert above(np.array([200.0, 99.5, 98.5, 0.0]), np.arange(100.0), 1) == 2
+    assert above(np.ones(50), np.ones(200), 1) == 0  # ties are not above
+    rng = np.random.default_rng(0)
+    false = [
+        above(rng.normal(size=1), rng.normal(size=m), allowed(0.02, m)) for m in (60, 100, 150) for _ in range(3000)
+    ]
+    assert 0.013 < np.mean(false) < 0.022
 
 
 @pytest.mark.parametrize(("hits", "count"), [(0, 10), (3, 10), (10, 10), (1, 1), (250, 500)])

@@ -52,10 +52,10 @@ def test_without_its_noise_dp_fedavg_is_caught(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_without_its_clipping_dp_fedavg_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A canary's update is three times as long as the norm."""
+    """A canary's update is many times as long as the norm."""
     monkeypatch.setattr(privacy.DPFedAvg, "bounded_factors", lambda self, weights, norms, rounding: weights)
     found = _central(8.0)
-    assert found.stated is not None and found.estimate is not None and found.estimate > 2 * found.stated
+    assert found.stated is not None and found.bound > found.stated
 
 
 def test_ldp_keeps_what_it_states() -> None:

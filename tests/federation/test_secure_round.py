@@ -250,3 +250,10 @@ def test_what_rank_0_receives_of_one_client_is_uniform(tmp_path: Path, monkeypat
 def test_a_bound_that_is_far_too_large_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_here(tmp_path / "run", "--federation.update_bound=1e8")
     assert capsys.readouterr().out.count("warning: the bound of the updates is so large that rounding makes") == 1
+
+
+@pytest.mark.parametrize("rule", ["fedavg --federation.update_bound", "norm_clip --federation.clip_norm"])
+def test_a_bound_that_leaves_nothing_of_the_updates_ends_the_run(rule: str, tmp_path: Path) -> None:
+    name, bound = rule.split()
+    with pytest.raises(SettingsError, match="so large that rounding leaves nothing of them in round 1"):
+        run_here(tmp_path / "run", f"--federation.aggregator={name}", f"{bound}=1e12")
