@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedprompt_mpi.audit.lines import audit_lines
+from fedprompt_mpi.audit.lines import canary_words
 from fedprompt_mpi.audit.record import AuditRecord
 from fedprompt_mpi.commands.settings import add_plugins, command_parser, parse
 from fedprompt_mpi.config import OutputConfig, RunConfig, SettingsError, from_dict
@@ -48,10 +48,12 @@ def main(arguments: Sequence[str], liveness: Liveness) -> None:
         _check_versions(paths)
     if config.privacy.audit == ["canary"]:  # the mechanism alone: no model, no data
         if liveness.rank == 0:
+            from fedprompt_mpi.federation.audit import record_of
             from fedprompt_mpi.federation.canary import audit_mechanism
 
             found = audit_mechanism(config, summary.parameters, liveness.alive)
-            _write(paths, dataclasses.replace(_empty(config), canary=found))
+            print(canary_words(found), flush=True)
+            _write(paths, record_of(config, [], 0.0, found))
         return
     audited = _repeated(paths, config)
     if liveness.rank == 0:
@@ -155,20 +157,6 @@ def _bring_home(paths: RunPaths, repeated: RunPaths, summary: Summary) -> None:
     _write(paths, read_record(repeated.audit, AuditRecord))
 
 
-def _empty(config: RunConfig) -> AuditRecord:
-    """Return the record of an audit that has seen nothing."""
-    return AuditRecord(
-        method=config.prompt.method,
-        mechanism=config.privacy.mechanism,
-        secure_aggregation=config.privacy.secure_aggregation,
-        batch_size=config.client.batch_size,
-        steps=config.client.steps if config.client.epochs is None else None,
-        rounds=[],
-        seconds=0.0,
-        leaks=[],
-    )
-
-
 def _write(paths: RunPaths, audit: AuditRecord) -> None:
     """Write an audit beside what an earlier one of other attacks has found, and the page anew."""
     if paths.audit.exists():
@@ -182,7 +170,7 @@ def _write(paths: RunPaths, audit: AuditRecord) -> None:
             observations=[*(seen for seen in earlier.observations if seen.attack not in again), *audit.observations],
         )
     write_record(paths.audit, audit)
-    print("\n".join(audit_lines(audit)) if not audit.leaks else f"audit in {paths.audit}", flush=True)
+    print(f"audit in {paths.audit}", flush=True)
     if paths.report.exists():
         from fedprompt_mpi.report.page import write_report
 

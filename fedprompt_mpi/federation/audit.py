@@ -98,12 +98,13 @@ class Audit:
     def _write(self) -> AuditRecord | None:
         if not self._setup.is_root:
             return None
-        record = _record_of(self._setup.config, self._seen, self._seconds, self._canary)
+        record = record_of(self._setup.config, self._seen, self._seconds, self._canary)
         write_record(self._setup.paths.audit, record)
         return record
 
 
-def _record_of(config: RunConfig, seen: list[Observation], seconds: float, canary: CanaryRecord | None) -> AuditRecord:
+def record_of(config: RunConfig, seen: list[Observation], seconds: float, canary: CanaryRecord | None) -> AuditRecord:
+    """Return the record of an audit under these settings."""
     return AuditRecord(
         method=config.prompt.method,
         mechanism=config.privacy.mechanism,

@@ -21,7 +21,7 @@ from fedprompt_mpi.rundir.formats import format_seconds
 WIDTH, TALLEST = 4.7, 60.0
 """Of a figure, in inches: narrow, so that its letters are large enough on a telephone."""
 GROUPS = {
-    "train": ("train", "filter"), "evaluate": ("evaluate", "evaluate_clients"), "pack, copy": ("pack", "copy"),
+    "train": ("train", "filter"), "evaluate": ("evaluate", "evaluate_clients", "audit"), "pack, copy": ("pack", "copy"),
     "wait": ("wait", "sync"), "transfer": TRANSFERS, "wait + transfer": (), "aggregate": ("aggregate",),
     "checkpoint": ("checkpoint", "residuals"), "secure aggregation": SECURE,
 }  # fmt: skip

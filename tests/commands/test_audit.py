@@ -75,3 +75,16 @@ def test_a_run_whose_data_are_gone(tmp_path: Path) -> None:
     shutil.rmtree(data)
     with pytest.raises(SettingsError, match=f"task.data is '{data}'"):
         main([str(tmp_path / "run"), *FEW], Liveness())
+
+
+def test_canaries_alone_need_no_repetition(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What an earlier audit has found stays."""
+    run_here(tmp_path / "run", "--client.batched=1", "--privacy.mechanism=dp_fedavg", "--privacy.noise_multiplier=4",
+             "--privacy.clip_norm=5")  # fmt: skip
+    main([str(tmp_path / "run"), "--attack", "labels", *FEW], Liveness())
+    capsys.readouterr()
+    main([str(tmp_path / "run"), "--attack", "canary", "--canaries", "200"], Liveness())
+    said = capsys.readouterr().out
+    assert "epsilon of dp_fedavg is at least" in said and "stated" in said and "rounds again" not in said
+    record = json.loads((tmp_path / "run" / "audit.json").read_text())
+    assert record["canary"]["inside"] == 100 and {leak["attack"] for leak in record["leaks"]} == {"labels"}

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from fedprompt_mpi.comm.statistics import slowest_by_round
+from fedprompt_mpi.comm.timing import PHASES
 from fedprompt_mpi.config import SettingsError
 from fedprompt_mpi.report import page, theme
-from fedprompt_mpi.report.figures import FIGURES, sum_groups, typical_round
+from fedprompt_mpi.report.figures import FIGURES, GROUPS, sum_groups, typical_round
 from fedprompt_mpi.report.run_data import read_run
 from tests.jobs import REPOSITORY, SMALL, launch, run_here, run_program, variables_of
 
@@ -233,3 +234,18 @@ def test_every_figure_has_a_table(run: Path) -> None:
     for name in FIGURES:
         section = source[source.index(f'<section id="{name}">') :]
         assert "<td>" in section[: section.index("</section>")], name
+
+
+def test_every_phase_has_a_place_in_the_figures() -> None:
+    assert sorted(phase for phases in GROUPS.values() for phase in phases) == sorted(PHASES)
+
+
+def test_an_audited_and_masked_run_has_its_page(tmp_path: Path) -> None:
+    """With phases, norms and losses that a plain run has not, or has."""
+    run_here(
+        tmp_path / "run", "--output.report=true", "--federation.update_bound=50", "--privacy.secure_aggregation=true",
+        '--privacy.audit=["labels"]', "--privacy.audit_texts=10", "--privacy.shadow_clients=4",
+        "--federation.dropout=0.1",
+    )  # fmt: skip
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "What it betrays" in page and "secure aggregation" in page and "gradients of classes" in page
