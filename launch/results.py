@@ -253,7 +253,8 @@ def _leak_tables(plan: dict[str, Any], by_cell: Cells) -> list[str]:
                 cells.append(f"{100 * statistics.fmean(values):.0f}" if values else "-")
             rows.append([row, column, *cells])
         table = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
-        parts += [f"From the {view} ({what}), %, means over the seeds:", table]
+        seeds = sorted({seed for lines in by_cell.values() for seed in lines})
+        parts += [f"From the {view} ({what}), %, means over the seeds that are done ({', '.join(seeds)}):", table]
     return parts
 
 
