@@ -7,13 +7,14 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
 from fedprompt_mpi.audit.lines import canary_words
 from fedprompt_mpi.audit.record import AuditRecord
 from fedprompt_mpi.commands.settings import add_plugins, command_parser, parse
-from fedprompt_mpi.config import OutputConfig, RunConfig, SettingsError, from_dict
+from fedprompt_mpi.config import AuditAttack, OutputConfig, RunConfig, SettingsError, from_dict
 from fedprompt_mpi.liveness.liveness import Liveness
 from fedprompt_mpi.plugins.load import load_plugins
 from fedprompt_mpi.rundir.directory import check_content
@@ -31,7 +32,7 @@ from fedprompt_mpi.rundir.records import (
     write_record,
 )
 
-ATTACKS = ("tokens", "labels", "membership", "canary")
+ATTACKS: tuple[str, ...] = get_args(AuditAttack)
 BACKWARD = 3.0
 """A backward pass with its forward pass, in times a forward pass."""
 

@@ -163,7 +163,7 @@ class Auditor:
             prompt = Target(
                 view="public", round=rounds, vector=vector, uploads=vector[None], clients=[None], rows=[members]
             )
-            self._add_membership(prompt, 0, "loss", labels, *(-_losses(*of) for of in found))
+            self._add_membership(prompt, 0, "loss", labels, tuple(-_losses(*of) for of in found))
 
     def _some(self, members: np.ndarray, round_: int, most: int) -> np.ndarray:
         """Return members, or so many of them."""
@@ -187,10 +187,10 @@ class Auditor:
             outside = -products.of(self._setup.corpus.test, self._outside)
             if "labels" in self._attacks:
                 self._labels(target, outside)
-            if "tokens" in self._attacks:
+            if "tokens" in self._attacks and self._probes is not None:
                 if self._setup.method.trains_model:
-                    self._rows_that_moved(target)
-                self._gradients_of_words(target, products)
+                    self._rows_that_moved(target, self._probes)
+                self._gradients_of_words(target, products, self._probes)
             if "membership" in self._attacks:
                 self._membership(target, products, outside)
 
@@ -217,11 +217,9 @@ class Auditor:
                 chance=float(np.minimum(prior, truth / len(own)).sum()),
             )  # fmt: skip
 
-    def _rows_that_moved(self, target: Target) -> None:
+    def _rows_that_moved(self, target: Target, probes: Probes) -> None:
         """Tell which words were in the texts, by the rows of the embeddings that an upload of all weights moves."""
-        if self._probes is None:
-            return
-        table, layout, known = self._setup.corpus.train, self._setup.method.layout, self._probes.known
+        table, layout, known = self._setup.corpus.train, self._setup.method.layout, probes.known
         name = self._setup.backbone.embedding_name
         for number, (upload, own) in enumerate(zip(target.uploads, target.rows, strict=True)):
             moved = rows_that_moved(layout.views(torch.from_numpy(upload))[name].numpy())
@@ -231,11 +229,9 @@ class Auditor:
                 hits=len(said & truth), said=len(said), true=len(truth),
             )  # fmt: skip
 
-    def _gradients_of_words(self, target: Target, products: ExampleProducts) -> None:
+    def _gradients_of_words(self, target: Target, products: ExampleProducts, probes: Probes) -> None:
         """Tell which of the common words were in the texts, by the gradients of questions about single words."""
-        if self._probes is None:
-            return
-        probes, count = self._probes, len(target.uploads)
+        count = len(target.uploads)
         found = -products.of(probes.table, np.arange(len(probes.table)))
         scores = calibrated(found[:, :count], found[:, count:], floor_of(found[:, count:]))
         by_word = scores.reshape(len(probes.words), -1, count).max(axis=1) + probes.odds[:, None]  # over the classes
@@ -284,8 +280,8 @@ class Auditor:
                     for of, theirs in zip(ours, (shadowed[0][at], shadowed[1]), strict=True)
                 ),
             }
-            for by, (of_members, of_others) in found.items():
-                self._add_membership(target, number, by, labels, of_members, of_others)
+            for by, scores in found.items():
+                self._add_membership(target, number, by, labels, scores)
 
     def _say(self, what: str, total: int = 0) -> None:
         """Say on rank 0 what is going on."""
@@ -297,9 +293,10 @@ class Auditor:
         number: int,
         by: str,
         labels: tuple[np.ndarray, np.ndarray],
-        inside: np.ndarray,
-        outside: np.ndarray,
+        scores: tuple[np.ndarray, ...],
     ) -> None:
+        """Keep the scores of members and of others, whose classes are `labels`."""
+        inside, outside = scores
         members, others = within_classes(inside, outside, labels)
         truth = [True] * len(members) + [False] * len(others)
         self._add(target, number, "membership", by, scores=[*members.tolist(), *others.tolist()], truth=truth)

@@ -154,13 +154,16 @@ class SecureRound:
                 self._server = SecureServer(self._round_id, self._neighbours, self._hood.threshold)
                 self._server.advertised = {int(row["client"]): row["keys"].tobytes() for row in everyone}
                 for rank in range(channel.size):
-                    wanted = {other for client in self._cohort.of_rank(rank) for other in self._neighbours[client]}
-                    parts.append(everyone[np.isin(everyone["client"], list(wanted))].tobytes())
+                    is_wanted = np.isin(everyone["client"], list(self._neighbours_of(rank)))
+                    parts.append(everyone[is_wanted].tobytes())
         received = np.frombuffer(channel.deal(self._count(parts), "keys"), dtype=KEYS)
         self._advertised = {int(row["client"]): row["keys"].tobytes() for row in received}
-        wanted = {other for client in self._clients for other in self._neighbours[client]}
-        if set(self._advertised) != wanted:
+        if set(self._advertised) != self._neighbours_of(channel.rank):
             raise WrongMessageError("public keys were changed on their way, or are missing")
+
+    def _neighbours_of(self, rank: int) -> set[int]:
+        """Return the neighbours of a rank's clients."""
+        return {other for client in self._cohort.of_rank(rank) for other in self._neighbours[client]}
 
     def _tell_round_id(self) -> bytes:
         told = np.zeros(ROUND_ID_BYTES, dtype=np.uint8)
@@ -186,9 +189,7 @@ class SecureRound:
         if channel.rank == 0:
             with phases.time("shares"):
                 everyone = np.frombuffer(b"".join(collected), dtype=SHARES)
-                home = self._ranks_of(
-                    everyone["receiver"]
-                )  # of a client that is not there, any: its shares are missing
+                home = self._ranks_of(everyone["receiver"])  # of a wrong number any rank: shares are missing then
                 parts = [everyone[home == rank].tobytes() for rank in range(channel.size)]
         received = np.frombuffer(channel.deal(self._count(parts), "shares"), dtype=SHARES)
         if error is not None:

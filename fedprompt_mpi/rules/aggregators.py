@@ -53,7 +53,7 @@ class FedAvg(Aggregator):
     bounded_by = "update_bound"
 
     def weights(self, updates: Updates) -> np.ndarray:
-        """Return n_k / sum n, times min(1, update_bound / norm_k) if there is a bound."""
+        """Return n_k / sum n, times min(1, bound / norm_k) if there is a bound."""
         weights = super().weights(updates)
         return weights if self.bound is None else weights * clip_factors(updates.norms, self.bound)
 
@@ -112,7 +112,7 @@ class NormClipOptions:
 
 
 @aggregators.register("norm_clip", options=NormClipOptions)
-class NormClip(Aggregator):
+class NormClip(FedAvg):
     """The weighted mean of deltas that are scaled to at most `clip_norm`; with `noise_std`, weak differential privacy.
 
     No breakdown point: any number of malicious clients moves the result by at most clip_norm times their share of the
@@ -125,10 +125,6 @@ class NormClip(Aggregator):
     withstands = scales_updates = True
     mean_at: ClassVar[Settings | None] = {"clip_norm": 1e4}
     bounded_by = "clip_norm"
-
-    def weights(self, updates: Updates) -> np.ndarray:
-        """Return n_k / sum n * min(1, clip_norm / norm_k)."""
-        return super().weights(updates) * clip_factors(updates.norms, self.options.clip_norm)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
