@@ -37,6 +37,7 @@ usage: mpirun -n N python -m fedprompt_mpi [run] [--config FILE.toml] [--section
                    python -m fedprompt_mpi predict RUN [--text TEXT ...] [--text_b TEXT ...] [--file FILE] [--out FILE]
                    python -m fedprompt_mpi export RUN DIR
        mpirun -n N python -m fedprompt_mpi audit RUN [--attack tokens,labels,membership,canary] [--rounds N]
+                   python -m fedprompt_mpi forecast SOURCE... --clients K --nodes N --network NETWORK
                    python -m fedprompt_mpi sync RUN... --to mlflow
                    python -m fedprompt_mpi check MODEL [--method METHOD]
                    python -m fedprompt_mpi check --plugin FILE.py [--launch 'mpirun -n 4']
@@ -52,6 +53,7 @@ report  the page of a run, or of several side by side with the paper's tables; t
 predict the classes of texts, by the prompt of a run
 export  the prompt of a run as a PEFT adapter
 audit   a finished run again, and what attacks make of its uploads, its broadcasts and its prompt
+forecast  what a round would take with other clients, nodes and networks, from measured runs and bench
 sync    runs into MLflow, W&B or TensorBoard, as output.track does during a run
 check   whether a model can be used, and with which methods, in seconds; whether a plug-in keeps the contract
 cost    parameters and bytes of every method per client and round, from a model's config alone
@@ -60,7 +62,10 @@ COMMAND --help lists the flags of a command; run --help lists every setting with
 --config FILE.toml is read first, flags override it; lists are written as JSON: --poison.clients '[0, 3]'.
 --print_config prints the resolved settings and stops. --version prints the version.
 """
-PARALLEL, SERIAL = ("run", "bench", "doctor", "audit"), ("report", "predict", "export", "sync", "check", "cost", "help")
+PARALLEL, SERIAL = (
+    ("run", "bench", "doctor", "audit"),
+    ("report", "predict", "export", "forecast", "sync", "check", "cost", "help"),
+)
 """Commands that all ranks run, and commands that rank 0 runs alone if they are started under mpirun."""
 COMMANDS = (*PARALLEL, "sweep", *SERIAL)
 

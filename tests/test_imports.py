@@ -30,18 +30,20 @@ ALLOWED = {
         "seeds",
     },
     "report": {"audit", "rundir", "comm", "liveness", "files", "config", "rules"},
+    "forecast": {"report", "rundir", "comm", "files", "config", "rules"},
     "recovery": {"federation", "rundir"},
     "run": {"plugins", "recovery", "report", "federation", "rundir", "comm", "liveness", "text", "config", "start"},
     "commands": {
-        "run", "report", "federation", "audit", "rundir", "plugins", "comm", "liveness", "plm", "text", "files",
-        "config", "rules", "start",
+        "run", "forecast", "report", "federation", "audit", "rundir", "plugins", "comm", "liveness", "plm", "text",
+        "files", "config", "rules", "start",
     },
     "__init__": {"run", "commands", "config"},
     "cli": {"commands", "plugins", "comm", "liveness", "plm", "files", "config", "start"},
     "__main__": {"cli", "start"},
 }  # fmt: skip
 WITHOUT_TORCH = {
-    "audit", "cli", "comm", "config", "files", "liveness", "report", "rules", "run", "secagg", "seeds", "start", "text",
+    "audit", "cli", "comm", "config", "files", "forecast", "liveness", "report", "rules", "run", "secagg", "seeds",
+    "start", "text",
 }  # fmt: skip
 """Parts that import neither torch nor transformers, not even late."""
 

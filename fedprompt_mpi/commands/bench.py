@@ -113,6 +113,7 @@ def _result(channel: Channel, parsed: Namespace, rows: Sequence[Any], vectors: M
         "model": model_of(parsed),
         "ranks": channel.size,
         "nodes": int(channel.placement.nodes.max()) + 1,
+        "rank_nodes": channel.placement.nodes.tolist(),
         "library": mpi.library,
         "transport": mpi.transport,
         "clock_resolution_s": mpi.clock_resolution_s,

@@ -16,7 +16,7 @@ from fedprompt_mpi.rules.setting import typed
 from fedprompt_mpi.rundir.formats import format_seconds
 
 FILE = "bench.json"
-SAME = ("model", "ranks", "nodes", "library", "transport", "sync")
+SAME = ("model", "ranks", "nodes", "rank_nodes", "library", "transport", "sync")
 """What launches that are pooled have in common."""
 CORRELATED = 0.3
 
@@ -38,6 +38,8 @@ class BenchFile:
     model: str
     ranks: int
     nodes: int
+    rank_nodes: list[int] | None = None
+    """The node of each rank; an earlier version did not write them."""
     library: str
     transport: str
     clock_resolution_s: float
@@ -75,7 +77,7 @@ def pool(folders: Sequence[Path]) -> dict[str, Any]:
     Raises:
         SettingsError: if a folder has no bench.json, or they are not of one job; it names what differs.
     """
-    found = [_read(folder) for folder in folders]
+    found = [read_bench(folder, "--pool: ") for folder in folders]
     first = found[0]
     for folder, other in zip(folders, found, strict=True):
         differs = [name for name in SAME if getattr(other, name) != getattr(first, name)]
@@ -103,14 +105,23 @@ def _pooled(launches: Sequence[BenchRow]) -> BenchRow:
     )
 
 
-def _read(folder: Path) -> BenchFile:
+def read_bench(folder: Path, flag: str = "") -> BenchFile:
+    """Read the result of a bench.
+
+    Args:
+        folder: of its files.
+        flag: that named it, for the message.
+
+    Raises:
+        SettingsError: if there is none.
+    """
     try:
         content = read_json(RunFile(folder, FILE))
         for row in content["rows"]:
             row.pop("ratio")  # which follows from the rest
         return typed(BenchFile, content)
     except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
-        raise SettingsError(f"--pool: {folder / FILE} cannot be read as a result of bench ({error})") from error
+        raise SettingsError(f"{flag}{folder / FILE} cannot be read as a result of bench ({error})") from error
 
 
 def _places(result: BenchFile) -> list[tuple[Any, Any]]:

@@ -1,6 +1,7 @@
 """What the tests run on the virtual cluster's nodes, under mpirun; rank 0 prints JSON.
 
 probe.py times P N    transfer, raw collective, reported and counted bytes of each collective, for P numbers, N times
+probe.py ours P N     transfer of each collective N times, without the raw one
 probe.py window P N   transfer and skew of a broadcast after barriers and at an agreed time, in turn
 probe.py sleep P N    the same broadcast with and without a rank that sleeps before it
 probe.py round P K    the same bytes of a round of K clients in int8, with headers and what a checkpoint gathers
@@ -83,6 +84,22 @@ class Probe:
             }
         return found
 
+    def ours(self) -> dict[str, list[float]]:
+        """Return the seconds of each collective's transfers, each piece with its slowest rank."""
+        found: dict[str, list[float]] = {}
+        for name in COLLECTIVES:
+            _, call = self.bench.calls(name, self.length)
+            _, warm_up = self.bench.calls(name, min(self.length, 10_000))
+            warm_up()
+            self.channel.phases.timing.take()
+            for _ in range(self.repetitions):
+                self.world.Barrier()
+                call()
+                records = self.channel.phases.timing.take()
+                pieces = records["seconds"][np.isin(records["phase"], [*map(PHASES.index, TRANSFERS)])]
+                found.setdefault(name, []).append(sum(self.slowest(float(piece)) for piece in pieces))
+        return found
+
     def window(self) -> dict[str, Any]:
         """Let each repetition be one after barriers and one at an agreed time."""
         agreed = Bench(self.world, Liveness(), seconds=0.0, sync="window")
@@ -162,7 +179,13 @@ class Probe:
 def main() -> None:
     what, length, repetitions = sys.argv[1], *map(int, sys.argv[2:])
     probe = Probe(length, repetitions)
-    found = {"times": probe.times, "sleep": probe.sleep, "window": probe.window, "round": probe.round}[what]()
+    found = {
+        "times": probe.times,
+        "ours": probe.ours,
+        "sleep": probe.sleep,
+        "window": probe.window,
+        "round": probe.round,
+    }[what]()
     if probe.channel.rank == 0:
         print(json.dumps(found), flush=True)
     probe.channel.close()

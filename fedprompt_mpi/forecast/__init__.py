@@ -1,0 +1,1 @@
+"""Forecast: what a federation would cost on another network, with more clients; no model, no MPI."""
