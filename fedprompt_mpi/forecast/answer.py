@@ -20,6 +20,8 @@ GRID = [round(10 ** (exponent / 10)) for exponent in range(10, 61)]
 LEFT_OUT = (0.0, 0.05, 0.10, 0.20)
 """Shares of the clients that a round does not wait for."""
 HALF = 0.5
+MANY_RANKS = 32
+"""From so many ranks on rank 0's messages may count."""
 BENCH = "mpirun -n N python -m fedprompt_mpi bench"
 
 
@@ -38,6 +40,11 @@ class Question:
     rounds: int
     """Of the whole run."""
     speeds: Speeds = EQUAL
+
+    @property
+    def is_cluster(self) -> bool:
+        """True unless the network is one on which MPI would not run."""
+        return self.network is None or self.network.mpi
 
     def placement(self, clients: int) -> Placement:
         """Return the nodes, or as many of them as a number of clients keeps busy."""
@@ -119,9 +126,13 @@ class Answer:
                 found.setdefault(self.name_of(forecast), []).append(forecast)
         return found
 
-    def saturation(self) -> dict[str, int | None]:
-        """Return name -> the clients from which on vectors travel for more than half of a round; None if never."""
-        return {name: from_which(lambda n, own=own: own[n].on_the_link > HALF) for name, own in self.curves.items()}
+    def saturation(self) -> dict[str, tuple[int, int] | None]:
+        """Return name -> the fewest and the most clients of which vectors travel for more than half of a round."""
+        found = {}
+        for name, own in self.curves.items():
+            there = [clients for clients, one in zip(GRID, own, strict=True) if one.on_the_link > HALF]
+            found[name] = (there[0], there[-1]) if there else None
+        return found
 
     def overtaken(self) -> dict[str, int | None]:
         """Return method -> the clients from which on reduce is faster than gather, beyond the errors of both."""
@@ -167,8 +178,9 @@ class Answer:
 
     def _beyond_the_network(self) -> Iterator[str]:
         asked, links = self.question, next(iter(self.models.values())).links
-        if asked.ranks_per_node > 1 and not links.local.get("broadcast", links.local[""])[0].measured:
-            yield f"{asked.ranks_per_node} ranks of a node: run {BENCH} on one node"
+        near = max((one.place.ranks for one in self.measured.transfers if one.place.nodes == 1), default=1)
+        if asked.ranks_per_node > max(2, near):
+            yield f"{asked.ranks_per_node} ranks of a node, measured with {near}: run {BENCH} on one node"
         if asked.nodes == 1:
             return
         if not links.stretch.measured:
@@ -176,6 +188,8 @@ class Answer:
             yield f"the network is as its file states it: run {BENCH} on it{say}"
         elif asked.nodes > max(2, links.most_nodes):
             yield f"{asked.nodes:,} nodes, measured with {links.most_nodes}: run {BENCH} on more"
+        if asked.nodes * asked.ranks_per_node > MANY_RANKS:
+            yield f"the time between two messages at rank 0 (2 us) is an assumption: run {BENCH} on more ranks"
         if links.rate_ratio != 1:
             yield f"links {links.rate_ratio:.3g} times as fast as the measured ones: run {BENCH} on them"
         if asked.nodes > max(2, links.most_nodes) and not is_mpich(links.library):
@@ -189,16 +203,16 @@ class Answer:
         largest = max((one.vector.bytes for one in self.measured.transfers if one.place.nodes > 1), default=0)
         if uses_ring(place, vector, model.links.library) and model.links.most_nodes < FEW_NODES:
             yield f"a broadcast by scatter and allgather, as MPICH's from 8 nodes on: run {BENCH} on 8"
-        if vector.bytes > 2 * largest:
+        if 0 < 2 * largest < vector.bytes:
             yield f"vectors of {vector.bytes:,} bytes, measured up to {largest:,}: run {BENCH} --largest {vector.bytes}"
 
     def _beyond_the_rounds(self, model: Model, collective: str, wire: str) -> Iterator[str]:
         place, run = self.question.placement(self.question.clients), model.run
         share, then = place.most_on_a_worker, run.place.most_on_a_worker
-        again = f"run {MEASURE}"
+        again = f"run {MEASURE} --prompt.method {run.method}"
         if not 0.5 <= share / then <= 2:
-            clients = share * run.place.workers
-            yield f"{share:,} clients on a worker, measured with {then:,}: {again} --federation.clients {clients}"
+            more = f"{again} --federation.clients N, with some {min(share, 100)} of them a worker"
+            yield f"{share:,} clients on a worker, measured with {then:,}: {more}"
         if collective != run.collective:
             yield f"no round with {collective} was measured: {again} --comm.collective {collective}"
         if wire != run.wire:

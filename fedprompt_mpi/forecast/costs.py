@@ -194,9 +194,12 @@ def reduce(place: Placement, vector: Vector) -> Cost:
     Rank 0's node receives D sums of n bytes, one after the other; so does the busiest chain.
     """
     steps, near, count, size = depth(place.nodes), depth(place.ranks_per_node), chunks(1, vector.numbers), vector.bytes
+    local = {"local_messages": count * near, "local": size * near}
+    if place.nodes == 1:
+        return Cost(**local)
     return Cost(
-        messages=count * steps, server_down=size * steps, node_up=size, node_down=size * max(0, steps - 1),
-        total=size * (place.nodes - 1), local_messages=count * near, local=size * near,
+        messages=count * steps, server_down=size * steps, node_up=size, node_down=size * (steps - 1),
+        total=size * (place.nodes - 1), **local,
     )  # fmt: skip
 
 
@@ -207,7 +210,9 @@ def headers(place: Placement, collective: str) -> Cost:
     """
     steps, far, others = depth(place.nodes), HEADER_BYTES * place.far, place.nodes - 1
     weights = 8 * (place.clients + 1) if collective == "reduce" else 0
-    messages = (3 if weights else 2) * steps + (place.nodes > 1)
+    if place.nodes == 1:
+        return Cost(local_messages=3 * depth(place.ranks_per_node))
+    messages = (3 if weights else 2) * steps + 1
     return Cost(
         messages=messages, received=max(0, place.far_workers - 1), server_up=(TOLD_BYTES + weights) * steps,
         server_down=far, node_down=TOLD_BYTES + weights, total=far + (TOLD_BYTES + weights) * others,

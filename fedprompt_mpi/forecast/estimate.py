@@ -34,7 +34,7 @@ class Estimate:
     @property
     def deviation(self) -> float:
         """Standard deviation of all errors together, in seconds."""
-        return math.sqrt(sum(own**2 for own in self.spread.values()))
+        return math.hypot(*self.spread.values())
 
     @property
     def interval(self) -> tuple[float, float]:

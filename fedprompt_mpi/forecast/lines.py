@@ -2,25 +2,27 @@
 
 from typing import Any
 
-from fedprompt_mpi.forecast.answer import LEFT_OUT, Answer
+from fedprompt_mpi.forecast.answer import GRID, LEFT_OUT, Answer
 from fedprompt_mpi.forecast.estimate import Estimate
 from fedprompt_mpi.forecast.model import Forecast
+from fedprompt_mpi.forecast.speeds import EQUAL
 from fedprompt_mpi.rundir.formats import format_count, format_seconds
 
 PHASES = ("broadcast", "evaluate", "train", "wait", "pack", "gather", "reduce", "aggregate", "checkpoint")
 FAR = ("to the server", "a client down", "a client up", "server out", "server in")
-WIDTH = 36
+WIDTH = 34
 """Of a column."""
 
 
 def format_answer(answer: Answer) -> str:
     """Return the table of an answer, and what follows from it."""
     asked, place = answer.question, answer.forecasts[0].scenario.place
-    if not answer.network.mpi:
+    if not asked.is_cluster:
         return _far_away(answer)
     lines = [
-        f"{asked.clients:,} clients in a round, {place.nodes:,} nodes of {place.ranks_per_node} ranks: "
-        f"{place.workers:,} workers with up to {place.most_on_a_worker:,} clients; {answer.network.name}",
+        f"{asked.clients:,} clients in a round; nodes: {place.nodes:,}, ranks of each: {place.ranks_per_node}, "
+        f"workers: {place.workers:,}, clients of a worker: up to {place.most_on_a_worker:,}",
+        f"network: {answer.network.name} ({answer.network.source})",
         "seconds of a round, with the interval that is to hold 95 %",
         "",
         _row("", [answer.name_of(one) for one in answer.forecasts]),
@@ -37,7 +39,9 @@ def format_answer(answer: Answer) -> str:
         lines.append(_row(name, [format_count(getattr(one, key)) for one in answer.forecasts]))
     lines.append(_row("memory of rank 0", [format_count(one.memory) for one in answer.forecasts]))
     lines += ["", *_clients(answer), *_conclusions(answer)]
-    if not asked.speeds.are_equal:
+    if asked.speeds.are_equal and asked.speeds is not EQUAL:
+        lines += ["", f"clients' speeds: {asked.speeds.name}; all of them take the same time"]
+    elif not asked.speeds.are_equal:
         lines += ["", *_waiting(answer)]
     notes = answer.extrapolations()
     if notes:
@@ -46,7 +50,7 @@ def format_answer(answer: Answer) -> str:
 
 
 def _row(name: str, cells: list[str]) -> str:
-    return f"{name:<22}" + "".join(f"{cell:>{WIDTH}}" for cell in cells)
+    return f"{name:<22}" + "".join(f"  {cell:>{WIDTH}}" for cell in cells)
 
 
 def _seconds(estimate: Estimate | None) -> str:
@@ -72,11 +76,13 @@ def _clients(answer: Answer) -> list[str]:
 
 def _conclusions(answer: Answer) -> list[str]:
     lines = []
-    for name, clients in answer.saturation().items():
-        lines.append(
-            f"{name}: at 1,000,000 clients vectors travel for less than half of a round" if clients is None
-            else f"{name}: from about {clients:,} clients on vectors travel for more than half of a round"
-        )  # fmt: skip
+    for name, found in answer.saturation().items():
+        if found is None:
+            lines.append(f"{name}: vectors travel for less than half of a round, up to 1,000,000 clients")
+            continue
+        least, most = found
+        until = "" if most == GRID[-1] else f" to {most:,}"
+        lines.append(f"{name}: from about {least:,}{until} clients vectors travel for more than half of a round")
     for name, clients in answer.overtaken().items():
         lines.append(
             f"{name}: up to 1,000,000 clients reduce is not faster than gather beyond the errors" if clients is None
@@ -130,8 +136,9 @@ def _on_links(answer: Answer, one: Forecast) -> dict[str, float]:
 def to_json(answer: Answer) -> dict[str, Any]:
     """Return an answer as a JSON object; seconds with the ends of their 95 % intervals."""
     asked = answer.question
-    head = {"clients": asked.clients, "network": answer.network.name, "mpi": answer.network.mpi}
-    if not answer.network.mpi:
+    head: dict[str, Any] = {"clients": asked.clients, "network": answer.network.name, "source": answer.network.source}
+    head["mpi"] = answer.network.mpi
+    if not asked.is_cluster:
         return {**head, "forecasts": [{**_way(one), **_on_links(answer, one)} for one in answer.forecasts]}
     return {
         **head,
@@ -154,7 +161,7 @@ def to_json(answer: Answer) -> dict[str, Any]:
             }
             for one in answer.forecasts
         ],
-        "link_is_half_of_a_round_from": answer.saturation(),
+        "link_is_half_of_a_round_between": answer.saturation(),
         "reduce_is_faster_from": answer.overtaken(),
         "speeds": asked.speeds.name,
         "not_waited_for": {

@@ -18,7 +18,7 @@ from fedprompt_mpi.rules import registry
 from fedprompt_mpi.rules.pairwise import PairwiseRule
 from fedprompt_mpi.rules.spill import MOST_KEPT_BYTES
 
-DRIFT = 0.1
+DRIFT = 0.15
 """Relative error of the seconds of any work that was measured in another job: machines are as fast as their neighbours
 let them be."""
 NOT_MEASURED = 0.5

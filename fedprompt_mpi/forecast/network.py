@@ -13,7 +13,6 @@ source          where the figures come from
 
 import dataclasses
 import importlib.resources
-import math
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,8 @@ from fedprompt_mpi.config import SettingsError
 from fedprompt_mpi.files import read_toml
 from fedprompt_mpi.rules.setting import typed
 
+LEAST, MOST = 1e-6, 1e9
+"""Of any figure, in its unit."""
 TCP_EFFICIENCY = 1448 / 1538
 """Content of a TCP segment to all that a full Ethernet frame takes on the line: headers, checksum, preamble, gap."""
 
@@ -90,8 +91,13 @@ def presets() -> list[str]:
     return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 
-def read_network(named: str, flag: str = "--network") -> Network:
+def read_network(named: str, flag: str = "--network", *, runs_mpi: bool = False) -> Network:
     """Return a preset by its name, or what a TOML file states.
+
+    Args:
+        named: the one or the other.
+        flag: that names it, for the message.
+        runs_mpi: True if MPI has run on it, or is to.
 
     Raises:
         SettingsError: naming the file, the figure and the remedy.
@@ -109,6 +115,10 @@ def read_network(named: str, flag: str = "--network") -> Network:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise SettingsError(f"{flag}: {named} cannot be read as a network ({reason})") from error
+    if runs_mpi and not network.mpi:
+        raise SettingsError(
+            f"{flag} is {named!r}, where MPI would not run: name the network on which ranks were, or are"
+        )
     return network
 
 
@@ -142,10 +152,10 @@ def _check(network: Network) -> None:
     positive = {**rates, "nodes": network.nodes, "ranks_per_node": network.ranks_per_node,
                 "contention.total_mbit": total, "contention.cores": network.contention.cores}  # fmt: skip
     for name, value in positive.items():
-        if value is not None and not 0 < value < math.inf:
+        if value is not None and not LEAST <= value <= MOST:
             raise ValueError(f"{name} is {value}: give a number above 0")
     for name, value in (("latency_us", network.latency_us), ("contention.burst_bytes", network.contention.burst_bytes)):
-        if not 0 <= value < math.inf:
+        if not 0 <= value <= MOST:
             raise ValueError(f"{name} is {value}: give a number from 0")
     if not 0 < network.efficiency <= 1:
         raise ValueError(f"efficiency is {network.efficiency}: give a share above 0, at most 1")

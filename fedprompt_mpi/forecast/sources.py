@@ -5,6 +5,7 @@ import itertools
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from fedprompt_mpi.rules import registry
 from fedprompt_mpi.rundir.paths import RunPaths
 from fedprompt_mpi.rundir.records import reading
 
+MOST_PARAMETERS, MOST_SECONDS = 1e13, 1e9
 MEASURE = "mpirun -n N python -m fedprompt_mpi --comm.mode measure"
 _ByRank = dict[int, dict[int, dict[str, float]]]
 """Round -> rank -> phase -> seconds."""
@@ -117,6 +119,11 @@ class Rounds:
         return [float(count) for count in self.examples]
 
     @property
+    def work_of_a_client(self) -> tuple[Any, ...]:
+        """What decides how long a client, and the server for it, work."""
+        return self.config.client, self.config.model, self.config.prompt, self.config.federation.aggregator
+
+    @property
     def client_s(self) -> float:
         """Seconds of a core, or GPU, for a client: the median over rounds."""
         return statistics.median(self.work) / self.place.clients / self.crowd
@@ -191,8 +198,7 @@ def read_sources(named: Sequence[str]) -> Measured:
     """
     benches: list[Transfer] = []
     runs: list[Rounds] = []
-    for name in named:
-        path = Path(name)
+    for path in dict.fromkeys(Path(name).resolve() for name in named):
         folder = path.parent if path.name == FILE else path
         if (folder / FILE).exists() and not RunPaths(folder).config.exists():
             benches += _transfers_of_bench(folder)
@@ -201,6 +207,12 @@ def read_sources(named: Sequence[str]) -> Measured:
     several = [one for one in (*benches, *runs) if one.place.ranks > 1]
     _check_same("MPI library", {one.library.split("\n")[0].strip(): one.source for one in several})
     _check_same("model", {run.config.model.name: run.source for run in runs})
+    for one, other in itertools.pairwise(sorted(runs, key=lambda run: run.method)):
+        if one.method == other.method and one.work_of_a_client != other.work_of_a_client:
+            raise SettingsError(
+                f"{one.source} and {other.source} are of one method, {one.method}, but their clients do not do the "
+                "same (sections client, model, prompt, or the rule): name runs that do"
+            )
     of_rounds = [one for run in runs for one in transfers_of(run)]
     near, far = ([one for one in benches if (one.place.nodes > 1) is between] for between in (False, True))
     near = near or [one for one in of_rounds if one.place.nodes == 1]
@@ -244,7 +256,8 @@ def _transfers_of_bench(folder: Path) -> list[Transfer]:
     return [
         Transfer(source=str(folder), collective=row.collective, place=place, vector=Vector(row.bytes // 4, row.bytes),
                  library=bench.library, seconds=row.transfer.median)
-        for row in bench.rows if row.bytes >= 4 and row.transfer.median > 0
+        for row in bench.rows
+        if row.bytes >= 4 and 0 < row.transfer.median < MOST_SECONDS and row.collective in TRANSFERS
     ]  # fmt: skip
 
 
@@ -285,8 +298,11 @@ def read_rounds_of(directory: Path, least: int = LEAST_SAMPLES) -> Rounds:
         figures = {number: own for number, own in figures.items() if number < len(run.rounds)}
     if len(figures) < max(1, least):
         raise SettingsError(f"{directory} has {len(figures)} measured rounds, and a forecast needs {least}: {again}")
-    if not ranks or not run.summary.peak_rss_bytes:
-        raise SettingsError(f"{directory} does not say on which ranks it ran: {again}")
+    wrong = (
+        not ranks or not run.summary.peak_rss_bytes or not 0 < run.summary.parameters < MOST_PARAMETERS or warmup < 0
+    )
+    if wrong or any(0 not in own for own in _by_rank(run.timings, figures).values()):
+        raise SettingsError(f"{directory} lacks ranks, parameters or the timings of rank 0: {again}")
     return _rounds(run, config, figures)
 
 
@@ -329,7 +345,6 @@ def _check_parts(run: RunData, config: RunConfig, directory: Path) -> None:
         "an example filter": run.filtered is not None,
         "an audit": any(phase == "audit" for _, _, phase, _, _ in run.timings),
         "a lost rank": any(record.lost_ranks for record in run.rounds),
-        "no round of training": len(run.rounds) < 2,
     }
     found = [name for name, there in parts.items() if there]
     if found:

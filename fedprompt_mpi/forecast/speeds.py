@@ -46,7 +46,11 @@ class Speeds:
         self.name, self.times, self._width = name, None, 0.0
         if times is not None:
             found = np.asarray(times, dtype=np.float64)
-            self.times = found / found.mean()
+            with np.errstate(over="ignore"):
+                mean = float(found.mean()) if len(found) else 0.0
+            if not 0 < mean < math.inf:
+                raise SettingsError(f"--speeds: the clients of {name} take {mean:g} in the mean: give others")
+            self.times = found / mean
             return
         self._kind, _, width = name.partition(":")
         bounds = {"equal": (0.0, 0.0), "lognormal": (0.0, MOST_SIGMA), "uniform": (1.0, MOST_RATIO)}
@@ -80,7 +84,7 @@ class Speeds:
         if not left_out:
             return math.inf
         times = self.times if self.times is not None else self.draw((SAMPLE,), np.random.default_rng(0))
-        return float(np.quantile(times, 1 - left_out))
+        return float(np.quantile(times, 1 - left_out, method="higher"))
 
 
 EQUAL = Speeds("equal")
@@ -108,7 +112,8 @@ def read_speeds(named: str, clients: Sequence[float]) -> Speeds:
         raise SettingsError(f"--speeds: {named} cannot be read as rates ({reason})") from error
     if not rates or not all(0 < rate < math.inf for rate in rates):
         raise SettingsError(f"--speeds: {named} has a rate that is not above 0, or none: give examples a second")
-    return Speeds(named, 1 / np.array(rates))
+    with np.errstate(over="ignore", divide="ignore"):
+        return Speeds(named, 1 / np.array(rates))
 
 
 @functools.lru_cache(maxsize=1024)

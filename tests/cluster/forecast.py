@@ -146,19 +146,19 @@ def cells(folder: Path) -> Iterator[dict[str, Any]]:
                     median = statistics.median(seconds)
                     forecast = links.seconds(name, evenly(nodes, 1, nodes - 1), Vector(size // 4, size))
                     score = Score(name=name, forecast=forecast, measured=median)
-                    yield _line("transfer", nodes, rate, name, size, score)
+                    yield _line(("transfer", nodes, rate), name, size, score)
             for method, size in METHODS.items():
                 for collective in COLLECTIVES:
                     directory = folder / f"rounds-{nodes}-{rate}-{method}-{collective}"
                     if (directory / "summary.json").exists():
                         for score in score_run(directory, measured, on, network):
-                            yield _line("round", nodes, rate, f"{method}, {collective}", size, score)
+                            yield _line(("round", nodes, rate), f"{method}, {collective}", size, score)
 
 
-def _line(kind: str, nodes: int, rate: int, what: str, size: int, score: Score) -> dict[str, Any]:
+def _line(place: tuple[str, int, int], what: str, size: int, score: Score) -> dict[str, Any]:
     low, high = score.forecast.interval
     seconds = (score.measured, score.forecast.seconds, low, high)
-    return dict(zip(COLUMNS, (kind, nodes, rate, what, score.name, size, *(f"{s:.6f}" for s in seconds),
+    return dict(zip(COLUMNS, (*place, what, score.name, size, *(f"{s:.6f}" for s in seconds),
                               f"{score.error:+.4f}"), strict=True))  # fmt: skip
 
 
@@ -197,6 +197,9 @@ def tables(rows: list[dict[str, str]]) -> str:
     together = {
         "collectives by themselves": kinds["transfer"], "collectives in rounds, of 25 and 91 MB": large,
         "rounds": whole, "these together": [*kinds["transfer"], *large, *whole],
+        "training": [row for row in kinds["round"] if row["phase"] == "train"],
+        "evaluation": [row for row in kinds["round"] if row["phase"] == "evaluate"],
+        "collectives in rounds, of 30 kB": [row for row in inside if row not in large], "all cells": rows,
     }  # fmt: skip
     for name, own in together.items():
         errors = sorted(abs(float(row["error"])) for row in own)
@@ -226,7 +229,7 @@ def main() -> None:
         measure(Path(folder), *rest)
     elif command == "tables":
         GUIDE.write_text(in_guide(GUIDE.read_text(), read_cells(Path(folder))))
-    else:
+    elif command == "score":
         with Path(rest[0]).open("w", newline="") as opened:
             writer: csv.DictWriter[str] = csv.DictWriter(opened, COLUMNS)
             writer.writeheader()

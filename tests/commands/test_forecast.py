@@ -38,7 +38,8 @@ def test_an_answer_in_words_with_its_figure(sources: Path, tmp_path: Path, capsy
     flags = (*ELSEWHERE, "--collective", "gather,reduce", "--speeds", "lognormal:0.5", "--dir", str(tmp_path / "out"))
     main([*_named(sources), *flags], Liveness())
     said = capsys.readouterr().out
-    assert "64 nodes of 8 ranks: 511 workers with up to 20 clients; 10 GbE" in said
+    assert "nodes: 64, ranks of each: 8, workers: 511, clients of a worker: up to 20" in said
+    assert "network: 10 GbE (rate: IEEE 802.3ae" in said
     assert "faster than gather" in said and "examples lost" in said and "the mean worker waits" in said
     assert "Not measured" in said and "--measured-on" in said and "no round with reduce was measured" in said
     assert (tmp_path / "out" / "forecast.png").stat().st_size > 10_000
@@ -103,7 +104,11 @@ def test_it_needs_neither_torch_nor_mpi(sources: Path) -> None:
         (["--network", "gone.toml"], "--network is 'gone.toml'"),
         (["--speeds", "fast"], "--speeds is 'fast'"),
         (["--score", "gone"], "gone"),
-        (["--network", "mobile", "--nodes", "4"], "no nodes of a cluster"),
+        (["--network", "mobile", "--nodes", "4"], "only bytes are told: leave out --nodes"),
+        (["--network", "mobile", "--score", "gone"], "where MPI would not run"),
+        (["--score", "gone", "--clients", "5"], "leave out --clients"),
+        (["--json", "--dir", "out"], "leave out --dir"),
+        (["--method", ","], "--method is ','"),
         (["--collective", "reduce", "--wire", "int8"], "comm.wire is int8 but comm.collective is reduce"),
         (["--rounds", "0"], "--rounds is 0"),
     ],
@@ -141,6 +146,7 @@ def _edited(sources: Path, folder: Path, name: str, old: str, new: str) -> Path:
         ("run/timings.csv", "train", "dream", "timings.csv"),
         ("run/config.toml", "dropout = 0.0", "dropout = 0.5", "federation.dropout"),
         ("run/environment.json", "MPICH", "Other", "not of one MPI library"),
+        ("run/summary.json", '"parameters": 2560', '"parameters": 0', "lacks ranks, parameters"),
         ("bench/bench.json", '"bytes"', '"size"', r"bench.json cannot be read"),
         ("bench/bench.json", '"ranks": 3', '"ranks": 2', r"bench.json has 2 ranks, and nodes of 3"),
     ],
@@ -169,7 +175,21 @@ def test_a_bench_of_an_earlier_version(sources: Path, tmp_path: Path, capsys: py
 def test_a_network_s_nodes_are_used_as_far_as_there_are_clients(
     sources: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _json([*_named(sources), "--network", "10gbe"], capsys)["nodes"] == 1
+    found = _json([*_named(sources), "--network", "10gbe"], capsys)
+    assert (found["nodes"], found["ranks_per_node"]) == (1, 8)
+    found = _json([*_named(sources), "--network", "10gbe", "--clients", "3"], capsys)
+    assert (found["nodes"], found["ranks_per_node"]) == (1, 4)
+
+
+def test_a_source_counts_once(sources: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    once, often = (_json([*_named(sources), *more], capsys) for more in ([], _named(sources)))
+    assert once == often
+
+
+def test_runs_whose_clients_do_not_do_the_same(sources: Path, tmp_path: Path) -> None:
+    copy = _edited(sources, tmp_path, "run/config.toml", "steps = 3", "steps = 30")
+    with pytest.raises(SettingsError, match="their clients do not do the same"):
+        main([*_named(sources), str(copy / "run")], Liveness())
 
 
 def test_a_source_that_is_none(tmp_path: Path) -> None:

@@ -93,5 +93,7 @@ def test_errors_of_one_constant_add_up_and_others_do_not() -> None:
     assert 0 < low < 2 < high and low * high == pytest.approx(4)
 
 
-def test_ranks_of_a_node_take_no_link() -> None:
-    assert cost_of("gather", Placement((4,), 30), MEGABYTE).wire == 0
+@pytest.mark.parametrize("collective", ["broadcast", "gather", "reduce", "headers of gather", "headers of reduce"])
+def test_ranks_of_a_node_take_no_link(collective: str) -> None:
+    cost = cost_of(collective, Placement((4,), 30), MEGABYTE)
+    assert cost.wire == cost.total == cost.messages == 0 < cost.local_messages

@@ -35,6 +35,7 @@ def test_the_server_s_link_may_be_another() -> None:
         (GOOD.replace("up_mbit = 100", "up_mbit = inf"), "up_mbit is inf"),
         (GOOD.replace("up_mbit = 100", "up_mbit = nan"), "up_mbit is nan"),
         (GOOD.replace("up_mbit = 100", 'up_mbit = "fast"'), "up_mbit"),
+        (GOOD.replace("up_mbit = 100", "up_mbit = 1e-300"), "up_mbit is 1e-300"),
         (GOOD + "efficiency = 1.5\n", "efficiency is 1.5"),
         (GOOD + "speed = 1\n", "speed is no figure of a network"),
         (GOOD + "nodes = 0\n", "nodes is 0"),
@@ -56,5 +57,7 @@ def test_a_file_that_is_no_network(text: str, words: str, tmp_path: Path) -> Non
 def test_a_network_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"neither a file nor one of 100gbe, 100mbit"):
         read_network(str(tmp_path / "gone.toml"))
+    with pytest.raises(SettingsError, match="--measured-on is 'home', where MPI would not run"):
+        read_network("home", "--measured-on", runs_mpi=True)
     with pytest.raises(SettingsError, match="--measured-on"):
         read_network(str(tmp_path), "--measured-on")

@@ -63,6 +63,12 @@ def test_a_simulated_round_ends_with_its_slowest_worker() -> None:
     assert last == 6 and waited.tolist() == [4, 0]
 
 
+def test_of_three_kinds_of_devices_none_is_left_out_for_a_few_percent() -> None:
+    three = Speeds("rates.csv", [1.0, 2.0, 5.0])
+    assert kept_mean(three, 0.2) == pytest.approx(1, abs=0.01)  # a third is slower, which is more than 20 %
+    assert kept_mean(three, 0.5) == pytest.approx(3 / 8, abs=0.01)
+
+
 def test_workers_that_differ_multiply_what_clients_do() -> None:
     speeds, rng = Speeds("lognormal:0.5"), np.random.default_rng(5)
     rounds = [
@@ -108,7 +114,17 @@ def test_no_such_distribution(spec: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "speed\n1\n", "rate\n0\n", "rate\n-1\n", "rate\nx\n", "rate\nnan\n", "rate\n" + "9" * 200_000]
+    "text",
+    [
+        "",
+        "speed\n1\n",
+        "rate\n0\n",
+        "rate\n-1\n",
+        "rate\nx\n",
+        "rate\nnan\n",
+        "rate\n" + "9" * 200_000,
+        "rate\n1e-310\n",
+    ],
 )
 def test_no_rates(text: str, tmp_path: Path) -> None:
     (tmp_path / "rates.csv").write_text(text)
