@@ -30,7 +30,7 @@ ALLOWED = {
         "seeds",
     },
     "report": {"audit", "rundir", "comm", "liveness", "files", "config", "rules"},
-    "forecast": {"report", "rundir", "comm", "files", "config", "rules"},
+    "forecast": {"federation", "report", "rundir", "comm", "text", "files", "config", "rules"},
     "recovery": {"federation", "rundir"},
     "run": {"plugins", "recovery", "report", "federation", "rundir", "comm", "liveness", "text", "config", "start"},
     "commands": {

@@ -1,7 +1,6 @@
 """The command forecast: what a federation would cost elsewhere, from measured runs and results of bench."""
 
 import json
-import time
 from argparse import Namespace
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from fedprompt_mpi.forecast.sources import Measured, read_sources
 from fedprompt_mpi.forecast.speeds import read_speeds
 from fedprompt_mpi.liveness.liveness import Liveness
 from fedprompt_mpi.rules import registry
-from fedprompt_mpi.rundir.directory import make_directory
+from fedprompt_mpi.rundir.directory import make_output_directory
 
 MOST_CLIENTS, MOST_RANKS = 10_000_000, 100_000
 
@@ -151,11 +150,7 @@ def _write(answer: Answer, named: str | None) -> None:
 
     if not answer.question.is_cluster:
         return
-    default = Path(f"runs/forecast-{time.strftime('%Y%m%d-%H%M%S')}")
-    try:
-        directory = make_directory(Path(named) if named else default, is_new=not named)
-    except OSError as error:
-        raise SettingsError(f"--dir is {str(named or default)!r}, which cannot be made ({error.strerror})") from error
+    directory = make_output_directory(named, NAME)
     write_json(directory / f"{NAME}.json", to_json(answer))
     plot_forecast(answer, directory.joinpath)
     print(f"\nfigure: {directory / NAME}.png")

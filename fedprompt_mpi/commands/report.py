@@ -1,13 +1,12 @@
 """The command report: the page of a run, or of several side by side with the paper's tables."""
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from fedprompt_mpi.commands.settings import command_parser, parse
 from fedprompt_mpi.config import SettingsError
 from fedprompt_mpi.liveness.liveness import Liveness
-from fedprompt_mpi.rundir.directory import make_directory
+from fedprompt_mpi.rundir.directory import make_output_directory
 from fedprompt_mpi.rundir.paths import LOG, RunPaths
 
 
@@ -72,12 +71,7 @@ def _several(runs: list[Path], named: str | None, warmup: int | None) -> None:
             f"--warmup is {warmup}, but the runs are {len(groups)} different experiments: only the times of launches "
             "of one job are pooled"
         )
-    default = Path(f"runs/report-{time.strftime('%Y%m%d-%H%M%S')}")
-    try:
-        directory = make_directory(Path(named) if named else default, is_new=not named)
-    except OSError as error:
-        raise SettingsError(f"--dir is {str(named or default)!r}, which cannot be made ({error.strerror})") from error
-    page, tables = write_comparison(groups, directory)
+    page, tables = write_comparison(groups, make_output_directory(named, "report"))
     print(f"page: {page}\n\n{tables}")
     if len(groups) > 1:
         return

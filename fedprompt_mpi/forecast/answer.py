@@ -3,14 +3,14 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from fedprompt_mpi.config import SettingsError
 from fedprompt_mpi.forecast.costs import FEW_NODES, Placement, evenly, is_mpich
 from fedprompt_mpi.forecast.links import uses_ring
-from fedprompt_mpi.forecast.model import Forecast, Model, Scenario, model_of
+from fedprompt_mpi.forecast.model import Fitted, Forecast, Model, Scenario, fit
 from fedprompt_mpi.forecast.network import Network
 from fedprompt_mpi.forecast.sources import MEASURE, Measured
 from fedprompt_mpi.forecast.speeds import EQUAL, Speeds
@@ -63,8 +63,9 @@ class Answer:
         """
         self.question, self.measured = question, measured
         self._check()
-        self.models = self._models()
-        self.network = next(iter(self.models.values())).links.network
+        fitted = fit(measured, question.measured_on, question.network)
+        self.links, self.network = fitted.links, fitted.links.network
+        self.models = self._models(fitted)
         self.forecasts = [*self._at(question.clients)]
 
     def _check(self) -> None:
@@ -82,7 +83,7 @@ class Answer:
                 f"{BENCH} over two nodes or more"
             )
 
-    def _models(self) -> dict[tuple[str, str, str], Model]:
+    def _models(self, fitted: Fitted) -> dict[tuple[str, str, str], Model]:
         """Return method, collective and wire -> model, of those that go together.
 
         Raises:
@@ -97,7 +98,7 @@ class Answer:
             except SettingsError as error:
                 wrong = error
                 continue
-            found[method, collective, wire] = model_of(self.measured, run, asked.measured_on, asked.network)
+            found[method, collective, wire] = Model(run, fitted)
         if wrong is not None and not found:
             raise wrong
         return found
@@ -140,10 +141,8 @@ class Answer:
         for name, own in self.curves.items():
             other = self.curves.get(name.replace("gather", "reduce"), own)
             if own[0].scenario.collective == "gather" and other is not own:
-
-                def is_faster(n: int, own: list[Forecast] = own, other: list[Forecast] = other) -> bool:
-                    return other[n].moving.interval[1] < own[n].moving.interval[0]
-
+                pairs = zip(own, other, strict=True)
+                is_faster = [tree.moving.interval[1] < all_.moving.interval[0] for all_, tree in pairs]
                 found[name.replace(", gather", "")] = from_which(is_faster)
         return found
 
@@ -177,7 +176,7 @@ class Answer:
         return list(dict.fromkeys(notes))
 
     def _beyond_the_network(self) -> Iterator[str]:
-        asked, links = self.question, next(iter(self.models.values())).links
+        asked, links = self.question, self.links
         near = max((one.place.ranks for one in self.measured.transfers if one.place.nodes == 1), default=1)
         if asked.ranks_per_node > max(2, near):
             yield f"{asked.ranks_per_node} ranks of a node, measured with {near}: run {BENCH} on one node"
@@ -201,7 +200,7 @@ class Answer:
         if place.nodes == 1:
             return
         largest = max((one.vector.bytes for one in self.measured.transfers if one.place.nodes > 1), default=0)
-        if uses_ring(place, vector, model.links.library) and model.links.most_nodes < FEW_NODES:
+        if uses_ring(place, vector, self.links.library) and self.links.most_nodes < FEW_NODES:
             yield f"a broadcast by scatter and allgather, as MPICH's from 8 nodes on: run {BENCH} on 8"
         if 0 < 2 * largest < vector.bytes:
             yield f"vectors of {vector.bytes:,} bytes, measured up to {largest:,}: run {BENCH} --largest {vector.bytes}"
@@ -219,11 +218,7 @@ class Answer:
             yield f"packing as {wire} was not measured: {again} --comm.wire {wire}"
 
 
-def from_which(holds: Callable[[int], bool]) -> int | None:
+def from_which(holds: Sequence[bool]) -> int | None:
     """Return the first of `GRID` from which on something holds up to its end; None if it does not at the end."""
-    first = None
-    for number in reversed(range(len(GRID))):
-        if not holds(number):
-            break
-        first = GRID[number]
-    return first
+    held = [*itertools.takewhile(bool, reversed(holds))]
+    return GRID[-len(held)] if held else None

@@ -17,6 +17,7 @@ from fedprompt_mpi.forecast.speeds import EQUAL, Speeds, kept_mean, slowest
 from fedprompt_mpi.rules import registry
 from fedprompt_mpi.rules.pairwise import PairwiseRule
 from fedprompt_mpi.rules.spill import MOST_KEPT_BYTES
+from fedprompt_mpi.text.batches import TOKENS_PER_EVALUATION_BATCH
 
 DRIFT = 0.15
 """Relative error of the seconds of any work that was measured in another job: machines are as fast as their neighbours
@@ -25,8 +26,6 @@ NOT_MEASURED = 0.5
 """Relative error of aggregation under another collective than the measured one."""
 ANOTHER_SHARE = 0.1
 """Relative error if a worker has more than twice, or less than half, the clients that were measured."""
-TOKENS_AT_A_TIME = 4096
-"""Of an evaluation: a rank scores whole batches of so many tokens."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,9 +86,13 @@ class Forecast:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Beside:
-    """What all runs together show."""
+class Fitted:
+    """What all sources together show."""
 
+    links: Links
+    """Constants of the network that is asked about."""
+    here: Links
+    """Of the one on which was measured."""
     cold: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Collective -> seconds that it takes longer in a round than by itself."""
     crowding: float = 0.0
@@ -99,17 +102,17 @@ class Beside:
 class Model:
     """Rounds of one measured run on a network."""
 
-    def __init__(self, run: Rounds, links: Links, here: Links, beside: Beside) -> None:
-        """Take what was measured: a run's rounds, constants of the network that is asked about, and of the one then."""
-        self.run, self.links, self._here, self._beside = run, links, here, beside
-        self._cores, self._cores_then = (on.network.contention.cores for on in (links, here))
+    def __init__(self, run: Rounds, fitted: Fitted) -> None:
+        """Take a run's rounds, and what all sources together show."""
+        self.run, self._fitted, self._links = run, fitted, fitted.links
+        self._cores, self._cores_then = (on.network.contention.cores for on in (fitted.links, fitted.here))
         rule = registry.aggregators.get(run.config.federation.aggregator)
         self._pairs = run.config.federation.mixing or (rule is not None and issubclass(rule, PairwiseRule))
         self._sees_first = rule is not None and rule.observes_first
 
     def forecast(self, scenario: Scenario) -> Forecast:
         """Return what a round takes."""
-        place, links, arriving = scenario.place, self.links, scenario.arriving
+        place, links, arriving = scenario.place, self._links, scenario.arriving
         vector, collective = self.run.as_wire(scenario.wire), scenario.collective
         up = self._transfer(collective, arriving, vector)
         train, waiting = self._train(scenario)
@@ -136,16 +139,16 @@ class Model:
         """Return the seconds of a collective in a round."""
         if place.ranks == 1:
             return Estimate()
-        known = self._beside.cold
+        known = self._fitted.cold
         cold = known.get(collective, max(known.values(), default=0.0))
-        return self.links.seconds(collective, place, vector) + Estimate(cold, {"cold": cold})
+        return self._links.seconds(collective, place, vector) + Estimate(cold, {"cold": cold})
 
     def client(self) -> Estimate:
         """Return the seconds of a client's training on a core, or GPU, of its own."""
         run, crowd = self.run, self.run.crowd
         if self._cores_then is not None:
             crowd = max(crowd, run.place.busy / self._cores_then)
-        slower = crowd * (1 + self._beside.crowding * (crowd - 1))
+        slower = crowd * (1 + self._fitted.crowding * (crowd - 1))
         return _work([seconds / run.place.clients / slower for seconds in run.work], "train")
 
     def _train(self, scenario: Scenario) -> tuple[Estimate, float]:
@@ -160,7 +163,7 @@ class Model:
         if self._cores is not None and place.busy > self._cores:
             crowd = place.busy / self._cores
             longest = max(longest, mean * crowd)
-            client *= 1 + self._beside.crowding * (crowd - 1)
+            client *= 1 + self._fitted.crowding * (crowd - 1)
         found, ratio = client * longest, place.most_on_a_worker / run.place.most_on_a_worker
         found = found if 0.5 <= ratio <= 2 else found.less_certain("share", ANOTHER_SHARE)
         return found, client.seconds * max(0.0, longest - mean)
@@ -170,7 +173,7 @@ class Model:
         run, tokens = self.run, self.run.config.model.max_length
         if not run.evaluation:
             return Estimate()
-        batches = max(1, run.evaluated * tokens // TOKENS_AT_A_TIME)
+        batches = max(1, run.evaluated * tokens // TOKENS_PER_EVALUATION_BATCH)
         then, now = (
             math.ceil(batches / min(batches, self._scoring(where), cores or where.ranks))
             for where, cores in ((run.place, self._cores_then), (place, self._cores))
@@ -193,12 +196,11 @@ class Model:
         beside, now = 0.0, meetings(place, vector, collective)
         if run.place.ranks > 1:
             then = meetings(run.place, run.vector, run.collective)
-            small = self._here.seconds(f"headers of {run.collective}", run.place, run.vector).seconds
+            small = self._fitted.here.seconds(f"headers of {run.collective}", run.place, run.vector).seconds
             beside = max(0.0, statistics.median(run.wait) - small) * max(1.0, (1 + now) / (1 + then))
-        small = self.links.seconds(f"headers of {collective}", place, vector)
-        small += self.links.seconds("headers of gather", dataclasses.replace(place, clients=place.busy), vector) * (
-            now / 3
-        )
+        small = self._links.seconds(f"headers of {collective}", place, vector)
+        meeting = self._links.seconds("headers of gather", dataclasses.replace(place, clients=place.busy), vector)
+        small += meeting * (now / 3)
         return small + Estimate(beside, {"wait": max(beside, _deviation(run.wait))})
 
     def _aggregate(self, scenario: Scenario) -> Estimate:
@@ -260,11 +262,11 @@ class Model:
         return max(0.0, run.memory - then) + by_clients(scenario.arriving, vector, scenario.collective)
 
 
-def model_of(measured: Measured, run: Rounds, measured_on: Network | None, network: Network | None) -> Model:
-    """Return the model of a run's rounds on a network, from sources measured on another, or on the same."""
+def fit(measured: Measured, measured_on: Network | None, network: Network | None) -> Fitted:
+    """Return what sources show that were measured on a network, for another or for the same; None as they show it."""
     here = fit_links(measured.transfers, measured_on, measured_on)
     links = fit_links(measured.transfers, measured_on, network)
-    return Model(run, links, here, Beside(cold=cold_starts(measured.runs, here), crowding=crowding(measured.runs)))
+    return Fitted(links=links, here=here, cold=cold_starts(measured.runs, here), crowding=crowding(measured.runs))
 
 
 def cold_starts(runs: Sequence[Rounds], links: Links) -> dict[str, float]:

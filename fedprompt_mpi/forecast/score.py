@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fedprompt_mpi.forecast.estimate import Estimate
-from fedprompt_mpi.forecast.model import Scenario, model_of
+from fedprompt_mpi.forecast.model import Model, Scenario, fit
 from fedprompt_mpi.forecast.network import Network
 from fedprompt_mpi.forecast.sources import Measured, read_rounds_of
 from fedprompt_mpi.rundir.formats import format_seconds
@@ -52,7 +52,7 @@ def score_run(directory: Path, measured: Measured, measured_on: Network | None, 
     done = read_rounds_of(directory, least=1)
     source = measured.run_of(done.method, done.collective, done.wire)
     scenario = Scenario(place=done.place, collective=done.collective, wire=done.wire)
-    forecast = model_of(measured, source, measured_on, network).forecast(scenario)
+    forecast = Model(source, fit(measured, measured_on, network)).forecast(scenario)
     every = source.config.output.evaluate_every
     found = {name: statistics.median(seconds) for name, seconds in (("train", done.train), *done.transfers.items())}
     scores = [

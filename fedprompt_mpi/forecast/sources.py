@@ -13,6 +13,7 @@ from fedprompt_mpi.comm.codec import make_codec
 from fedprompt_mpi.comm.statistics import LEAST_SAMPLES, TimingRow, slowest_by_round
 from fedprompt_mpi.comm.timing import TRANSFERS
 from fedprompt_mpi.config import RunConfig, SettingsError, from_record
+from fedprompt_mpi.federation.cohort import home_ranks
 from fedprompt_mpi.forecast.costs import Placement, Vector
 from fedprompt_mpi.report.bench import FILE, read_bench
 from fedprompt_mpi.report.run_data import RunData, read_run
@@ -283,8 +284,7 @@ def read_rounds_of(directory: Path, least: int = LEAST_SAMPLES) -> Rounds:
     run = read_run(directory)
     if run.summary is None or run.communication is None:
         raise SettingsError(f"{directory} is not finished: name a finished run")
-    with registry.let_strangers_pass():
-        config = from_record(run.settings)
+    config = from_record(run.settings)
     ranks, warmup = run.environment.ranks, run.communication.warmup_rounds
     again = f"run {MEASURE} --federation.rounds {LEAST_SAMPLES + warmup}"
     if run.communication.mode != "measure" and len(ranks) > 1:
@@ -294,22 +294,25 @@ def read_rounds_of(directory: Path, least: int = LEAST_SAMPLES) -> Rounds:
     _check_parts(run, config, directory)
     after = run.environment.resumed_after + warmup
     with reading(RunPaths(directory).timings):
-        figures = {number: own for number, own in slowest_by_round(run.timings) if number > after and own["train"] > 0}
-        figures = {number: own for number, own in figures.items() if number < len(run.rounds)}
+        figures = {
+            number: own for number, own in slowest_by_round(run.timings)
+            if after < number < len(run.rounds) and own["train"] > 0
+        }  # fmt: skip
     if len(figures) < max(1, least):
         raise SettingsError(f"{directory} has {len(figures)} measured rounds, and a forecast needs {least}: {again}")
     wrong = (
         not ranks or not run.summary.peak_rss_bytes or not 0 < run.summary.parameters < MOST_PARAMETERS or warmup < 0
     )
-    if wrong or any(0 not in own for own in _by_rank(run.timings, figures).values()):
+    by_rank = _by_rank(run.timings, figures)
+    if wrong or any(0 not in own for own in by_rank.values()):
         raise SettingsError(f"{directory} lacks ranks, parameters or the timings of rank 0: {again}")
-    return _rounds(run, config, figures)
+    return _rounds(run, config, figures, by_rank)
 
 
-def _rounds(run: RunData, config: RunConfig, figures: Mapping[int, Mapping[str, float]]) -> Rounds:
+def _rounds(run: RunData, config: RunConfig, figures: Mapping[int, Mapping[str, float]], by_rank: _ByRank) -> Rounds:
     """Return what the measured rounds of a run show: round -> figure -> seconds of the slowest rank."""
     assert run.summary is not None
-    each, by_rank, ranks = [*figures.values()], _by_rank(run.timings, figures.keys()), run.environment.ranks
+    each, ranks = [*figures.values()], run.environment.ranks
     clients = round(statistics.fmean(len(run.rounds[number].cohort) for number in figures))
     train = {
         number: {rank: own.get("train", 0.0) + own.get("copy", 0.0) for rank, own in all_ranks.items()}
@@ -387,10 +390,8 @@ def _numbers(cores: str) -> Iterator[int]:
 
 def _unevenness(train: Mapping[int, Mapping[int, float]], run: RunData, config: RunConfig) -> float:
     """Return by how much ranks differ in the seconds of a client, or of an example if epochs are set."""
-    ranks, examples = len(run.environment.ranks), [client.num_examples for client in run.partition.clients]
-    blocks = np.array_split(np.arange(run.clients), max(1, ranks - 1))
-    home = {int(client): number + (ranks > 1) for number, block in enumerate(blocks) for client in block}
-    variances = []
+    home = home_ranks(run.clients, len(run.environment.ranks)).tolist()
+    examples, variances = [client.num_examples for client in run.partition.clients], []
     for number, seconds in train.items():
         work: dict[int, float] = {}
         for client in run.rounds[number].cohort:

@@ -3,6 +3,7 @@
 import collections
 import itertools
 import math
+import time
 import uuid
 from pathlib import Path
 
@@ -66,6 +67,19 @@ def make_directory(directory: Path, *, is_new: bool) -> Path:
         else:
             break
     return made
+
+
+def make_output_directory(named: str | None, command: str) -> Path:
+    """Make the folder that `--dir` names, or runs/COMMAND-<time>, and return it.
+
+    Raises:
+        SettingsError: if it cannot be made.
+    """
+    directory = Path(named or f"runs/{command}-{time.strftime('%Y%m%d-%H%M%S')}")
+    try:
+        return make_directory(directory, is_new=not named)
+    except OSError as error:
+        raise SettingsError(f"--dir is {str(directory)!r}, which cannot be made ({error.strerror})") from error
 
 
 def check_content(paths: RunPaths, *, own_only: bool) -> None:

@@ -10,13 +10,13 @@ from fedprompt_mpi.config import from_record
 from fedprompt_mpi.forecast.costs import Placement, evenly
 from fedprompt_mpi.forecast.estimate import Estimate
 from fedprompt_mpi.forecast.links import fit_links
-from fedprompt_mpi.forecast.model import Beside, Forecast, Model, Scenario, left_after_overlap
+from fedprompt_mpi.forecast.model import Fitted, Forecast, Model, Scenario, left_after_overlap
 from fedprompt_mpi.forecast.network import Contention, Network
-from fedprompt_mpi.forecast.sources import Measured, Rounds, crowding
+from fedprompt_mpi.forecast.sources import Measured, Rounds
+from fedprompt_mpi.forecast.sources import crowding as crowding_of
 from fedprompt_mpi.forecast.speeds import Speeds
 
 CLIENT_S, EVALUATE_S, AGGREGATE_S = 0.5, 0.3, 0.02
-ALONE = Beside()
 TEN_GBE = Network(name="n", latency_us=20, up_mbit=10_000, down_mbit=10_000, source="made up")
 
 
@@ -41,11 +41,11 @@ def forecast(
     place: Placement,
     network: Network = TEN_GBE,
     collective: str = "gather",
-    beside: Beside = ALONE,
+    crowding: float = 0.0,
     **changes: Any,
 ) -> Forecast:
     links = fit_links([], network, network)
-    return Model(run, links, links, beside).forecast(
+    return Model(run, Fitted(links=links, here=links, crowding=crowding)).forecast(
         Scenario(place=place, collective=collective, **{"wire": "float32", **changes})
     )
 
@@ -139,10 +139,10 @@ def test_workers_that_shared_a_core_were_slower_than_they_are_alone() -> None:
 def test_crowded_cores_take_longer_for_a_client() -> None:
     alone = rounds()
     crowded = rounds(evenly(1, 7, 12), crowd=3.0, work=[12 * 3.0 * 1.3 * CLIENT_S] * 10)
-    assert crowding([alone, crowded]) == pytest.approx(0.15)
-    assert crowding([alone, alone]) == 0
+    assert crowding_of([alone, crowded]) == pytest.approx(0.15)
+    assert crowding_of([alone, alone]) == 0
     shared = dataclasses.replace(TEN_GBE, contention=Contention(cores=2))
-    found = forecast(alone, evenly(8, 1, 10), shared, beside=Beside(crowding=0.15)).phases["train"]
+    found = forecast(alone, evenly(8, 1, 10), shared, crowding=0.15).phases["train"]
     assert found.seconds == pytest.approx(5 * CLIENT_S * (1 + 0.15 * 2.5))
 
 
